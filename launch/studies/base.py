@@ -1,0 +1,46 @@
+"""What a reproduction study is: one published experiment, run again, with its claims checked."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+
+class Claim(NamedTuple):
+    """One sentence of a paper (or of ours), whether it held in this run, and the numbers it rests on."""
+
+    sentence: str
+    holds: bool
+    evidence: str
+
+
+class Result(NamedTuple):
+    """What a study returns.
+
+    Attributes:
+      claims: the checked claims; the command exits non-zero if one does not hold.
+      table: rows to print, each a dict with the same keys.
+      figure: the figure to save; axes labelled with units.
+      data: everything needed to draw the figure again, JSON-serializable.
+    """
+
+    claims: list[Claim]
+    table: list[dict[str, Any]]
+    figure: Figure
+    data: dict[str, Any]
+
+
+class Study(NamedTuple):
+    """A reproduction.
+
+    Attributes:
+      summary: one line for ``--list``: what it shows and its source.
+      minutes: expected time of the full run on 2 cores.
+      run: ``(quick, data_dir) -> Result``. ``quick`` finishes within 60 s on 2 cores;
+        ``data_dir`` is where downloaded datasets lie (``None``: bundled data only).
+        Shows its own progress with ``tqdm``.
+    """
+
+    summary: str
+    minutes: float
+    run: Callable[[bool, str | None], Result]

@@ -1,0 +1,116 @@
+"""Backpropagation through whole episodes and through truncations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem, unroll
+
+
+def bptt(
+    system: UnrolledSystem,
+    *,
+    num_particles: int,
+    horizons: base.Horizons,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Backpropagation through time over whole episodes: the exact gradient of the mean per-step loss.
+
+    ``N T`` forward and backward steps; memory: the residuals of ``T`` steps for each of
+    the ``chunk`` episodes computed at a time.
+
+    Args:
+      num_particles: ``N``, episodes per outer step.
+      horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
+      chunk: episodes computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a non-positive number.
+
+    Source: Vicol et al. 2021, section 2 and Table 1.
+    """
+    base.check_positive(num_particles=num_particles)
+
+    def init(theta, key):
+        del theta, key
+        return jnp.arange(num_particles, dtype=jnp.int32)
+
+    def episode(theta, key, particle_id):
+        key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
+        key_horizon, key_begin = jax.random.split(key_restart)
+
+        def loss(theta):
+            state = system.init(theta, key_begin)
+            losses = unroll(system, theta, state, key_data, horizons.max)[1]
+            return base.episode_loss(losses, horizons, key_horizon)
+
+        return jax.value_and_grad(loss)(theta)
+
+    def estimate(theta, ids, key):
+        losses, grads = base.map_particles(partial(episode, theta, key), ids, chunk)
+        grad, _, metrics = base.population_mean(grads, losses)
+        return grad, ids, metrics
+
+    return base.GradientEstimator(init, estimate)
+
+
+def tbptt(
+    system: UnrolledSystem,
+    *,
+    num_particles: int,
+    truncation: int,
+    horizons: base.Horizons,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Truncated backpropagation through time: exact within a truncation, blind beyond it.
+
+    The inner state crosses a truncation as a constant, so the effect of theta on later
+    truncations through the state is missing: biased to short horizons. A state that is
+    initialized from theta is differentiated in the first truncation of an episode.
+    ``N K`` forward and backward steps; memory: ``N`` inner states and the residuals of
+    ``K`` steps for each of the ``chunk`` particles computed at a time.
+
+    Args:
+      num_particles: ``N``, inner runs.
+      truncation: ``K``, inner steps per outer step.
+      horizons: distribution of episode lengths, multiples of ``truncation``.
+      chunk: particles computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+
+    Source: Vicol et al. 2021, section 2 and Table 1.
+    """
+    base.check_positive(num_particles=num_particles)
+    for horizon in horizons.values:
+        base.check_multiple(int(horizon), truncation)
+
+    def init(theta, key):
+        begin = partial(system.init, theta)
+        return base.init_particles(num_particles, horizons, truncation, key, begin, ())
+
+    def window(theta, key, particle):
+        key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle.id))
+
+        def loss(theta):
+            started = base.restart_if_done(
+                particle, horizons, key_restart, partial(system.init, theta)
+            )
+            state, losses = unroll(system, theta, started.states, key_data, truncation)
+            return jnp.mean(losses), started._replace(
+                states=state, position=started.position + truncation
+            )
+
+        (mean_loss, advanced), grad = jax.value_and_grad(loss, has_aux=True)(theta)
+        return grad, advanced, mean_loss
+
+    def estimate(theta, particles, key):
+        grads, particles, losses = base.map_particles(
+            partial(window, theta, key), particles, chunk
+        )
+        grad, finite, metrics = base.population_mean(grads, losses)
+        return grad, base.end_if_nonfinite(particles, finite), metrics
+
+    return base.GradientEstimator(init, estimate)

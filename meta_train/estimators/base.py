@@ -1,0 +1,265 @@
+"""What every gradient estimator is, and the episode bookkeeping the truncated ones share."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from meta_train.unroll import UnrolledSystem
+
+Theta = Any
+Metrics = dict[str, jax.Array]
+
+
+class GradientEstimator(NamedTuple):
+    """An estimator of ``d/dtheta`` of the mean per-step loss of an ``UnrolledSystem``.
+
+    The mean per-step loss is ``F(theta) = E[sum of L_t over an episode] / E[horizon]``,
+    so estimates have one scale and learning rates carry over between estimators.
+
+    Every array in the estimator state has a leading particle axis ``[N, ...]``, and
+    every particle carries its global id; each draw is keyed by ``fold_in(key, id)``.
+    So the state may be split over devices along that axis: each shard's estimate is the
+    mean over its own particles, and the mean of equal shards is the whole estimate.
+
+    Attributes:
+      init: ``(theta, key) -> state``.
+      estimate: ``(theta, state, key) -> (grad, state, metrics)``. ``key`` is different
+        at every outer step. ``metrics`` holds means over particles: those of
+        ``population_mean`` and whatever else the estimator reports.
+    """
+
+    init: Callable[[Theta, jax.Array], Any]
+    estimate: Callable[[Theta, Any, jax.Array], tuple[Theta, Any, Metrics]]
+
+
+class Horizons(NamedTuple):
+    """A distribution over episode lengths: ``values`` int ``[H]``, ascending, and ``probs`` ``[H]``."""
+
+    values: np.ndarray
+    probs: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(np.sum(self.values * self.probs))
+
+    @property
+    def max(self) -> int:
+        return int(self.values[-1])
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """One episode length, int32 scalar."""
+        values = jnp.asarray(self.values, jnp.int32)
+        if len(self.values) == 1:
+            return values[0]
+        return jax.random.choice(key, values, p=jnp.asarray(self.probs, jnp.float32))
+
+
+def fixed_horizon(horizon: int) -> Horizons:
+    """Every episode lasts ``horizon`` steps."""
+    return Horizons(np.array([horizon]), np.array([1.0]))
+
+
+def log_uniform_horizons(minimum: int, maximum: int, multiple: int) -> Horizons:
+    """``exp(U(ln minimum, ln maximum))`` rounded up to a multiple of ``multiple``.
+
+    The usual curriculum of learned-optimizer training (Metz et al. 2019 and after); the
+    rounding lets resets fall between truncations.
+
+    Raises:
+      ValueError: if ``0 < minimum < maximum`` fails, or ``maximum`` is not a multiple.
+    """
+    if not 0 < minimum < maximum:
+        raise ValueError(
+            f"`min_horizon` must be positive and below `horizon`, got min_horizon={minimum}, "
+            f"horizon={maximum}; leave it 0 for a fixed horizon."
+        )
+    check_multiple(maximum, multiple)
+    values = np.arange(math.ceil(minimum / multiple), maximum // multiple + 1) * multiple
+    edges = np.log(np.concatenate([[minimum], values]))
+    return Horizons(values, np.diff(edges) / (edges[-1] - edges[0]))
+
+
+def check_multiple(horizon: int, truncation: int) -> None:
+    """Raises ``ValueError`` unless ``horizon`` is a positive multiple of ``truncation``."""
+    if truncation < 1 or horizon < 1 or horizon % truncation:
+        near = max(1, round(horizon / max(truncation, 1))) * max(truncation, 1)
+        raise ValueError(
+            f"`horizon` must be a positive multiple of `truncation`, got horizon={horizon}, "
+            f"truncation={truncation}; resets happen only between truncations. "
+            f"Try horizon={near}."
+        )
+
+
+def check_positive(**values: float) -> None:
+    """Raises ``ValueError`` naming the first argument that is not a finite positive number."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be a finite number above 0, got {name}={value}.")
+
+
+class Particle(NamedTuple):
+    """One particle of a truncated estimator (all fields get a leading ``[N]`` axis).
+
+    Attributes:
+      id: int32 scalar, the same whatever device the particle lives on.
+      states: the inner state, or a stack of them (antithetic estimators: ``[2, ...]``).
+      position: int32 scalar, steps of this episode already counted.
+      horizon: int32 scalar; the particle restarts at the first truncation where
+        ``position >= horizon``.
+      memory: what the estimator remembers over the episode (PES: the perturbation
+        accumulator); zeros at its start. ``()`` if it remembers nothing.
+    """
+
+    id: jax.Array
+    states: Any
+    position: jax.Array
+    horizon: jax.Array
+    memory: Any
+
+
+def init_particles(
+    num_particles: int,
+    horizons: Horizons,
+    truncation: int,
+    key: jax.Array,
+    begin: Callable[[jax.Array], Any],
+    memory: Any,
+) -> Particle:
+    """A population with phases spread evenly over the episode.
+
+    Particle ``i`` starts in a fresh state, but its first episode is cut short, so that
+    from the first outer step on the population restarts at evenly spread times instead
+    of all at once. (Shifting a step counter inside a fresh state would instead make the
+    first episode one that no real run has.) Phase 0 restarts in the first truncation.
+
+    Args:
+      begin: ``key -> states``, the states at the start of an episode.
+      memory: zeros, the memory at the start of an episode.
+    """
+
+    def one(index):
+        key_horizon, key_begin = jax.random.split(jax.random.fold_in(key, index))
+        horizon = horizons.draw(key_horizon)
+        windows = horizon // truncation
+        first_length = truncation * (windows * index // num_particles)
+        return Particle(index, begin(key_begin), horizon - first_length, horizon, memory)
+
+    return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32))
+
+
+def restart_if_done(
+    particle: Particle,
+    horizons: Horizons,
+    key: jax.Array,
+    begin: Callable[[jax.Array], Any],
+) -> Particle:
+    """The particle at the start of a truncation: a fresh episode if the last one is over."""
+    key_horizon, key_begin = jax.random.split(key)
+    fresh = Particle(
+        particle.id,
+        begin(key_begin),
+        jnp.zeros_like(particle.position),
+        horizons.draw(key_horizon),
+        jax.tree.map(jnp.zeros_like, particle.memory),
+    )
+    return select(particle.position >= particle.horizon, fresh, particle)
+
+
+def end_if_nonfinite(particle: Particle, finite: jax.Array) -> Particle:
+    """Ends the episode of a particle whose loss or gradient was not finite."""
+    return particle._replace(position=jnp.where(finite, particle.position, particle.horizon))
+
+
+def population_mean(contributions: Theta, losses: jax.Array) -> tuple[Theta, jax.Array, Metrics]:
+    """The mean contribution of the particles, under the project's one rule for non-finite values.
+
+    A particle whose loss or contribution is not finite contributes zero (the mean still
+    divides by all particles) and its episode ends; it is counted, never hidden.
+
+    Args:
+      contributions: each particle's gradient estimate, leaves ``[N, ...]``.
+      losses: each particle's mean per-step loss, ``[N]``.
+
+    Returns:
+      The mean over particles, shaped like theta; which particles were finite, bool
+      ``[N]``; and metrics, each a mean over particles with zero for the non-finite ones:
+      ``loss``, ``finite`` (1 each) and ``grad_sq_norm`` (squared norm of the contribution).
+    """
+    finite = jnp.isfinite(losses)
+    for leaf in jax.tree.leaves(contributions):
+        finite &= jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+    contributions = jax.vmap(
+        lambda ok, g: select(ok, g, jax.tree.map(jnp.zeros_like, g))
+    )(finite, contributions)
+    sq_norms = sum(
+        jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1)
+        for leaf in jax.tree.leaves(contributions)
+    )
+    metrics = {
+        "loss": jnp.mean(jnp.where(finite, losses, 0.0)),
+        "finite": jnp.mean(finite.astype(losses.dtype)),
+        "grad_sq_norm": jnp.mean(sq_norms),
+    }
+    return jax.tree.map(lambda g: jnp.mean(g, axis=0), contributions), finite, metrics
+
+
+def episode_loss(losses: jax.Array, horizons: Horizons, key: jax.Array) -> jax.Array:
+    """One episode's share of the mean per-step loss: ``sum_{t<h} L_t / E[h]`` with ``h`` drawn.
+
+    ``losses`` is float ``[horizons.max]``. The expectation over ``h`` weighs every inner
+    step alike, as the truncated estimators do.
+    """
+    kept = jnp.arange(horizons.max) < horizons.draw(key)
+    return jnp.sum(jnp.where(kept, losses, 0.0)) / horizons.mean
+
+
+def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -> Any:
+    """``vmap(fn)`` over the leading axis, ``chunk`` particles at a time (``None``: all).
+
+    A chunk whose work fits the cache runs faster on a CPU, and memory grows with the
+    chunk instead of the population; results differ by rounding at most. The chunk is
+    lowered to the nearest divisor of the number of particles.
+    """
+    num = jax.tree.leaves(particles)[0].shape[0]
+    if chunk is None or chunk >= num:
+        return jax.vmap(fn)(particles)
+    chunk = max(size for size in range(1, chunk + 1) if num % size == 0)
+    return jax.lax.map(fn, particles, batch_size=chunk)
+
+
+def perturbation(key: jax.Array, theta: Theta, sigma) -> Theta:
+    """``eps ~ N(0, sigma^2 I)``, shaped like ``theta``; one draw whatever the number of leaves."""
+    flat, unravel = ravel_pytree(theta)
+    return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def add_scaled(theta: Theta, scale, direction: Theta) -> Theta:
+    """``theta + scale * direction``."""
+    return jax.tree.map(lambda t, d: t + scale * d, theta, direction)
+
+
+def scaled(scale, tree: Theta) -> Theta:
+    """``scale * tree``."""
+    return jax.tree.map(lambda x: scale * x, tree)
+
+
+def select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
+    """Elementwise ``where`` over two equal pytrees, for a scalar condition."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
+
+
+def antithetic_starts(system: UnrolledSystem, theta: Theta) -> Callable[[jax.Array], Any]:
+    """``key -> states [2, ...]``: the two halves of a pair start from the same draw."""
+
+    def begin(key):
+        state = system.init(theta, key)
+        return jax.tree.map(lambda x: jnp.stack([x, x]), state)
+
+    return begin

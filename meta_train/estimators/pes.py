@@ -1,0 +1,82 @@
+"""Persistent evolution strategies."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem, unroll
+
+
+def pes(
+    system: UnrolledSystem,
+    *,
+    num_pairs: int,
+    truncation: int,
+    horizons: base.Horizons,
+    sigma: float,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Persistent evolution strategies: no truncation bias, at the price of truncated ES.
+
+    Unbiased for the gradient of the mean per-step loss smoothed by an independent
+    Gaussian perturbation of theta *in each truncation* (which equals the smoothing of
+    full ES only up to quadratic losses). Per truncation,
+
+        g = mean_i xi_i * (L_i(theta + eps_i) - L_i(theta - eps_i)) / (2 sigma^2)
+
+    where ``xi_i`` sums the ``eps_i`` drawn since particle ``i`` last restarted, and ``L_i``
+    is the mean loss of the truncation. Compute: ``2 N K`` forward steps; memory: ``2 N``
+    inner states and ``N`` copies of theta. Theta moves between truncations, so in training
+    the estimate lags behind it (hysteresis), as for every online method.
+
+    Args:
+      num_pairs: ``N``, antithetic pairs; the halves share data and keys.
+      truncation: ``K``, inner steps per outer step.
+      horizons: distribution of episode lengths, multiples of ``truncation``.
+      sigma: standard deviation of the perturbations.
+      chunk: pairs computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+
+    Source: Vicol, Metz, Sohl-Dickstein 2021, Algorithm 2. Differs: restarts fall only
+    between truncations, so no truncation mixes two episodes; losses are averaged over the
+    truncation, not summed.
+    """
+    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    for horizon in horizons.values:
+        base.check_multiple(int(horizon), truncation)
+
+    def init(theta, key):
+        zeros = jax.tree.map(jnp.zeros_like, theta)
+        begin = base.antithetic_starts(system, theta)
+        return base.init_particles(num_pairs, horizons, truncation, key, begin, zeros)
+
+    def window(theta, key, particle):
+        key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
+        begin = base.antithetic_starts(system, theta)
+        particle = base.restart_if_done(particle, horizons, key_restart, begin)
+        eps = base.perturbation(key_eps, theta, sigma)
+        xi = base.add_scaled(particle.memory, 1.0, eps)
+
+        def half(sign, state):
+            return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
+
+        states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
+        positive, negative = jnp.mean(losses, axis=1)
+        contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
+        particle = particle._replace(
+            states=states, position=particle.position + truncation, memory=xi
+        )
+        return contribution, particle, (positive + negative) / 2
+
+    def estimate(theta, particles, key):
+        contributions, particles, losses = base.map_particles(
+            partial(window, theta, key), particles, chunk
+        )
+        grad, finite, metrics = base.population_mean(contributions, losses)
+        return grad, base.end_if_nonfinite(particles, finite), metrics
+
+    return base.GradientEstimator(init, estimate)

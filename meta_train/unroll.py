@@ -1,0 +1,42 @@
+"""The one system every estimator sees: a computation graph unrolled through time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Theta = Any
+State = Any
+
+
+class UnrolledSystem(NamedTuple):
+    """``s_{t+1}, L_t = step(theta, s_t, key_t)`` from ``s_0 = init(theta, key)``.
+
+    Training an RNN, tuning a schedule, meta-training a learned optimizer, learning a
+    control policy: each is one of these, and every gradient estimator estimates the
+    gradient of the mean of ``L_t`` over an episode with respect to ``theta``.
+
+    Attributes:
+      init: ``(theta, key) -> state``. The state at the start of an episode.
+      step: ``(theta, state, key) -> (state, loss)``. One step; ``loss`` is a scalar.
+        All randomness comes from ``key``, so equal keys give equal draws for any
+        ``theta`` (common random numbers).
+    """
+
+    init: Callable[[Theta, jax.Array], State]
+    step: Callable[[Theta, State, jax.Array], tuple[State, jax.Array]]
+
+
+def unroll(
+    system: UnrolledSystem, theta: Theta, state: State, key: jax.Array, num_steps: int
+) -> tuple[State, jax.Array]:
+    """Runs ``num_steps`` steps; step ``i`` gets the ``i``-th split of ``key``.
+
+    Returns:
+      The state after the last step and the losses, float ``[num_steps]``.
+    """
+
+    def body(state, step_key):
+        return system.step(theta, state, step_key)
+
+    return jax.lax.scan(body, state, jax.random.split(key, num_steps))
