@@ -8,9 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import command_line
+from launch import command_line, evaluate, train
 from launch import config as cfg
-from launch import evaluate, train
 
 _WORKDIR = flags.DEFINE_string(
     "demo_dir", "runs/demo", "Folder of the demo; a run there continues."
