@@ -38,7 +38,7 @@ class GradientEstimator(NamedTuple):
 
 
 class Horizons(NamedTuple):
-    """A distribution over episode lengths: ``values`` int ``[H]``, ascending, and ``probs`` ``[H]``."""
+    """Episode lengths: ``values`` int ``[H]``, ascending, with probabilities ``probs`` ``[H]``."""
 
     values: np.ndarray
     probs: np.ndarray
