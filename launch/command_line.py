@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 
 from launch import config as cfg
 
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of what the command reads and writes.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
 _HELP = f"Base configuration, a file of launch/configs: {cfg.preset_names()}."
 
 

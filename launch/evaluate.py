@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 import learned_opt
 from launch import command_line
 from launch import config as cfg
+from launch.command_line import DATA_DIR, WORKDIR
 from meta_train.evaluate import (
     BASELINES,
     LEARNING_RATES,
@@ -135,8 +136,6 @@ def _label(curves: Curves) -> str:
 
 _OPTIMIZER = flags.DEFINE_multi_string("optimizer", None, "Folder of a trained optimizer.")
 _TASK = flags.DEFINE_string("task", None, f"Task, one of {sorted(cfg.TASKS)} (else the preset's).")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for evaluation.json and evaluation.png.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
 _HORIZONS = flags.DEFINE_list(
     "horizons", None, "Inner steps (default: the training horizon and 5 times it)."
 )
@@ -144,7 +143,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Inner runs per curve.", lower_bound=
 
 
 def main(config: cfg.Config) -> int:
-    if not _OPTIMIZER.value or not _WORKDIR.value:
+    if not _OPTIMIZER.value or not WORKDIR.value:
         raise ValueError("--optimizer and --workdir are required.")
     task_config = config.task
     if _TASK.value:
@@ -158,8 +157,8 @@ def main(config: cfg.Config) -> int:
         horizons = [horizon, 5 * horizon]
     if min(horizons) < 1:
         raise ValueError(f"--horizons must be at least 1, got {horizons}.")
-    task = cfg.make_task(task_config, _DATA_DIR.value)
-    workdir = Path(_WORKDIR.value)
+    task = cfg.make_task(task_config, DATA_DIR.value)
+    workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     results = evaluate(task, paths, horizons, _SEEDS.value)
     write(results, workdir, _SEEDS.value)

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from launch import command_line
 from launch import config as cfg
+from launch.command_line import DATA_DIR, WORKDIR
 from learned_opt import weights
 from meta_train import devices, evaluate, trainer
 from meta_train.checkpoint import Checkpoints
@@ -263,19 +264,17 @@ class _StopSignals:
             signal.signal(number, handler)
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the job; a job there continues.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved plan and exit.")
 
 
 def main(config: cfg.Config) -> int:
     if _DRY_RUN.value:
-        print(describe(build(config, _DATA_DIR.value)))
+        print(describe(build(config, DATA_DIR.value)))
         return 0
-    if not _WORKDIR.value:
+    if not WORKDIR.value:
         raise ValueError("--workdir is required: the folder where the job lives.")
-    workdir = Path(_WORKDIR.value)
-    outcome = run(config, workdir, _DATA_DIR.value)
+    workdir = Path(WORKDIR.value)
+    outcome = run(config, workdir, DATA_DIR.value)
     if outcome.preempted:
         print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
         return EXIT_PREEMPTED

@@ -79,7 +79,14 @@ def learnable_adam(
 def _tuned(module: nn.Module, optimizer) -> LearnedOptimizer:
     def bind(theta, num_steps):
         del num_steps
-        return optax.with_extra_args_support(optimizer(**module.apply(theta)))
+        transform = optax.with_extra_args_support(optimizer(**module.apply(theta)))
+
+        def update(updates, state, params=None, **extra):
+            # theta is float32; the updates of half-precision parameters stay half precision.
+            steps, state = transform.update(updates, state, params, **extra)
+            return optax.tree.cast_like(steps, updates), state
+
+        return optax.GradientTransformationExtraArgs(transform.init, update)
 
     return LearnedOptimizer(module.init, bind)
 

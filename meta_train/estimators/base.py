@@ -138,6 +138,7 @@ def init_particles(
     from the first outer step on the population restarts at evenly spread times instead
     of all at once. (Shifting a step counter inside a fresh state would instead make the
     first episode one that no real run has.) Phase 0 restarts in the first truncation.
+    Until all have restarted once, the start of the episode is seen more often than its end.
 
     Args:
       begin: ``key -> states``, the states at the start of an episode.

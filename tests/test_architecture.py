@@ -1,0 +1,49 @@
+"""Who may import whom: launch -> meta_train -> {learned_opt, tasks}; only `devices` has pmap."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "tasks": {"tasks"},
+    "learned_opt": {"learned_opt"},
+    "meta_train": {"meta_train"},
+    "launch": {"launch", "meta_train", "learned_opt", "tasks"},
+}
+MEETING_PLACES = {"meta_train/inner.py", "meta_train/evaluate.py"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_import_directions():
+    seen = 0
+    for package, allowed in ALLOWED.items():
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            extra = {"learned_opt", "tasks"} if name in MEETING_PLACES else set()
+            for module in imports(path):
+                top = module.split(".")[0]
+                if top in ALLOWED:
+                    seen += 1
+                    assert top in allowed | extra, f"{name} imports {module}"
+                if name.startswith("meta_train/estimators/") and top == "meta_train":
+                    assert module.startswith(("meta_train.estimators", "meta_train.unroll")) or (
+                        module.startswith("meta_train.reversible")
+                    ), f"{name} imports {module}"
+    assert seen > 50
+
+
+def test_pmap_lives_in_devices():
+    users = [
+        path.relative_to(ROOT).as_posix()
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if "jax.pmap(" in path.read_text() or "lax.pmean(" in path.read_text()
+    ]
+    assert users == ["meta_train/devices.py"]

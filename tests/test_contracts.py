@@ -1,0 +1,142 @@
+"""One contract for every task, every learned optimizer and every estimator."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from launch import config as cfg
+from learned_opt import OPTIMIZERS
+from meta_train import trainer
+from tasks import SPLITS
+
+TASKS = sorted(cfg.TASKS)
+ESTIMATORS = sorted(cfg.ESTIMATORS)
+
+
+def make_task(name):
+    return cfg.make_task(cfg.TaskConfig(name=name, batch_size=16), None)
+
+
+def leaves_equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task(name):
+    task, key = make_task(name), jax.random.key(0)
+    instance = task.sample(key)
+    params = task.init(instance, key)
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params))
+    for split in SPLITS:
+        batch = task.batch(instance, key, split)
+        assert leaves_equal(batch, task.batch(instance, key, split))
+        loss = task.loss(params, instance, batch, key)
+        assert loss.shape == () and np.isfinite(loss)
+    other = task.batch(instance, jax.random.key(1), "train")
+    assert not leaves_equal(task.batch(instance, key, "train"), other)
+
+    # Under jit and vmap, and the gradient is that of the loss (central difference).
+    @jax.jit
+    @jax.vmap
+    def value_and_slope(key):
+        instance = task.sample(key)
+        params = task.init(instance, key)
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        batch = task.batch(instance, key, "train")
+        grads = jax.grad(task.loss)(params, instance, batch, key)
+        h = 1e-2
+        moved = [
+            task.loss(optax.tree.add_scale(params, s * h, grads), instance, batch, key)
+            for s in (1, -1)
+        ]
+        return optax.tree.norm(grads) ** 2, (moved[0] - moved[1]) / (2 * h)
+
+    squared, slope = value_and_slope(jax.random.split(key, 3))
+    np.testing.assert_allclose(slope, squared, rtol=2e-2)
+    assert np.all(squared > 0)
+
+
+PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.arange(4.0)]}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_learned_optimizer(name):
+    optimizer = OPTIMIZERS[name]()
+    theta = optimizer.init(jax.random.key(0))
+    assert leaves_equal(theta, optimizer.init(jax.random.key(0)))
+    grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)
+
+    def run(theta):
+        transform = optax.chain(optax.clip(10.0), optimizer.bind(theta, 5))
+
+        def body(carry, _):
+            params, state = carry
+            updates, state = transform.update(grads, state, params, value=jnp.array(1.0))
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (PARAMS, transform.init(PARAMS)), None, length=5)[0][0]
+
+    params = jax.jit(run)(theta)
+    assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
+    for after, before in zip(*map(jax.tree.leaves, (params, PARAMS)), strict=True):
+        assert after.shape == before.shape and after.dtype == before.dtype
+        assert np.all(np.isfinite(after)) and not np.array_equal(after, before)
+    # theta matters, is differentiable, and may be batched.
+    slope = jax.grad(lambda t: optax.tree.sum(run(t)))(theta)
+    assert optax.tree.norm(slope) > 0
+    thetas = jax.tree.map(lambda t: jnp.stack([t, 1.1 * t]), theta)
+    batched = jax.jit(jax.vmap(run))(thetas)
+    np.testing.assert_allclose(batched["matrix"][0], params["matrix"], rtol=1e-5)
+    assert not np.allclose(batched["matrix"][0], batched["matrix"][1], atol=1e-9)
+    # Half precision parameters keep their type.
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    transform = optimizer.bind(theta, 5)
+    updates, _ = transform.update(half, transform.init(half), half)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimator(name):
+    """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
+    config = cfg.Config(
+        task=cfg.TaskConfig(name="quadratic", noise=0.0),
+        optimizer=cfg.OptimizerConfig(name="sgdm", learning_rate=0.01),
+        inner=cfg.InnerConfig(horizon=8),
+        estimator=cfg.EstimatorConfig(name=name, num_particles=8, truncation=4, sigma=0.05),
+        meta=cfg.MetaConfig(learning_rate=0.03),
+    )
+    task = cfg.make_task(config.task, None)
+    optimizer = cfg.make_optimizer(config.optimizer)
+    estimator = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
+    meta_optimizer = cfg.make_meta_optimizer(config)
+    state = trainer.init_state(estimator, meta_optimizer, optimizer.init, seed=0)
+    for leaf in jax.tree.leaves(state.estimator_state):
+        assert leaf.shape[0] == cfg.num_shardable(config)
+    step = jax.jit(trainer.make_step(estimator, meta_optimizer))
+    once, again = step(state), step(state)
+    assert leaves_equal(once[0].theta, again[0].theta)
+    assert leaves_equal(once[1], again[1])
+    for metric in ("meta_loss", "meta_grad_norm", "meta_grad_spread", "theta_norm", "update_norm"):
+        assert np.isfinite(once[1][metric])
+    assert jax.tree.structure(once[0]) == jax.tree.structure(state)
+    for _ in range(100):
+        state, metrics = step(state)
+    before, after = (t["params"]["log_learning_rate"] for t in (once[0].theta, state.theta))
+    assert after > before + 0.5  # A rate of 0.01 is far too small; every estimator sees it.
+    assert metrics["nonfinite"] == 0
+
+
+def test_every_estimator_is_configurable():
+    """Each name on the command line builds, and the flags' dataclasses round-trip."""
+    config = cfg.Config()
+    assert cfg.from_dict(cfg.Config, cfg.to_dict(config)) == config
+    for name in ESTIMATORS:
+        cfg.validate(
+            dataclasses.replace(config, estimator=dataclasses.replace(config.estimator, name=name))
+        )
+    for name in cfg.preset_names():
+        cfg.validate(cfg.load_preset(name))

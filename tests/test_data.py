@@ -1,0 +1,110 @@
+"""Data through TFDS: the bundled digits, and data sets prepared elsewhere."""
+
+import io
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tasks.data import load_images
+
+
+def test_digits(tmp_path):
+    data = load_images("digits", str(tmp_path))
+    assert {k: v.shape for k, v in data.images.items()} == {
+        "train": (1297, 8, 8, 1),
+        "validation": (250, 8, 8, 1),
+        "test": (250, 8, 8, 1),
+    }
+    assert list(tmp_path.glob("digits/1.0.0/*.array_record*"))
+    # Every image of scikit-learn's set is there once, with its label.
+    ours = {
+        (image.tobytes(), int(label))
+        for split in data.images
+        for image, label in zip(
+            np.asarray(data.images[split]), np.asarray(data.labels[split]), strict=True
+        )
+    }
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    theirs = {(i.tobytes(), int(t)) for i, t in zip(images, digits.target, strict=True)}
+    assert ours == theirs
+
+
+def test_batches_are_examples_of_their_split(tmp_path):
+    data = load_images("digits", str(tmp_path))
+    images, labels = data.batch(jax.random.key(0), "validation", 500)
+    pool = {
+        (i.tobytes(), int(t))
+        for i, t in zip(
+            np.asarray(data.images["validation"]),
+            np.asarray(data.labels["validation"]),
+            strict=True,
+        )
+    }
+    back = np.round(np.asarray(images) * 255).astype(np.uint8)
+    drawn = {(i.tobytes(), int(t)) for i, t in zip(back, np.asarray(labels), strict=True)}
+    assert drawn <= pool and len(drawn) > 150
+
+
+def test_no_tensorflow_import(tmp_path):
+    code = (
+        "import sys; from tasks.data import load_images; "
+        f"load_images('digits', {str(tmp_path)!r}); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Mnist(tfds.core.GeneratorBasedBuilder):
+    """A small data set with the features, splits and encoding of TFDS's own MNIST."""
+
+    VERSION = tfds.core.Version("3.0.1")
+    pkg_dir_path = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(60), "test": self._generate_examples(20)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            png = io.BytesIO()
+            Image.fromarray(np.full((28, 28), i, np.uint8)).save(png, "png")
+            png.seek(0)
+            yield i, {"image": png, "label": i % 10}
+
+
+def test_prepared_dataset(tmp_path):
+    Mnist(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    data = load_images("mnist", str(tmp_path))
+    assert {k: v.shape[0] for k, v in data.labels.items()} == {
+        "train": 50,
+        "validation": 10,
+        "test": 20,
+    }
+    # PNG files are decoded to what went in, with the right labels.
+    values = np.asarray(data.images["train"])
+    assert values.shape == (50, 28, 28, 1) and values.min(axis=(1, 2, 3)).tolist() == (
+        values.max(axis=(1, 2, 3)).tolist()
+    )
+    np.testing.assert_array_equal(values[:, 0, 0, 0] % 10, data.labels["train"])
+
+
+def test_absent_dataset_says_how_to_get_it(tmp_path):
+    with pytest.raises(ValueError) as error:
+        load_images("fashion_mnist", str(tmp_path))
+    message = str(error.value)
+    assert "'fashion_mnist'" in message and str(tmp_path) in message
+    assert "tfds.builder('fashion_mnist'" in message and "array_record" in message

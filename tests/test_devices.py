@@ -1,0 +1,121 @@
+"""The population over 1, 2 and 4 devices: the same draws, the same trajectory."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from launch import config as cfg
+from launch import train
+from meta_train import devices, trainer
+
+
+def run(num_devices, num_steps, estimator="pes"):
+    config = cfg.Config(
+        num_devices=num_devices,
+        task=cfg.TaskConfig(hidden_sizes=(8,), batch_size=8),
+        optimizer=cfg.OptimizerConfig(hidden_sizes=(8,)),
+        inner=cfg.InnerConfig(horizon=20),
+        estimator=cfg.EstimatorConfig(name=estimator, num_particles=16, truncation=5),
+    )
+    job = train.build(config, None)
+    state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
+    for _ in range(num_steps):
+        state, metrics = job.step(state)
+    return devices.to_host(state, trainer.PARTICLE_AXES), jax.device_get(metrics), job
+
+
+@pytest.mark.parametrize("estimator", ["pes", "tbptt"])
+def test_same_trajectory_on_any_number_of_devices(estimator):
+    one, _, _ = run(1, 50, estimator)
+    for num_devices in (2, 4):
+        many, _, _ = run(num_devices, 50, estimator)
+        difference = np.linalg.norm(many.theta - one.theta) / np.linalg.norm(one.theta)
+        assert difference < 1e-5
+        np.testing.assert_array_equal(many.estimator_state.id, one.estimator_state.id)
+        np.testing.assert_array_equal(many.estimator_state.position, one.estimator_state.position)
+
+
+def test_same_draws_on_any_number_of_devices():
+    """After one step theta has not moved the particles apart: the perturbations are equal."""
+    one, _, _ = run(1, 1)
+    four, _, _ = run(4, 1)
+    np.testing.assert_array_equal(one.estimator_state.memory, four.estimator_state.memory)
+    assert len(np.unique(one.estimator_state.memory[:, 0])) == 8  # Each pair has its own.
+
+
+def test_one_compilation_per_job():
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: (
+            counts.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+        )
+    )
+    _, _, job = run(2, 1)
+    state = devices.place(job.init(), 2, trainer.PARTICLE_AXES)
+    state, _ = job.step(state)
+    before = len(counts)
+    assert before > 0
+    for _ in range(5):
+        state, _ = job.step(state)
+    assert len(counts) == before
+    # A state that went through the host, as at a resume, is not compiled for again either.
+    host = devices.to_host(state, trainer.PARTICLE_AXES)
+    state = devices.from_host(host, jax.eval_shape(job.init))
+    state = devices.place(state, 2, trainer.PARTICLE_AXES)
+    before = len(counts)
+    job.step(state)
+    assert len(counts) == before
+
+
+def test_host_copy_survives_donation():
+    _, _, job = run(2, 1)
+    state = devices.place(job.init(), 2, trainer.PARTICLE_AXES)
+    host = devices.to_host(state, trainer.PARTICLE_AXES)
+    kept = jax.tree.map(np.copy, host)
+    for _ in range(3):
+        state, _ = job.step(state)
+    jax.block_until_ready(state)
+    for a, b in zip(*map(jax.tree.leaves, (host, kept)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_indivisible_population_is_refused():
+    with pytest.raises(ValueError, match=r"divide evenly over 4 devices, got 10 .*8 and 12"):
+        devices.choose_num_devices(4, 10)
+    with pytest.raises(ValueError, match=r"`num_devices` must be between 0 \(all\) and 4"):
+        devices.choose_num_devices(5, 10)
+    assert devices.choose_num_devices(0, 8) == 4
+    config = cfg.Config(estimator=cfg.EstimatorConfig(num_particles=12), num_devices=4)
+    with pytest.raises(ValueError, match="Nearest that do: 4 and 8"):
+        train.build(config, None)
+
+
+def test_nonfinite_meta_gradient_leaves_theta_alone():
+    import jax.numpy as jnp
+    import optax
+
+    from meta_train.estimators import GradientEstimator
+
+    def estimate(theta, state, key):
+        bad = state % 2 == 0
+        metrics = {"loss": 1.0, "finite": 1.0, "grad_sq_norm": 1.0}
+        return jnp.where(bad[0], jnp.inf, theta), state + 1, metrics
+
+    estimator = GradientEstimator(lambda theta, key: jnp.zeros(1, jnp.int32), estimate)
+    optimizer = optax.adam(0.1)
+    state = trainer.init_state(estimator, optimizer, lambda key: jnp.ones(3), 0)
+    step = jax.jit(trainer.make_step(estimator, optimizer))
+    after_bad, _ = step(state)
+    np.testing.assert_array_equal(after_bad.theta, state.theta)
+    for a, b in zip(
+        *map(jax.tree.leaves, (after_bad.meta_opt_state, state.meta_opt_state)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(step(after_bad)[0].theta, state.theta)
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.Config().seed = 1  # type: ignore[misc]

@@ -1,0 +1,328 @@
+"""BPTT, TBPTT, full ES, truncated ES and PES against closed forms and against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_train import estimators
+from meta_train.unroll import UnrolledSystem, unroll
+
+STATE, THETA, HORIZON, WINDOW = 4, 3, 12, 3
+
+
+def linear_system(seed=0):
+    """``s <- A s + B theta``, ``L = |s - y|^2 / 2``; quadratic in theta, so smoothing adds no bias."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(STATE, STATE))
+    a *= 0.9 / np.max(np.abs(np.linalg.eigvals(a)))
+    b, y = rng.normal(size=(STATE, THETA)), rng.normal(size=STATE)
+
+    def step(theta, state, key):
+        del key
+        vector = jnp.concatenate([theta["x"], theta["y"][None]])
+        state = a @ state + b @ vector
+        return state, 0.5 * jnp.sum((state - y) ** 2)
+
+    return UnrolledSystem(lambda theta, key: jnp.ones(STATE), step), (a, b, y)
+
+
+THETA0 = {"x": np.array([0.3, -0.2]), "y": np.array(0.5)}
+
+
+def exact_gradients(matrices):
+    """Per-step gradients ``g[t, tau]``: of ``L_t`` by theta as used at step ``tau``."""
+    a, b, y = matrices
+    state, theta = np.ones(STATE), np.concatenate([THETA0["x"], [THETA0["y"]]])
+    states = []
+    for _ in range(HORIZON):
+        state = a @ state + b @ theta
+        states.append(state)
+    g = np.zeros((HORIZON, HORIZON, THETA))
+    for t in range(HORIZON):
+        for tau in range(t + 1):
+            g[t, tau] = b.T @ np.linalg.matrix_power(a, t - tau).T @ (states[t] - y)
+    return g
+
+
+def full_gradient(matrices):
+    return exact_gradients(matrices).sum(axis=(0, 1)) / HORIZON
+
+
+def truncated_gradient(matrices):
+    g = exact_gradients(matrices)
+    same_window = [
+        g[t, tau] for t in range(HORIZON) for tau in range(t + 1) if t // WINDOW == tau // WINDOW
+    ]
+    return np.sum(same_window, axis=0) / HORIZON
+
+
+def vector(grad):
+    return np.concatenate([np.ravel(grad["x"]), np.ravel(grad["y"])])
+
+
+def run_episode(estimator, key=0, theta=THETA0, step=None):
+    """Mean estimate over one whole episode with theta frozen, after the first, shortened ones."""
+    state = estimator.init(theta, jax.random.key(key))
+    step = step or jax.jit(estimator.estimate)
+    grads = []
+    for i in range(2 * HORIZON // WINDOW):
+        grad, state, metrics = step(theta, state, jax.random.fold_in(jax.random.key(key + 1), i))
+        assert metrics["finite"] == 1.0
+        grads.append(vector(grad))
+    return np.mean(grads[HORIZON // WINDOW :], axis=0)
+
+
+def z_scores(build, expected, repeats=24, num=2000):
+    """z of the mean of independent estimates; asserts that the test could see a 2% bias."""
+    estimator = build(num)
+    step = jax.jit(estimator.estimate)
+    samples = np.array([run_episode(estimator, 100 * r, step=step) for r in range(repeats)])
+    error = samples.std(axis=0, ddof=1) / np.sqrt(repeats)
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(expected)
+    return (samples.mean(axis=0) - expected) / error
+
+
+FIXED = estimators.fixed_horizon(HORIZON)
+
+
+def test_bptt_is_the_gradient_of_the_plain_loop(x64):
+    system, matrices = linear_system()
+    grad = run_episode(estimators.bptt(system, num_particles=2, horizons=FIXED))
+    np.testing.assert_allclose(grad, full_gradient(matrices), rtol=1e-12)
+
+
+def test_bptt_against_central_differences(x64):
+    def step(theta, state, key):
+        state = jnp.tanh(state * theta["x"][0] + theta["x"][1] + jax.random.normal(key))
+        return state, jnp.sin(state) * theta["y"]
+
+    system = UnrolledSystem(lambda theta, key: jax.random.normal(key), step)
+    estimator = estimators.bptt(system, num_particles=3, horizons=FIXED)
+    ids, key = estimator.init(THETA0, jax.random.key(0)), jax.random.key(1)
+
+    def loss(theta):
+        return estimator.estimate(theta, ids, key)[2]["loss"]
+
+    grad, h = estimator.estimate(THETA0, ids, key)[0], 1e-6
+    for index in range(2):
+        shift = np.eye(2)[index] * h
+        up, down = (loss(THETA0 | {"x": THETA0["x"] + s * shift}) for s in (1, -1))
+        np.testing.assert_allclose(grad["x"][index], (up - down) / (2 * h), rtol=1e-6)
+    up, down = (loss(THETA0 | {"y": THETA0["y"] + s * h}) for s in (1, -1))
+    np.testing.assert_allclose(grad["y"], (up - down) / (2 * h), rtol=1e-6)
+
+
+def test_tbptt_over_the_whole_horizon_is_bptt(x64):
+    system, _ = linear_system()
+    key = jax.random.key(5)
+    pair = [
+        estimators.tbptt(system, num_particles=4, truncation=HORIZON, horizons=FIXED),
+        estimators.bptt(system, num_particles=4, horizons=FIXED),
+    ]
+    grads = [e.estimate(THETA0, e.init(THETA0, jax.random.key(0)), key)[0] for e in pair]
+    np.testing.assert_allclose(vector(grads[0]), vector(grads[1]), rtol=1e-12)
+
+
+def test_tbptt_is_biased_as_predicted(x64):
+    system, matrices = linear_system()
+    # Four phases, four windows: every window is in every phase once.
+    estimator = estimators.tbptt(system, num_particles=4, truncation=WINDOW, horizons=FIXED)
+    grad = run_episode(estimator)
+    np.testing.assert_allclose(grad, truncated_gradient(matrices), rtol=1e-12)
+    assert np.linalg.norm(grad - full_gradient(matrices)) > 0.1 * np.linalg.norm(grad)
+
+
+def test_pes_over_the_whole_horizon_is_full_es(x64):
+    system, _ = linear_system()
+    key, size = jax.random.key(5), {"num_pairs": 6, "sigma": 0.1, "horizons": FIXED}
+    pair = [
+        estimators.pes(system, truncation=HORIZON, **size),
+        estimators.full_es(system, **size),
+    ]
+    grads = [e.estimate(THETA0, e.init(THETA0, jax.random.key(0)), key)[0] for e in pair]
+    np.testing.assert_allclose(vector(grads[0]), vector(grads[1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("horizon", ["fixed", "drawn"])
+def test_pes_is_unbiased(x64, horizon):
+    system, matrices = linear_system()
+    horizons = FIXED
+    expected = full_gradient(matrices)
+    if horizon == "drawn":
+        # Half the episodes 6 steps, half 12: F = E[sum of losses] / E[horizon].
+        horizons = estimators.Horizons(np.array([6, 12]), np.array([0.5, 0.5]))
+        g = exact_gradients(matrices)
+        expected = (0.5 * g[:6].sum(axis=(0, 1)) + 0.5 * g.sum(axis=(0, 1))) / 9
+        z = drawn_horizon_z(system, horizons, expected)
+    else:
+        z = z_scores(
+            lambda n: estimators.pes(
+                system, num_pairs=n, truncation=WINDOW, horizons=horizons, sigma=0.1
+            ),
+            expected,
+        )
+    assert np.max(np.abs(z)) < 4.5, z
+
+
+def drawn_horizon_z(system, horizons, expected):
+    """z of PES in its steady state, where phases are mixed by the drawn horizons."""
+    estimator = estimators.pes(
+        system, num_pairs=2000, truncation=WINDOW, horizons=horizons, sigma=0.1
+    )
+    state = estimator.init(THETA0, jax.random.key(0))
+    # The renewal process forgets its start within a few episodes.
+    burn_in, keep = 16, 96
+
+    def body(state, key):
+        grad, state, _ = estimator.estimate(THETA0, state, key)
+        return state, jnp.concatenate([grad["x"], grad["y"][None]])
+
+    keys = jax.random.split(jax.random.key(1), burn_in + keep)
+    _, grads = jax.jit(lambda s: jax.lax.scan(body, s, keys))(state)
+    grads = np.asarray(grads[burn_in:]).reshape(keep // 8, 8, THETA).mean(axis=1)
+    error = grads.std(axis=0, ddof=1) / np.sqrt(len(grads))
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(expected)
+    return (grads.mean(axis=0) - expected) / error
+
+
+def test_full_es_is_unbiased(x64):
+    system, matrices = linear_system()
+    z = z_scores(
+        lambda n: estimators.full_es(system, num_pairs=n, horizons=FIXED, sigma=0.1),
+        full_gradient(matrices),
+        num=1000,
+    )
+    assert np.max(np.abs(z)) < 4.5, z
+
+
+def test_truncated_es_is_biased_like_tbptt(x64):
+    system, matrices = linear_system()
+
+    def build(n):
+        return estimators.truncated_es(
+            system, num_pairs=n, truncation=WINDOW, horizons=FIXED, sigma=0.1
+        )
+
+    z = z_scores(build, truncated_gradient(matrices))
+    assert np.max(np.abs(z)) < 4.5, z
+    assert np.max(np.abs(z_scores(build, full_gradient(matrices), repeats=6))) > 5
+
+
+def test_full_es_masks_shorter_horizons(x64):
+    system, matrices = linear_system()
+    horizons = estimators.Horizons(np.array([6, 12]), np.array([0.5, 0.5]))
+    estimator = estimators.bptt(system, num_particles=4000, horizons=horizons)
+    grad = vector(estimator.estimate(THETA0, jnp.arange(4000), jax.random.key(0))[0])
+    g = exact_gradients(matrices)
+    short, long = g[:6].sum(axis=(0, 1)) / 9, g.sum(axis=(0, 1)) / 9
+    share = (grad - short) / (long - short)  # The fraction of long episodes, in each coordinate.
+    np.testing.assert_allclose(share, share[0], rtol=1e-9)
+    assert abs(share[0] - 0.5) < 4.5 * 0.5 / np.sqrt(4000)
+
+
+def test_halves_of_a_pair_share_everything(x64):
+    """With sigma at the limit of rounding the halves see the same data, bit for bit."""
+
+    def step(theta, state, key):
+        state = state + jax.random.normal(key) * jnp.sum(theta["x"])
+        return state, state
+
+    system = UnrolledSystem(lambda theta, key: jax.random.normal(key), step)
+    estimator = estimators.pes(system, num_pairs=5, truncation=WINDOW, horizons=FIXED, sigma=1e-200)
+    _, particles, metrics = estimator.estimate(
+        THETA0, estimator.init(THETA0, jax.random.key(0)), jax.random.key(1)
+    )
+    np.testing.assert_array_equal(particles.states[:, 0], particles.states[:, 1])
+    assert metrics["grad_sq_norm"] == 0.0
+    assert len(np.unique(particles.states[:, 0])) == 5  # Different pairs see different data.
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 12, 100])
+def test_chunks_change_nothing(x64, chunk):
+    system, _ = linear_system()
+    size = {"num_pairs": 12, "truncation": WINDOW, "horizons": FIXED, "sigma": 0.1}
+    whole = run_episode(estimators.pes(system, **size))
+    chunked = run_episode(estimators.pes(system, **size, chunk=chunk))
+    np.testing.assert_allclose(chunked, whole, rtol=1e-12)
+
+
+def test_phases_are_spread_evenly():
+    system, _ = linear_system()
+    estimator = estimators.pes(system, num_pairs=8, truncation=WINDOW, horizons=FIXED, sigma=0.1)
+    particles = estimator.init(THETA0, jax.random.key(0))
+    left = np.asarray(particles.horizon - particles.position)
+    np.testing.assert_array_equal(np.sort(left), [0, 0, 3, 3, 6, 6, 9, 9])
+
+
+def test_nonfinite_particles_contribute_zero_and_restart():
+    """A particle that diverges is dropped, counted, and back one truncation later."""
+
+    def step(theta, state, key):
+        bad, value = state
+        return (bad, value + 1.0), jnp.where(bad & (value >= 2), jnp.nan, theta["y"] * value)
+
+    def init(theta, key):
+        return jax.random.bernoulli(key, 0.5), jnp.zeros([])
+
+    system = UnrolledSystem(init, step)
+    estimator = estimators.tbptt(
+        system, num_particles=64, truncation=WINDOW, horizons=estimators.fixed_horizon(300)
+    )
+    state = estimator.init(THETA0, jax.random.key(0))
+    for i in range(12):
+        grad, state, metrics = jax.jit(estimator.estimate)(THETA0, state, jax.random.key(i))
+        assert np.all(np.isfinite(vector(grad)))
+    # Every bad particle restarts in each truncation until it draws a good episode.
+    assert metrics["finite"] == 1.0
+    first = estimator.estimate(
+        THETA0, estimator.init(THETA0, jax.random.key(0)), jax.random.key(0)
+    )[2]
+    assert 0.3 < first["finite"] < 0.7
+
+
+def test_log_uniform_horizons():
+    horizons = estimators.log_uniform_horizons(100, 1000, 20)
+    assert horizons.values[0] == 100 and horizons.max == 1000
+    assert np.all(horizons.values % 20 == 0)
+    np.testing.assert_allclose(horizons.probs.sum(), 1.0)
+    draws = jax.vmap(horizons.draw)(jax.random.split(jax.random.key(0), 20000))
+    exact = np.exp(np.random.default_rng(0).uniform(np.log(100), np.log(1000), 20000))
+    z = (np.mean(draws) - np.mean(np.ceil(exact / 20) * 20)) / (np.std(draws) / 100)
+    assert abs(z) < 4.5
+    np.testing.assert_allclose(np.mean(draws), horizons.mean, rtol=0.02)
+
+
+BUILDERS = {
+    "bptt": lambda s, **k: estimators.bptt(s, num_particles=2, **k),
+    "tbptt": lambda s, **k: estimators.tbptt(s, num_particles=2, **k),
+    "pes": lambda s, **k: estimators.pes(s, num_pairs=2, **k),
+    "full_es": lambda s, **k: estimators.full_es(s, num_pairs=2, **k),
+    "truncated_es": lambda s, **k: estimators.truncated_es(s, num_pairs=2, **k),
+}
+
+
+@pytest.mark.parametrize("name", ["tbptt", "pes", "truncated_es"])
+def test_horizon_must_be_a_multiple(name):
+    system, _ = linear_system()
+    sigma = {} if name == "tbptt" else {"sigma": 0.1}
+    with pytest.raises(ValueError, match=r"`horizon` must be a positive multiple.*horizon=20"):
+        BUILDERS[name](system, truncation=6, horizons=estimators.fixed_horizon(20), **sigma)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_sigma_must_be_positive(sigma):
+    system, _ = linear_system()
+    with pytest.raises(ValueError, match="`sigma` must be a finite number above 0"):
+        BUILDERS["full_es"](system, horizons=FIXED, sigma=sigma)
+
+
+def test_unroll_matches_a_python_loop(x64):
+    system, _ = linear_system()
+    key = jax.random.key(0)
+    state = system.init(THETA0, key)
+    final, losses = unroll(system, THETA0, state, key, 5)
+    for step_key, loss in zip(jax.random.split(key, 5), losses, strict=True):
+        state, expected = system.step(THETA0, state, step_key)
+        np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    np.testing.assert_allclose(final, state, rtol=1e-14)

@@ -1,0 +1,114 @@
+"""The MLP optimizer against a plain NumPy transcription of its recipe."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import learned_opt
+from learned_opt import features
+
+DECAYS = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
+TIMESCALES = [1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000]
+
+
+def numpy_update(theta, params, momenta, grads, step):
+    """One update, tensor by tensor and parameter by parameter, in float64."""
+    weights = {k: np.asarray(v, np.float64) for k, v in theta["params"].items()}
+    new_params, new_momenta = [], []
+    for p, m, g in zip(params, momenta, grads, strict=True):
+        m = [d * old + (1 - d) * g for d, old in zip(DECAYS, m, strict=True)]
+        raw = np.stack([g.ravel(), p.ravel(), *[x.ravel() for x in m]], axis=-1)
+        normalized = raw / np.sqrt(1e-5 + np.mean(raw**2, axis=0))
+        time = np.tanh(step / np.array(TIMESCALES) - 1)
+        x = np.concatenate([normalized, np.tile(time, (len(normalized), 1))], axis=1)
+        assert x.shape[1] == 19
+        for layer in range(3):
+            x = x @ weights[f"kernel_{layer}"] + weights[f"bias_{layer}"]
+            if layer < 2:
+                x = np.maximum(x, 0)
+        delta = -1e-3 * x[:, 0] * np.exp(1e-3 * x[:, 1])
+        new_params.append(p + delta.reshape(p.shape))
+        new_momenta.append(m)
+    return new_params, new_momenta
+
+
+def test_recipe():
+    optimizer = learned_opt.mlp_optimizer()
+    theta = optimizer.init(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 1762
+    # Biases start at 0; draw them too, so that the test sees them.
+    theta = jax.tree.map(
+        lambda w: w + 0.3 * jax.random.normal(jax.random.key(w.size), w.shape), theta
+    )
+    rng = np.random.default_rng(0)
+    shapes = [(5, 7), (7,), (), (2, 3, 4)]
+    params = [rng.normal(size=s) for s in shapes]
+    momenta = [[np.zeros(s)] * 6 for s in shapes]
+    transform = optimizer.bind(theta, num_steps=100)
+    ours = [jnp.asarray(p, jnp.float32) for p in params]
+    state = transform.init(ours)
+    for step in range(20):
+        grads = [rng.normal(size=s) * 10.0 ** rng.integers(-3, 2) for s in shapes]
+        params, momenta = numpy_update(theta, params, momenta, grads, step)
+        updates, state = transform.update([jnp.float32(g) for g in grads], state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for a, b in zip(ours, params, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 100, 257, 1000])
+def test_blocks_equal_the_whole(columns):
+    x = jax.random.normal(jax.random.key(0), (8, columns))
+
+    def fn(block):
+        return jnp.stack([block.sum(axis=0), jnp.tanh(block[3])])
+
+    np.testing.assert_allclose(features.map_blocks(fn, x, 64), fn(x), rtol=1e-5, atol=1e-6)
+
+
+def test_needs_parameters():
+    optimizer = learned_opt.mlp_optimizer()
+    transform = optimizer.bind(optimizer.init(jax.random.key(0)), 10)
+    with pytest.raises(ValueError, match=r"update\(grads, state, params\)"):
+        transform.update(jnp.ones(3), transform.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize("bad", [{"hidden_sizes": ()}, {"step_mult": 0.0}, {"exp_mult": -1.0}])
+def test_bad_arguments(bad):
+    with pytest.raises(ValueError, match="`hidden_sizes` must hold sizes"):
+        learned_opt.mlp_optimizer(**bad)
+
+
+def test_save_and_load(tmp_path):
+    optimizer = learned_opt.mlp_optimizer(hidden_sizes=(16, 8), step_mult=2e-3)
+    theta = optimizer.init(jax.random.key(1))
+    arguments = {"hidden_sizes": [16, 8], "step_mult": 2e-3}
+    learned_opt.save(tmp_path / "a", "mlp", arguments, theta, training={"task": "digits"})
+    loaded, loaded_theta = learned_opt.load(tmp_path / "a")
+    for a, b in zip(*map(jax.tree.leaves, (theta, loaded_theta)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    grads = params = {"w": jnp.arange(6.0)}
+    updates = []
+    for opt, t in ((optimizer, theta), (loaded, loaded_theta)):
+        transform = opt.bind(t, 10)
+        updates.append(transform.update(grads, transform.init(params), params)[0]["w"])
+    np.testing.assert_array_equal(*updates)
+    assert learned_opt.load_config(tmp_path / "a")["training"] == {"task": "digits"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {
+        "README.md",
+        "config.json",
+        "theta.safetensors",
+    }
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"not a trained optimizer.*theta\.safetensors missing"):
+        learned_opt.load(tmp_path)
+    theta = learned_opt.mlp_optimizer(hidden_sizes=(4,)).init(jax.random.key(0))
+    with pytest.raises(ValueError, match="`theta` does not fit"):
+        learned_opt.save(tmp_path, "mlp", {"hidden_sizes": [5]}, theta)
+    with pytest.raises(ValueError, match=r"`name` must be one of \['adam', 'mlp', 'sgdm'\]"):
+        learned_opt.save(tmp_path, "velo", {}, theta)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,268 @@
+"""Whole jobs as a user runs them: real processes, real signals, real files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from launch.train import EXIT_PREEMPTED
+from meta_train.tracking import _open_cut_back
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--cfg.task.hidden_sizes=(8,)",
+    "--cfg.task.batch_size=8",
+    "--cfg.optimizer.hidden_sizes=(8,)",
+    "--cfg.estimator.num_particles=8",
+    "--cfg.estimator.truncation=5",
+    "--cfg.inner.horizon=20",
+    "--cfg.inner.min_horizon=10",
+    "--cfg.checkpoint_every=40",
+    "--cfg.eval_every=100",
+    "--cfg.num_devices=2",
+]
+NUM_STEPS = 1500
+
+
+def command(workdir, *flags, num_steps=NUM_STEPS, module="launch.train"):
+    return [
+        sys.executable,
+        "-m",
+        module,
+        f"--workdir={workdir}",
+        f"--cfg.num_steps={num_steps}",
+        *SMALL,
+        *flags,
+    ]
+
+
+def environment():
+    # The job makes its own devices, whatever this test process has.
+    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    return env | {"WANDB_MODE": "offline"}
+
+
+def start(workdir, *flags, **kwargs):
+    return subprocess.Popen(
+        command(workdir, *flags, **kwargs),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(workdir, *flags, **kwargs):
+    done = subprocess.run(
+        command(workdir, *flags, **kwargs),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done
+
+
+def rows(workdir):
+    """Rows of metrics.jsonl without the timings."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
+
+
+def theta(workdir):
+    return load_file(workdir / "optimizer" / "theta.safetensors")
+
+
+def assert_same_outcome(workdir, reference):
+    assert rows(workdir) == rows(reference)
+    assert [row["step"] for row in rows(workdir)] == list(range(1, NUM_STEPS + 1))
+    a, b = theta(workdir), theta(reference)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference") / "job"
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def progress(workdir):
+    """Outer steps in metrics.jsonl so far."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_and_resume(workdir, num_kills, seed):
+    """Kills the job at random moments, then lets it finish."""
+    rng = random.Random(seed)
+    for kill in range(num_kills):
+        process = start(workdir)
+        goal = NUM_STEPS * (kill + rng.random()) / (num_kills + 1)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and progress(workdir) < goal:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
+        assert process.poll() is None, process.communicate()[0]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_job_ends_as_if_never_stopped(tmp_path, reference):
+    kill_and_resume(tmp_path / "job", num_kills=2, seed=0)
+    assert_same_outcome(tmp_path / "job", reference)
+
+
+@pytest.mark.slow
+def test_killed_ten_times(tmp_path, reference):
+    kill_and_resume(tmp_path / "job", num_kills=10, seed=1)
+    assert_same_outcome(tmp_path / "job", reference)
+
+
+def test_killed_during_startup(tmp_path, reference):
+    process = start(tmp_path / "job")
+    while not (tmp_path / "job" / "checkpoints").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert run(tmp_path / "job").returncode == 0
+    assert_same_outcome(tmp_path / "job", reference)
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(tmp_path, reference):
+    workdir = tmp_path / "job"
+    process = start(workdir)
+    while process.poll() is None and progress(workdir) < 200:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert "Stopped and saved at outer step" in output
+    stopped = len(rows(workdir))
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == stopped < NUM_STEPS  # Nothing done is lost: the last step is the saved one.
+    assert run(workdir).returncode == 0
+    assert_same_outcome(workdir, reference)
+
+
+def test_resume_on_another_number_of_devices(tmp_path, reference):
+    import shutil
+
+    workdir = tmp_path / "job"
+    shutil.copytree(reference, workdir)
+    done = run(workdir, "--cfg.num_devices=1", num_steps=NUM_STEPS + 20)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(workdir)) == NUM_STEPS + 20
+
+
+def test_contradicting_configuration_is_refused(reference):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+    done = run(reference, "--cfg.estimator.sigma=0.5", "--cfg.seed=3")
+    assert done.returncode == 2
+    assert "--cfg.estimator.sigma: the checkpoint has 0.01, this command 0.5" in done.stderr
+    assert "--cfg.seed: the checkpoint has 0, this command 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+
+
+def test_wandb_run_holds_the_metrics(reference):
+    (run_file,) = reference.glob("wandb/offline-run-*/run-*.wandb")
+    wandb = Path(sys.executable).parent / "wandb"
+    deadline = time.monotonic() + 60
+    while True:  # W&B's writer may finish a moment after the job.
+        done = subprocess.run(
+            [wandb, "leet", "inspect", run_file, "--json"], capture_output=True, text=True
+        )
+        if f'"{NUM_STEPS}"' in done.stdout or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stderr
+    for name in ("meta_loss", "meta_grad_norm", "theta_norm", "nonfinite_count"):
+        assert name in done.stdout
+    history = [line for line in done.stdout.splitlines() if '"meta_loss"' in line]
+    assert len(history) >= NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--cfg.estimator.name=pess"], "--cfg.estimator.name must be one of ['bptt', 'full_es'"),
+        (["--cfg.task.name=mnist"], "--cfg.task.name must be one of ['mlp', 'quadratic']"),
+        (["--preset=nope"], "--preset must be one of ['default', 'demo'"),
+        (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
+        (["--cfg.estimator.num_particles=7"], "must be even for the antithetic estimator"),
+        (["--cfg.estimator.sigma=0"], "`cfg.estimator.sigma` must be a finite number above 0"),
+        (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
+        (["--cfg.estimator.sigmaa=1"], "sigmaa"),
+        (["stray"], "every option is --name=value"),
+    ],
+)
+def test_bad_input_is_refused_before_any_compute(tmp_path, flags, message):
+    done = run(tmp_path / "job", *flags)
+    assert done.returncode not in (0, EXIT_PREEMPTED)
+    assert message in done.stderr, done.stderr
+    assert not (tmp_path / "job").exists()
+
+
+def test_dry_run_prints_the_plan(tmp_path):
+    done = run(tmp_path / "job", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "inner steps in total     60,000" in done.stdout  # 1,500 x 8 runs x 5 steps.
+    assert "pairs per device         2" in done.stdout
+    assert "memory of a step" in done.stdout
+    assert not (tmp_path / "job").exists()
+
+
+def test_evaluate_command(tmp_path, reference):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "launch.evaluate",
+            f"--optimizer={reference / 'optimizer'}",
+            "--task=mlp",
+            f"--workdir={tmp_path}",
+            "--seeds=2",
+            "--horizons=10,20",
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(document["results"]) == {"10", "20"}
+    assert len(document["learning_rates_swept"]) >= 12
+    names = [entry["name"] for entry in document["results"]["20"]]
+    assert names == ["job/optimizer", "adam", "sgdm"]
+    for entry in document["results"]["20"]:
+        assert np.shape(entry["losses"]) == (2, 20)
+    assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_metrics_are_cut_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 8)) + '{"step": 8, "m')
+    with _open_cut_back(path, 5) as file:
+        file.write('{"step": 6}\n')
+    assert [json.loads(line)["step"] for line in path.open()] == [1, 2, 3, 4, 5, 6]
