@@ -12,7 +12,7 @@ STATE, THETA, HORIZON, WINDOW = 4, 3, 12, 3
 
 
 def linear_system(seed=0):
-    """``s <- A s + B theta``, ``L = |s - y|^2 / 2``; quadratic in theta, so smoothing adds no bias."""
+    """``s <- A s + B theta``, ``L = |s - y|^2 / 2``; quadratic, so smoothing adds no bias."""
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(STATE, STATE))
     a *= 0.9 / np.max(np.abs(np.linalg.eigvals(a)))
