@@ -4,7 +4,7 @@
     python -m launch.reproduce NAME --workdir=DIR [--quick] [--data_dir=DIR]
 
 Prints a table and each claim, and writes ``result.json`` and ``figure.png`` to the
-working directory. Exits with 1 if a claim does not hold. A study is a file
+working directory. Exits with 2 if a claim does not hold. A study is a file
 ``launch/studies/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
 """
 
@@ -25,7 +25,7 @@ from absl import app, flags
 import launch.studies
 from launch.studies.base import Result, Study
 
-CLAIM_FAILED = 1
+CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
 
 

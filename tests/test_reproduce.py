@@ -66,7 +66,7 @@ def test_a_study_whose_claims_hold_exits_with_zero(studies, tmp_path):
     ]
 
 
-def test_a_failed_claim_exits_with_one(studies, tmp_path):
+def test_a_failed_claim_exits_with_a_code_of_its_own(studies, tmp_path):
     done = command(studies, "above", f"--workdir={tmp_path}/out")
     assert done.returncode == reproduce.CLAIM_FAILED, done.stderr
     assert "[FAILS] One is > two." in done.stdout

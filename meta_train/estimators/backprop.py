@@ -16,7 +16,7 @@ def bptt(
     horizons: base.Horizons,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Backpropagation through time over whole episodes: the exact gradient of the mean per-step loss.
+    """Backpropagation through time over whole episodes: exact for the mean per-step loss.
 
     ``N T`` forward and backward steps; memory: the residuals of ``T`` steps for each of
     the ``chunk`` episodes computed at a time.
@@ -27,14 +27,14 @@ def bptt(
       chunk: episodes computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a non-positive number.
+      ValueError: on a non-positive number, or (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
     base.check_positive(num_particles=num_particles)
 
     def init(theta, key):
-        del theta, key
+        base.check_differentiable("bptt", system, theta, key)
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def episode(theta, key, particle_id):
@@ -79,15 +79,16 @@ def tbptt(
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number, or
+        (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
     base.check_positive(num_particles=num_particles)
-    for horizon in horizons.values:
-        base.check_multiple(int(horizon), truncation)
+    base.check_truncation(horizons, truncation)
 
     def init(theta, key):
+        base.check_differentiable("tbptt", system, theta, key)
         begin = partial(system.init, theta)
         return base.init_particles(num_particles, horizons, truncation, key, begin, ())
 
@@ -107,9 +108,7 @@ def tbptt(
         return grad, advanced, mean_loss
 
     def estimate(theta, particles, key):
-        grads, particles, losses = base.map_particles(
-            partial(window, theta, key), particles, chunk
-        )
+        grads, particles, losses = base.map_particles(partial(window, theta, key), particles, chunk)
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
