@@ -46,7 +46,7 @@ def artbp(
     Their ``c``; that its mean segment is ``l`` follows from a telescoping sum.
     """
     base.check_positive(num_particles=num_particles, mean_truncation=mean_truncation)
-    for name, value in dict(mean_truncation=mean_truncation, alpha=alpha).items():
+    for name, value in {"mean_truncation": mean_truncation, "alpha": alpha}.items():
         if not value > 1:
             raise ValueError(
                 f"`{name}` must be above 1, got {name}={value}; "

@@ -39,7 +39,7 @@ class GradientEstimator(NamedTuple):
 
 
 class Horizons(NamedTuple):
-    """A distribution over episode lengths: ``values`` int ``[H]``, ascending, and ``probs`` ``[H]``."""
+    """Episode lengths, int ``values [H]``, ascending, and their probabilities, ``probs [H]``."""
 
     values: np.ndarray
     probs: np.ndarray
@@ -126,7 +126,7 @@ def replace_floats(tree: Any, floats: list[jax.Array]) -> Any:
 
 
 def step_on_floats(system: UnrolledSystem, state: Any, key: jax.Array) -> Callable:
-    """``(theta, floats) -> ((new_floats, loss), new_state)``: a step as a function to differentiate.
+    """A step to differentiate: ``(theta, floats) -> ((new_floats, loss), new_state)``.
 
     ``floats`` stands for ``float_leaves(state)``; the whole new state is the auxiliary output.
     """

@@ -23,7 +23,8 @@ def pes_analytic(
     Beside each pair runs a state under theta itself. With ``p`` the gradient of the
     truncation's loss from that state (truncated backpropagation), per truncation
 
-        g = mean_i p_i + xi_i * ((L_i(theta + eps_i) - L_i(theta - eps_i)) / 2 - eps_i . p_i) / sigma^2
+        g = mean_i p_i + xi_i * (D_i - eps_i . p_i) / sigma^2
+        D_i = (L_i(theta + eps_i) - L_i(theta - eps_i)) / 2
 
     where ``xi_i`` sums the perturbations of *earlier* truncations, without ``eps_i``; the
     ``p_i`` in it is a control variate, independent of ``xi_i``. The effect through earlier
