@@ -126,7 +126,12 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "table": result.table,
         "data": result.data,
     }
-    path.write_text(json.dumps(record, indent=1))
+    path.write_text(json.dumps(record, indent=1, default=_from_numpy))
+
+
+def _from_numpy(value: Any) -> Any:
+    """A NumPy or JAX scalar or array as Python numbers, for ``json``."""
+    return value.tolist()
 
 
 def main(argv: list[str]) -> int:

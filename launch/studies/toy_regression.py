@@ -14,7 +14,7 @@ from launch.studies.base import Claim, Result, Study
 from launch.studies.descent import descend
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem, unroll
-from tasks.dynamics import toy_regression as task
+from tasks.dynamics.toy_regression import HORIZON, THETA_INIT, toy_regression
 
 TRUNCATION = 10
 NUM_PAIRS = 50
@@ -33,14 +33,14 @@ STYLES = {
 
 def total_loss(theta: jax.Array) -> jax.Array:
     """The summed loss of an episode; it is deterministic."""
-    system = UnrolledSystem(*task.toy_regression())
+    system = UnrolledSystem(*toy_regression())
     key = jax.random.key(0)
-    return jnp.sum(unroll(system, theta, system.init(theta, key), key, task.HORIZON)[1])
+    return jnp.sum(unroll(system, theta, system.init(theta, key), key, HORIZON)[1])
 
 
 def methods() -> dict[str, est.GradientEstimator]:
-    system = UnrolledSystem(*task.toy_regression())
-    shared = {"truncation": TRUNCATION, "horizons": est.fixed_horizon(task.HORIZON)}
+    system = UnrolledSystem(*toy_regression())
+    shared = {"truncation": TRUNCATION, "horizons": est.fixed_horizon(HORIZON)}
     es = {"num_pairs": NUM_PAIRS, **shared}
     return {
         "PES": est.pes(system, sigma=SIGMA, **es),
@@ -59,7 +59,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         steps, thetas[name] = descend(
             name,
             estimator,
-            jnp.asarray(task.THETA_INIT),
+            jnp.asarray(THETA_INIT),
             optax.adam(1e-2, b1=0.99, b2=0.999),
             num_steps=num_steps,
             num_records=RECORDS,
@@ -149,9 +149,9 @@ def draw(ticks, surface, optimum, steps, thetas, losses) -> Figure:
         right.plot(
             steps, np.median(runs, axis=0), color=shown, linestyle=style, linewidth=1.8, label=name
         )
-    left.plot(*task.THETA_INIT, "s", color="white", markeredgecolor="black", markersize=6)
-    left.plot(*optimum, "*", color="#F0E442", markeredgecolor="black", markersize=13)
-    left.annotate("start", task.THETA_INIT, (6, -12), textcoords="offset points", color="white")
+    left.plot(*THETA_INIT, "s", color="white", markeredgecolor="black", markersize=6)
+    left.plot(*optimum, "*", color="#F0E442", markeredgecolor="black", markersize=13, clip_on=False)
+    left.annotate("start", THETA_INIT, (6, -12), textcoords="offset points", color="white")
     left.annotate("grid optimum", optimum, (-8, 10), textcoords="offset points", color="white")
     left.set_xlabel(r"$\theta_0$: log of the first learning rate")
     left.set_ylabel(r"$\theta_1$: log of the last learning rate")
