@@ -5,7 +5,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import optax
 
@@ -338,7 +338,7 @@ def from_dict(kind: type, tree: dict[str, Any]) -> Any:
     for entry in dataclasses.fields(kind):
         value = tree[entry.name]
         if dataclasses.is_dataclass(entry.type):
-            value = from_dict(entry.type, value)
+            value = from_dict(cast(type, entry.type), value)
         values[entry.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 

@@ -107,7 +107,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
     state = devices.place(state, job.num_devices, trainer.PARTICLE_AXES)
 
-    description = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
+    description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
     (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
 
     def save(step, state):
@@ -218,7 +218,7 @@ def describe(job: Job) -> str:
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis} per device{'':<{13 - len(axis)}}{cfg.num_shardable(config) // job.num_devices}",
+            f"{axis + ' per device':<25}{cfg.num_shardable(config) // job.num_devices}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
             f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
             f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",

@@ -31,12 +31,12 @@ def configure_cpu_devices(num_devices: int = 0) -> None:
     Args:
       num_devices: how many; 0 is one per core this process may run on.
     """
-    if "XLA_FLAGS" not in os.environ and jax.config.jax_platforms in (None, "", "cpu"):
+    if "XLA_FLAGS" not in os.environ and jax.config.read("jax_platforms") in (None, "", "cpu"):
         os.environ["XLA_FLAGS"] = _CPU_FLAGS
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     num_devices = num_devices or len(os.sched_getaffinity(0))
-    if jax.config.jax_num_cpu_devices != num_devices:
+    if jax.config.read("jax_num_cpu_devices") != num_devices:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 # Which part of the state has the particle axis, for `devices.population_map`.
-PARTICLE_AXES = TrainState(None, None, None, 0, None)
+PARTICLE_AXES: Any = TrainState(*(None, None, None, 0, None))
 
 
 def init_state(

@@ -35,7 +35,7 @@ def bptt(
     horizons: base.Horizons,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Backpropagation through time over whole episodes: exact for the mean per-step loss.
+    """Backpropagation through time over whole episodes: the exact gradient.
 
     ``N T`` forward and backward steps, the forward ones twice; memory: ``T`` inner states
     and the residuals of one step, for each of the ``chunk`` episodes computed at a time.

@@ -39,7 +39,7 @@ class GradientEstimator(NamedTuple):
 
 
 class Horizons(NamedTuple):
-    """Episode lengths, int ``values [H]``, ascending, and their probabilities, ``probs [H]``."""
+    """Episode lengths: ``values`` int ``[H]``, ascending, with probabilities ``probs`` ``[H]``."""
 
     values: np.ndarray
     probs: np.ndarray
