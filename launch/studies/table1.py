@@ -22,8 +22,8 @@ T, K = 12, 3
 STATE_SIZE, THETA_SIZE = 4, 3
 SIGMA, TINY_SIGMA = 0.3, 1e-3
 Z = 5.0
-COST_SIZES = {"K": (16, 32), "T": (32, 64), "S": (64, 128), "P": (8, 16), "N": (2, 4)}
-COST_BASE = {"K": 4, "T": 32, "S": 64, "P": 8, "N": 2}
+COST_SIZES = {"K": (16, 32), "T": (32, 64), "S": (64, 128), "P": (8, 16), "N": (8, 16)}
+COST_BASE = {"K": 4, "T": 32, "S": 64, "P": 8, "N": 8}
 
 
 class Row(NamedTuple):
