@@ -46,14 +46,14 @@ def bptt(
       chunk: episodes computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a non-positive number.
+      ValueError: on a non-positive number, or (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
     base.check_positive(num_particles=num_particles)
 
     def init(theta, key):
-        del theta, key
+        base.check_differentiable("bptt", system, theta, key)
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     remat_system = rematerialized(system)
@@ -104,15 +104,16 @@ def tbptt(
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number, or
+        (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
     base.check_positive(num_particles=num_particles)
-    for horizon in horizons.values:
-        base.check_multiple(int(horizon), truncation)
+    base.check_truncation(horizons, truncation)
 
     def init(theta, key):
+        base.check_differentiable("tbptt", system, theta, key)
         begin = partial(system.init, theta)
         return base.init_particles(num_particles, horizons, truncation, key, begin, ())
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
 from meta_train.unroll import UnrolledSystem
@@ -95,6 +96,12 @@ def check_multiple(horizon: int, truncation: int) -> None:
         )
 
 
+def check_truncation(horizons: Horizons, truncation: int) -> None:
+    """Raises ``ValueError`` unless every horizon is a positive multiple of ``truncation``."""
+    for horizon in horizons.values:
+        check_multiple(int(horizon), truncation)
+
+
 def check_positive(**values: float) -> None:
     """Raises ``ValueError`` naming the first argument that is not a finite positive number."""
     for name, value in values.items():
@@ -102,6 +109,67 @@ def check_positive(**values: float) -> None:
             continue
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be a finite number above 0, got {name}={value}.")
+
+
+def float_leaves(tree: Any) -> list[jax.Array]:
+    """The leaves a derivative exists for; counters and PRNG keys are left out."""
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def replace_floats(tree: Any, floats: list[jax.Array]) -> Any:
+    """``tree`` with its float leaves replaced, in order."""
+    leaves, structure = jax.tree.flatten(tree)
+    new = iter(floats)
+    return structure.unflatten(
+        [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves]
+    )
+
+
+def step_on_floats(system: UnrolledSystem, state: Any, key: jax.Array) -> Callable:
+    """A step to differentiate: ``(theta, floats) -> ((new_floats, loss), new_state)``.
+
+    ``floats`` stands for ``float_leaves(state)``; the whole new state is the auxiliary output.
+    """
+
+    def step(theta, floats):
+        new_state, loss = system.step(theta, replace_floats(state, floats), key)
+        return (float_leaves(new_state), loss), new_state
+
+    return step
+
+
+def check_differentiable(name: str, system: UnrolledSystem, theta: Theta, key: jax.Array) -> None:
+    """Raises ``ValueError`` if the loss has no derivative, or one that is zero everywhere.
+
+    Linearizes one step (nothing is computed) and asks whether the tangent of the loss
+    depends on those of theta and the state: that of a count or an accuracy does not.
+    """
+
+    def loss_tangent(key, dtheta, dfloats):
+        state = system.init(theta, key)
+        step = step_on_floats(system, state, key)
+        _, pushforward, _ = jax.linearize(step, theta, float_leaves(state), has_aux=True)
+        return pushforward(dtheta, dfloats)[1]
+
+    state = jax.eval_shape(system.init, theta, key)
+    loss = jax.eval_shape(system.step, theta, state, key)[1]
+    if jnp.issubdtype(loss.dtype, jnp.floating):
+        jaxpr = jax.make_jaxpr(loss_tangent)(key, theta, float_leaves(state)).jaxpr
+        reached = set(jaxpr.invars[1:])
+
+        def depends(value):
+            return not isinstance(value, Literal) and value in reached
+
+        for equation in jaxpr.eqns:
+            if any(map(depends, equation.invars)):
+                reached.update(equation.outvars)
+        if depends(jaxpr.outvars[0]):
+            return
+    raise ValueError(
+        f"`{name}` differentiates the loss, but the derivative of this loss (dtype "
+        f"{loss.dtype}) is zero wherever it exists; use an estimator that only evaluates "
+        "it, such as `pes`, `nres` or `full_es`."
+    )
 
 
 class Particle(NamedTuple):
@@ -153,6 +221,11 @@ def init_particles(
         return Particle(index, begin(key_begin), horizon - first_length, horizon, memory)
 
     return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32))
+
+
+def synchronized(particles: Particle) -> Particle:
+    """The population with no phases: every particle restarts in the next truncation."""
+    return particles._replace(position=particles.horizon)
 
 
 def restart_if_done(
@@ -249,6 +322,11 @@ def add_scaled(theta: Theta, scale, direction: Theta) -> Theta:
 def scaled(scale, tree: Theta) -> Theta:
     """``scale * tree``."""
     return jax.tree.map(lambda x: scale * x, tree)
+
+
+def inner(a: Theta, b: Theta) -> jax.Array:
+    """The inner product of two equal pytrees."""
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:

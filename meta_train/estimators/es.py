@@ -101,8 +101,7 @@ def truncated_es(
     covers many tasks and phases.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
-    for horizon in horizons.values:
-        base.check_multiple(int(horizon), truncation)
+    base.check_truncation(horizons, truncation)
 
     def init(theta, key):
         begin = partial(system.init, theta)

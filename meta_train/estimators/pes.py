@@ -46,8 +46,7 @@ def pes(
     truncation, not summed.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
-    for horizon in horizons.values:
-        base.check_multiple(int(horizon), truncation)
+    base.check_truncation(horizons, truncation)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)

@@ -1,0 +1,183 @@
+"""Figure 5 of the PES paper: only estimators without truncation bias find the optimum.
+
+python -m launch.reproduce influence_balancing --workdir=DIR
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from launch.studies.base import Claim, Result, Study
+from launch.studies.descent import band, descend
+from meta_train import estimators as est
+from meta_train.unroll import UnrolledSystem
+from tasks.dynamics.influence_balancing import (
+    OPTIMUM,
+    THETA_INIT,
+    final_loss,
+    influence_balancing,
+)
+
+NUM_PAIRS = 500
+SIGMA = 0.1
+RATE, UORO_RATE = 1e-4, 1e-5
+STEPS = 3000
+RECORDS = 100
+FLOOR = 1e-18
+
+COLORS = {
+    "RTRL": "black",
+    "PES": "#0072B2",
+    "NRES": "#009E73",
+    "UORO": "#CC79A7",
+    "truncated ES": "#E69F00",
+    "TBPTT, K=1": "#D55E00",
+}
+
+
+def system(end_of_window: int = 1) -> UnrolledSystem:
+    return UnrolledSystem(*influence_balancing(end_of_window))
+
+
+def methods(num_uoro: int) -> dict[str, tuple[est.GradientEstimator, float]]:
+    """The estimator and SGD learning rate of each curve; no episode ever ends.
+
+    ``num_uoro`` is the number of particles of UORO, the slowest.
+    """
+
+    def endless(truncation):
+        return {"truncation": truncation, "horizons": est.fixed_horizon(STEPS * truncation)}
+
+    es = {"num_pairs": NUM_PAIRS, "sigma": SIGMA, **endless(1)}
+    found = {
+        "RTRL": (est.rtrl(system(), num_particles=1, **endless(1)), RATE),
+        "PES": (est.pes(system(), **es), RATE),
+        "NRES": (est.nres(system(), **es), RATE),
+        "UORO": (est.uoro(system(), num_particles=num_uoro, **endless(1)), UORO_RATE),
+        "truncated ES": (est.truncated_es(system(), **es), RATE),
+        "TBPTT, K=1": (est.tbptt(system(), num_particles=1, **endless(1)), RATE),
+    }
+    for truncation in (10, 100):
+        for kind, every in (("end", truncation), ("mean", 1)):
+            estimator = est.tbptt(system(every), num_particles=1, **endless(truncation))
+            found[f"TBPTT, K={truncation}, {kind} loss"] = (estimator, RATE)
+    return found
+
+
+def run(quick: bool, data_dir: str | None) -> Result:
+    del data_dir
+    with jax.enable_x64(True):
+        thetas = {}
+        for name, (estimator, rate) in methods(num_uoro=200 if quick else 2 * NUM_PAIRS).items():
+            random = name in ("PES", "NRES", "UORO", "truncated ES")
+            steps, thetas[name] = descend(
+                name,
+                estimator,
+                jnp.asarray(THETA_INIT),
+                optax.sgd(rate),
+                num_steps=STEPS,
+                num_records=RECORDS,
+                num_seeds=(2 if quick else 10) if random else 1,
+                together=True,
+            )
+        measure = jax.jit(jax.vmap(jax.vmap(final_loss)))
+        losses = {name: np.asarray(measure(theta)) for name, theta in thetas.items()}
+    table = [
+        {
+            "estimator": name,
+            "seeds": len(loss),
+            "final theta": float(np.median(thetas[name][:, -1])),
+            "final loss": float(np.median(loss[:, -1])),
+            "worst final loss": float(loss[:, -1].max()),
+        }
+        for name, loss in losses.items()
+    ]
+    return Result(
+        claims=claims(thetas, losses),
+        table=table,
+        figure=draw(steps, losses),
+        data={
+            "steps": steps.tolist(),
+            "theta": {name: theta.tolist() for name, theta in thetas.items()},
+            "loss": {name: loss.tolist() for name, loss in losses.items()},
+        },
+    )
+
+
+def claims(thetas: dict, losses: dict) -> list[Claim]:
+    start = float(losses["RTRL"][0, 0])
+    last = {name: loss[:, -1] for name, loss in losses.items()}
+    apart = float(np.abs(thetas["PES"] - thetas["RTRL"]).max())
+    apart /= THETA_INIT - OPTIMUM
+    blind = [
+        "truncated ES",
+        "TBPTT, K=1",
+        "TBPTT, K=10, end loss",
+        "TBPTT, K=10, mean loss",
+        "TBPTT, K=100, mean loss",
+    ]
+    return [
+        Claim(
+            "PES follows RTRL: its theta is never further from it than 20% of the way to go.",
+            apart < 0.2,
+            f"largest distance over all seeds and steps: {apart:.1%} of the way",
+        ),
+        Claim(
+            "The estimators without truncation bias (RTRL, PES, NRES) find the optimum, loss 0.",
+            bool(last["RTRL"][0] < 1e-12 and max(last["PES"].max(), last["NRES"].max()) < 1e-8),
+            "worst final losses: "
+            + ", ".join(f"{name} {last[name].max():.1g}" for name in ("RTRL", "PES", "NRES")),
+        ),
+        Claim(
+            "UORO is unbiased too but noisier: at a tenth of the learning rate it is on its way.",
+            bool((last["UORO"] < start).all() and (last["UORO"] > last["PES"].max()).all()),
+            f"final losses {last['UORO'].min():.1g} to {last['UORO'].max():.1g}, from {start:.1g}",
+        ),
+        Claim(
+            "Short truncations, and 100 steps under the mean loss, move away from the optimum.",
+            all(bool((last[name] > start).all()) for name in blind),
+            ", ".join(f"{name}: {last[name].min():.2g}" for name in blind) + f"; start {start:.1g}",
+        ),
+        Claim(
+            "TBPTT over 100 steps finds the optimum under the loss at the end of its window.",
+            bool(last["TBPTT, K=100, end loss"][0] < 1e-6),
+            f"final loss {last['TBPTT, K=100, end loss'][0]:.1g}",
+        ),
+    ]
+
+
+def draw(steps: np.ndarray, losses: dict) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+
+    def curve(axis, name, **line):
+        band(axis, steps, np.maximum(losses[name], FLOOR), label=name, linewidth=1.8, **line)
+
+    for name, color in COLORS.items():
+        style = {"RTRL": "--", "TBPTT, K=1": ":"}.get(name, "-")
+        curve(left, name, color=color, linestyle=style, zorder=3 if name == "RTRL" else 2)
+    curve(right, "RTRL", color="black", linestyle="--")
+    for truncation, color in ((10, "#D55E00"), (100, "#56B4E9")):
+        curve(right, f"TBPTT, K={truncation}, end loss", color=color)
+        curve(right, f"TBPTT, K={truncation}, mean loss", color=color, linestyle=":")
+    left.set_title("Truncations of one step", fontsize=10)
+    right.set_title("Longer truncations: loss at the end or mean over the window", fontsize=10)
+    left.set_ylabel("loss after 500 inner steps (optimum 0)")
+    for axis in (left, right):
+        axis.set_yscale("log")
+        axis.set_ylim(FLOOR, 1e6)
+        axis.set_xlim(0, steps[-1])
+        axis.set_xlabel("outer steps")
+        axis.grid(alpha=0.25, linewidth=0.5)
+        axis.legend(fontsize=8, frameon=False, loc="lower left")
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+STUDY = Study(
+    "RTRL, PES, NRES find the optimum that short truncations run from (Vicol 2021, Figure 5)",
+    2.0,
+    run,
+)

@@ -1,0 +1,316 @@
+"""Table 1 of the PES paper, measured: what each estimator costs and what it estimates.
+
+python -m launch.reproduce table1 --workdir=DIR
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from launch.studies import cost
+from launch.studies.base import Claim, Result, Study
+from meta_train import estimators as est
+from meta_train.unroll import UnrolledSystem, unroll
+
+T, K = 12, 3
+STATE_SIZE, THETA_SIZE = 4, 3
+SIGMA, TINY_SIGMA = 0.3, 1e-3
+Z = 5.0
+COST_SIZES = {"K": (16, 32), "T": (32, 64), "S": (64, 128), "P": (8, 16), "N": (8, 16)}
+COST_BASE = {"K": 4, "T": 32, "S": 64, "P": 8, "N": 8}
+
+
+class Row(NamedTuple):
+    """An estimator, and what the table says of it.
+
+    Attributes:
+      build: ``(system, N, T, K, sigma) -> estimator``.
+      unbiased, differentiates, smooths: what it should be found to be.
+      compute, memory: as published (F, B: a forward and a backward step).
+      flops, bytes: the exponents of the symbols in them; an absent symbol has exponent 0.
+    """
+
+    build: Callable
+    unbiased: bool
+    differentiates: bool
+    smooths: bool
+    compute: str
+    memory: str
+    flops: dict[str, int]
+    bytes: dict[str, int]
+
+
+def _full(make, count="num_particles", perturbs=False, **extra):
+    """``build`` of an estimator that runs whole episodes."""
+
+    def build(system, num, horizon, truncation, sigma):
+        del truncation
+        kwargs = {count: num, "horizons": est.fixed_horizon(horizon), **extra}
+        return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
+
+    return build
+
+
+def _online(make, count="num_particles", perturbs=False):
+    """``build`` of an estimator that runs truncations."""
+
+    def build(system, num, horizon, truncation, sigma):
+        kwargs = {count: num, "horizons": est.fixed_horizon(horizon), "truncation": truncation}
+        return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
+
+    return build
+
+
+_full_es = partial(_full, count="num_pairs", perturbs=True)
+_online_es = partial(_online, count="num_pairs", perturbs=True)
+_STEP = {"S": 2, "N": 1}
+
+ROWS = {
+    "BPTT": Row(_full(est.bptt), True, True, False, "T(F+B)", "TS",
+                {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
+    "TBPTT": Row(_online(est.tbptt), False, True, False, "K(F+B)", "KS",
+                 {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
+    "ARTBP": Row(_full(est.artbp, mean_truncation=4.0), True, True, False,
+                 "T(F+B); K(F+B) if dynamic", "TS; KS if dynamic",
+                 {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
+    "RTRL": Row(_online(est.rtrl), True, True, False, "K P F", "SP",
+                {"K": 1, "P": 1, **_STEP}, {"S": 1, "P": 1, "N": 1}),
+    "UORO": Row(_online(est.uoro), True, True, False, "K(F+B)", "S+P",
+                {"K": 1, **_STEP}, {"S": 1, "N": 1}),
+    "forward gradient": Row(_online(est.forward_gradient), True, True, False, "K F", "S+P",
+                            {"K": 1, **_STEP}, {"S": 1, "N": 1}),
+    "Reparam": Row(_full_es(est.reparam), True, True, True, "N T(F+B)", "N TS",
+                   {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
+    "ES": Row(_full_es(est.full_es), True, False, True, "N T F", "N S",
+              {"T": 1, **_STEP}, {"S": 1, "N": 1}),
+    "truncated ES": Row(_online_es(est.truncated_es), False, False, True, "N K F", "N S",
+                        {"K": 1, **_STEP}, {"S": 1, "N": 1}),
+    "PES": Row(_online_es(est.pes), True, False, True, "N K F", "N(S+P)",
+               {"K": 1, **_STEP}, {"S": 1, "N": 1}),
+    "PES+Analytic": Row(_online_es(est.pes_analytic), True, True, True, "N K(F+B)", "N(KS+P)",
+                        {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
+    "NRES": Row(_online_es(est.nres), True, False, True, "N K F", "N(S+P)",
+                {"K": 1, **_STEP}, {"S": 1, "N": 1}),
+}  # fmt: skip
+
+
+def linear_system() -> tuple[UnrolledSystem, jax.Array]:
+    """``s <- A s + B theta`` with a squared loss: quadratic, so smoothing does not bias."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(STATE_SIZE, STATE_SIZE))
+    a *= 0.9 / np.abs(np.linalg.eigvals(a)).max()
+    b = rng.normal(size=(STATE_SIZE, THETA_SIZE)) / THETA_SIZE**0.5
+    target, start = rng.normal(size=(2, STATE_SIZE))
+
+    def step(theta, state, key):
+        del key
+        state = a @ state + b @ theta
+        return state, jnp.sum((state - target) ** 2) / 2
+
+    theta = jnp.asarray(rng.normal(size=THETA_SIZE))
+    return UnrolledSystem(lambda theta, key: jnp.asarray(start), step), theta
+
+
+def quartic_system() -> UnrolledSystem:
+    """``s <- s + theta`` with the loss ``s^4``: smoothing adds to its gradient."""
+
+    def step(theta, state, key):
+        del key
+        state = state + theta
+        return state, jnp.sum(state**4)
+
+    return UnrolledSystem(lambda theta, key: jnp.zeros_like(theta), step)
+
+
+def sampler(row: Row, system, theta, num: int, replicates: int):
+    """``sigma -> estimates``: independent, theta held, each from one episode of ``num``."""
+
+    def one(sigma, key):
+        estimator = row.build(system, num, T, K, sigma)
+        key_init, key_steps = jax.random.split(key)
+        state = estimator.init(theta, key_init)
+        num_steps = 1
+        if hasattr(state, "position"):
+            state, num_steps = est.synchronized(state), T // K
+
+        def body(state, key):
+            grad, state, _ = estimator.estimate(theta, state, key)
+            return state, grad
+
+        return jnp.mean(
+            jax.lax.scan(body, state, jax.random.split(key_steps, num_steps))[1], axis=0
+        )
+
+    keys = jax.random.split(jax.random.key(0), replicates)
+    quickly_compiled = {"xla_backend_optimization_level": 0}
+    sample = jax.jit(jax.vmap(one, in_axes=(None, 0)), compiler_options=quickly_compiled)
+    return lambda sigma: np.asarray(sample(sigma, keys))
+
+
+def exact_gradient(system, theta) -> np.ndarray:
+    """Of the mean loss of an episode of a system without randomness."""
+    key = jax.random.key(0)
+
+    def loss(theta):
+        return jnp.mean(unroll(system, theta, system.init(theta, key), key, T)[1])
+
+    return np.asarray(jax.grad(loss)(theta))
+
+
+def differs(estimates: np.ndarray, other: np.ndarray, scale: float) -> bool:
+    """Whether the mean is more than ``Z`` standard errors (and rounding) from ``other``."""
+    error = estimates.std(axis=0) / len(estimates) ** 0.5
+    gap = np.abs(estimates.mean(axis=0) - other)
+    return bool(np.any(gap > Z * error + 1e-6 * scale))
+
+
+def accepts_any_loss(row: Row, system, theta) -> bool:
+    """Whether the estimator takes a loss whose derivative is zero."""
+
+    def rounded(theta, state, key):
+        state, loss = system.step(theta, state, key)
+        return state, jnp.round(loss)
+
+    estimator = row.build(UnrolledSystem(system.init, rounded), 2, T, K, SIGMA)
+    try:
+        estimator.init(theta, jax.random.key(0))
+    except ValueError:
+        return False
+    return True
+
+
+def cost_exponents(row: Row, symbols=tuple(COST_SIZES)) -> dict[str, tuple[float, float]]:
+    """Of each symbol, the exponents of the operations and of the bytes of an outer step."""
+
+    def at(**sizes):
+        sizes = {**COST_BASE, **sizes}
+        system = cost.dense_system(sizes["S"])
+        estimator = row.build(system, sizes["N"], sizes["T"], sizes["K"], SIGMA)
+        return cost.measure(estimator, jnp.zeros(sizes["P"]))
+
+    found = {}
+    for symbol in symbols:
+        costs = [at(**{symbol: size}) for size in COST_SIZES[symbol]]
+        found[symbol] = (
+            cost.exponent(COST_SIZES[symbol], [c.flops for c in costs]),
+            cost.exponent(COST_SIZES[symbol], [c.bytes for c in costs]),
+        )
+    return found
+
+
+def run(quick: bool, data_dir: str | None) -> Result:
+    del data_dir
+    num, replicates = (50, 200) if quick else (400, 500)
+    rows, exponents = [], {}
+    for name, row in tqdm(ROWS.items(), desc="table1"):
+        with jax.enable_x64(True):
+            system, theta = linear_system()
+            gradient = exact_gradient(system, theta)
+            scale = float(np.linalg.norm(gradient))
+            found = sampler(row, system, theta, num, replicates)(SIGMA)
+            quartic = sampler(row, quartic_system(), jnp.array([0.3]), num, replicates)
+            rows.append({
+                "estimator": name,
+                "bias": float(np.linalg.norm(found.mean(axis=0) - gradient)) / scale,
+                "+-": float(np.sqrt(found.var(axis=0).sum() / replicates)) / scale,
+                "unbiased": not differs(found, gradient, scale),
+                "variance": float(found.var(axis=0).sum()) * num / scale**2,
+                "smoothed": differs(quartic(SIGMA) - quartic(TINY_SIGMA), 0.0, 1.0),
+                "any loss": accepts_any_loss(row, system, theta),
+                "compute": row.compute,
+                "memory": row.memory,
+            })  # fmt: skip
+        if not quick:
+            exponents[name] = cost_exponents(row)
+            for symbol, (flops, held) in exponents[name].items():
+                rows[-1][symbol] = (
+                    f"{flops:.2f}/{row.flops.get(symbol, 0)} {held:.2f}/{row.bytes.get(symbol, 0)}"
+                )
+    return Result(
+        claims=claims(rows, exponents),
+        table=rows,
+        figure=draw(rows),
+        data={"rows": rows, "exponents": exponents},
+    )
+
+
+def claims(rows: list[dict], exponents: dict) -> list[Claim]:
+    def agree(column: str, expected: Callable[[Row], bool]) -> tuple[bool, str]:
+        wrong = [r["estimator"] for r in rows if r[column] != expected(ROWS[r["estimator"]])]
+        return not wrong, f"{len(rows) - len(wrong)} of {len(rows)} estimators as published" + (
+            f"; not {', '.join(wrong)}" if wrong else ""
+        )
+
+    found = [
+        Claim("Only TBPTT and truncated ES are biased.", *agree("unbiased", lambda r: r.unbiased)),
+        Claim(
+            "Those that perturb theta estimate the gradient of a smoothed loss, the rest do not.",
+            *agree("smoothed", lambda r: r.smooths),
+        ),
+        Claim(
+            "ES, truncated ES, PES and NRES need no derivative of the loss, the rest do.",
+            *agree("any loss", lambda r: not r.differentiates),
+        ),
+    ]
+    if exponents:
+        worst = max(
+            (abs(measured - expected.get(symbol, 0)), f"{name}, {what} in {symbol}: {measured:.2f}")
+            for name, symbols in exponents.items()
+            for symbol, pair in symbols.items()
+            for what, measured, expected in (
+                ("compute", pair[0], ROWS[name].flops),
+                ("memory", pair[1], ROWS[name].bytes),
+            )
+        )
+        found.append(
+            Claim(
+                "Compute and memory grow with K, T, S, P and N as published (where S dominates).",
+                worst[0] < 0.4,
+                f"exponent furthest from its integer: {worst[1]}",
+            )
+        )
+    return found
+
+
+def draw(rows: list[dict]) -> Figure:
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))[::-1]
+    colors = ["#0072B2" if row["unbiased"] else "#D55E00" for row in rows]
+    left.barh(places, [row["bias"] for row in rows], color=colors, height=0.6)
+    left.errorbar(
+        [row["bias"] for row in rows],
+        places,
+        xerr=[2 * row["+-"] for row in rows],
+        fmt="none",
+        ecolor="black",
+        elinewidth=1,
+        capsize=2,
+    )
+    left.set_xlim(0, None)
+    left.set_yticks(places, [row["estimator"] for row in rows])
+    left.set_xlabel(r"bias $\|E g - \nabla F\|\, /\, \|\nabla F\|$   ($\pm$ 2 standard errors)")
+    floor = 1e-4
+    variances = [max(row["variance"], floor) for row in rows]
+    right.barh(places, variances, color=colors, height=0.6)
+    for place, row in zip(places, rows, strict=True):
+        if row["variance"] < floor:
+            right.annotate("0", (floor, place), (3, -3), textcoords="offset points", fontsize=8)
+    right.set_xscale("log")
+    right.set_xlim(floor, None)
+    right.set_xlabel(r"variance of one particle, one episode $/\, \|\nabla F\|^2$")
+    for axis in (left, right):
+        axis.grid(axis="x", alpha=0.25, linewidth=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+STUDY = Study(
+    "bias, variance, cost, smoothing of every estimator, measured (Vicol 2021, Table 1)", 10.0, run
+)

@@ -1,0 +1,102 @@
+"""Anticipated reweighted truncated backpropagation: cuts at random places, reweighted."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem
+
+
+def artbp(
+    system: UnrolledSystem,
+    *,
+    num_particles: int,
+    mean_truncation: float,
+    horizons: base.Horizons,
+    alpha: float = 6.0,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Truncated backpropagation with random, compensated cuts: unbiased.
+
+    After each inner step the backward pass is cut with probability ``c`` and multiplied by
+    ``1/(1 - c)`` where it is not, so its expectation is the exact gradient of the mean
+    per-step loss. ``d`` steps after the last cut, ``c = alpha / ((alpha - 1) l + d)``: cuts
+    are ``l`` steps apart on average with a polynomial tail, which lets the products of
+    weights grow like ``d^alpha`` instead of exponentially. ``alpha=inf``: ``c = 1/l``.
+
+    Every outer step runs whole episodes. A cut segment is ``l`` steps long on average but
+    may be as long as the episode, and compiled programs have fixed shapes, so this costs
+    the ``N T`` forward and backward steps and the memory of ``bptt``; the ``l`` steps and
+    ``l`` residuals of Table 1 are what a dynamic program needs on average.
+
+    Args:
+      num_particles: ``N``, episodes per outer step.
+      mean_truncation: ``l``, mean steps between cuts; above 1.
+      horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
+      alpha: tail exponent of the segment lengths, above 1.
+      chunk: episodes computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a non-positive number, ``mean_truncation`` or ``alpha`` not above 1, or
+        (from ``init``) a loss without a derivative.
+
+    Source: Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time".
+    Their ``c``; that its mean segment is ``l`` follows from a telescoping sum.
+    """
+    base.check_positive(num_particles=num_particles, mean_truncation=mean_truncation)
+    for name, value in {"mean_truncation": mean_truncation, "alpha": alpha}.items():
+        if not value > 1:
+            raise ValueError(
+                f"`{name}` must be above 1, got {name}={value}; "
+                "cuts one step apart leave no path to reweight."
+            )
+
+    def init(theta, key):
+        base.check_differentiable("artbp", system, theta, key)
+        return jnp.arange(num_particles, dtype=jnp.int32)
+
+    def cut_probability(since_cut):
+        return 1 / ((1 - 1 / alpha) * mean_truncation + since_cut / alpha)
+
+    def episode(theta, key, particle_id):
+        key_restart, key_data, key_cuts = jax.random.split(jax.random.fold_in(key, particle_id), 3)
+        key_horizon, key_begin = jax.random.split(key_restart)
+
+        def body(theta, carry, keys):
+            state, since_cut = carry
+            key_step, key_cut = keys
+            state, loss = system.step(theta, state, key_step)
+            probability = cut_probability(since_cut)
+            cut = jax.random.bernoulli(key_cut, probability)
+            weight = jnp.where(cut, 0.0, 1 / (1 - probability))
+            return (_scale_backward(weight, state), jnp.where(cut, 1, since_cut + 1)), loss
+
+        def loss(theta):
+            start = system.init(theta, key_begin), jnp.int32(1)
+            keys = (
+                jax.random.split(key_data, horizons.max),
+                jax.random.split(key_cuts, horizons.max),
+            )
+            losses = jax.lax.scan(partial(body, theta), start, keys)[1]
+            return base.episode_loss(losses, horizons, key_horizon)
+
+        return jax.value_and_grad(loss)(theta)
+
+    def estimate(theta, ids, key):
+        losses, grads = base.map_particles(partial(episode, theta, key), ids, chunk)
+        grad, _, metrics = base.population_mean(grads, losses)
+        return grad, ids, metrics
+
+    return base.GradientEstimator(init, estimate)
+
+
+def _scale_backward(weight: jax.Array, state):
+    """The identity, whose derivative is ``weight``."""
+
+    def scale(x):
+        constant = jax.lax.stop_gradient(x)
+        return constant + weight.astype(x.dtype) * (x - constant)
+
+    return base.replace_floats(state, [scale(x) for x in base.float_leaves(state)])

@@ -1,0 +1,143 @@
+"""Generalized persistent evolution strategies, and noise-reuse ES, its lowest-cost member."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem, unroll
+
+
+def gpes(
+    system: UnrolledSystem,
+    *,
+    num_pairs: int,
+    truncation: int,
+    noise_period: int,
+    horizons: base.Horizons,
+    sigma: float,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Persistent evolution strategies with a perturbation drawn anew every ``noise_period`` steps.
+
+    Unbiased for the gradient of the mean per-step loss smoothed by an independent Gaussian
+    perturbation of theta in each ``noise_period`` of an episode. Per truncation,
+
+        g = mean_i xi_i * (L_i(theta + eps_i) - L_i(theta - eps_i)) / (2 sigma^2)
+
+    where ``eps_i`` is the current perturbation and ``xi_i`` sums those of the episode so far.
+    ``noise_period = truncation`` is ``pes``; ``noise_period >= horizon`` is ``nres``. Compute:
+    ``2 N K`` forward steps; memory: ``2 N`` inner states and ``2 N`` copies of theta. Theta
+    moves between truncations, so in training the estimate lags behind it (hysteresis).
+
+    Args:
+      num_pairs: ``N``, antithetic pairs; the halves share data and keys.
+      truncation: inner steps per outer step (``W`` in the source).
+      noise_period: inner steps per perturbation (``K`` in the source), a multiple of
+        ``truncation``.
+      horizons: distribution of episode lengths, multiples of ``truncation``.
+      sigma: standard deviation of the perturbations.
+      chunk: pairs computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a horizon or noise period that is no multiple of ``truncation``, or a
+        non-positive number.
+
+    Source: Li et al. 2023, "Variance-reduced gradient estimation via noise-reuse in online
+    evolution strategies", Algorithm 3 and section 4. Differs: restarts fall only between
+    truncations; losses are averaged over the truncation, not summed. A particle that starts
+    in mid-episode draws its perturbation there.
+    """
+    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_truncation(horizons, truncation)
+    if noise_period < 1 or noise_period % truncation:
+        raise ValueError(
+            f"`noise_period` must be a positive multiple of `truncation`, got noise_period="
+            f"{noise_period}, truncation={truncation}; a perturbation lasts whole truncations."
+        )
+
+    def init(theta, key):
+        key_particles, key_eps = jax.random.split(key)
+        zeros = jax.tree.map(jnp.zeros_like, theta)
+        begin = base.antithetic_starts(system, theta)
+        particles = base.init_particles(
+            num_pairs, horizons, truncation, key_particles, begin, (zeros, zeros)
+        )
+
+        def draw(particle):
+            eps = base.perturbation(jax.random.fold_in(key_eps, particle.id), theta, sigma)
+            started = particle.position % noise_period != 0
+            eps = base.select(started, eps, zeros)
+            return particle._replace(memory=(eps, eps))
+
+        return jax.vmap(draw)(particles)
+
+    def window(theta, key, particle):
+        key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
+        begin = base.antithetic_starts(system, theta)
+        particle = base.restart_if_done(particle, horizons, key_restart, begin)
+        xi, eps = particle.memory
+        draw = particle.position % noise_period == 0
+        eps = base.select(draw, base.perturbation(key_eps, theta, sigma), eps)
+        xi = base.select(draw, base.add_scaled(xi, 1.0, eps), xi)
+
+        def half(sign, state):
+            return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
+
+        states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
+        positive, negative = jnp.mean(losses, axis=1)
+        contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
+        particle = particle._replace(
+            states=states, position=particle.position + truncation, memory=(xi, eps)
+        )
+        return contribution, particle, (positive + negative) / 2
+
+    def estimate(theta, particles, key):
+        contributions, particles, losses = base.map_particles(
+            partial(window, theta, key), particles, chunk
+        )
+        grad, finite, metrics = base.population_mean(contributions, losses)
+        return grad, base.end_if_nonfinite(particles, finite), metrics
+
+    return base.GradientEstimator(init, estimate)
+
+
+def nres(
+    system: UnrolledSystem,
+    *,
+    num_pairs: int,
+    truncation: int,
+    horizons: base.Horizons,
+    sigma: float,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Noise-reuse ES (ES-Single): one perturbation an episode, used in all its truncations.
+
+    Unbiased for the gradient of the mean per-step loss smoothed by *one* Gaussian
+    perturbation of theta held over the episode, the objective of ``full_es``, but one
+    truncation at a time:
+
+        g = mean_i eps_i * (L_i(theta + eps_i) - L_i(theta - eps_i)) / (2 sigma^2).
+
+    Its variance does not grow with the number of truncations in an episode, as that of
+    ``pes`` may. Without restarts the perturbations are never drawn again, and the population
+    must span theta. Compute: ``2 N K`` forward steps; memory: ``2 N`` inner states and
+    ``2 N`` copies of theta.
+
+    Args, Raises: those of ``gpes``.
+
+    Source: Li et al. 2023 (NRES), Vicol 2023 (ES-Single): the same estimator found twice.
+    """
+    return gpes(
+        system,
+        num_pairs=num_pairs,
+        truncation=truncation,
+        noise_period=horizons.max,
+        horizons=horizons,
+        sigma=sigma,
+        chunk=chunk,
+    )
+
+
+es_single = nres

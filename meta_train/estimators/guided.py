@@ -1,0 +1,127 @@
+"""Guided evolution strategies: perturbations stretched along surrogate gradients."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem, unroll
+
+
+class GuidedParticle(NamedTuple):
+    """A pair of guided ES: its id, and its last surrogate gradients, ``[k, P]``."""
+
+    id: jax.Array
+    surrogates: jax.Array
+
+
+def guided_es(
+    system: UnrolledSystem,
+    *,
+    num_pairs: int,
+    truncation: int,
+    num_surrogates: int,
+    horizons: base.Horizons,
+    sigma: float,
+    alpha: float = 0.5,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Antithetic ES over whole episodes, with perturbations guided by cheap biased gradients.
+
+    With ``U [P, k]`` an orthonormal basis of the pair's last ``k`` surrogate gradients
+    (truncated backpropagation), perturbations are ``eps ~ N(0, sigma^2 C)``,
+
+        C = alpha I + (1 - alpha) (P / k) U U^T,      g = eps (L+ - L-) / (2 sigma^2).
+
+    Its expectation is ``C`` times the gradient of the mean per-step loss (smoothed by
+    ``eps``): a descent direction and not the gradient, biased towards the surrogates by
+    design, with a trace-preserving ``C``. ``alpha = 1`` is ``full_es``. ``3 N T`` forward and
+    ``N T`` backward steps; memory: the residuals of ``T`` steps for each of ``chunk`` pairs,
+    and ``N k`` copies of theta.
+
+    Args:
+      num_pairs: ``N``, antithetic pairs; the halves share data and keys.
+      truncation: inner steps the surrogate gradients look back.
+      num_surrogates: ``k``, at most the size of theta.
+      horizons: distribution of episode lengths, multiples of ``truncation``.
+      sigma: standard deviation of the perturbations, root mean square over directions.
+      alpha: share of the isotropic part, in ``(0, 1]``.
+      chunk: pairs computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a horizon that is no multiple of ``truncation``, a number out of range, or
+        (from ``init``) more surrogates than theta has entries, or a loss without a derivative.
+
+    Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
+    means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
+    """
+    base.check_positive(num_pairs=num_pairs, num_surrogates=num_surrogates, sigma=sigma)
+    base.check_truncation(horizons, truncation)
+    if not 0 < alpha <= 1:
+        raise ValueError(
+            f"`alpha` must be above 0 and at most 1, got alpha={alpha}; "
+            "at 0 no direction but the surrogates is ever tried."
+        )
+
+    def init(theta, key):
+        base.check_differentiable("guided_es", system, theta, key)
+        flat = ravel_pytree(theta)[0]
+        if num_surrogates > flat.size:
+            raise ValueError(
+                f"`num_surrogates` must be at most the size of theta, got num_surrogates="
+                f"{num_surrogates} for {flat.size} entries; more span no more directions."
+            )
+        surrogates = jnp.zeros((num_pairs, num_surrogates, flat.size), flat.dtype)
+        return GuidedParticle(jnp.arange(num_pairs, dtype=jnp.int32), surrogates)
+
+    def surrogate(theta, key_begin, key_horizon, key_data):
+        """The gradient of the episode with the state held constant every ``truncation`` steps."""
+
+        def loss(theta):
+            def window(state, keys):
+                floats = [jax.lax.stop_gradient(x) for x in base.float_leaves(state)]
+                state = base.replace_floats(state, floats)
+                return jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)
+
+            keys = jax.random.split(key_data, horizons.max)
+            windows = keys.reshape(-1, truncation, *keys.shape[1:])
+            losses = jax.lax.scan(window, system.init(theta, key_begin), windows)[1]
+            return base.episode_loss(losses.reshape(-1), horizons, key_horizon)
+
+        return ravel_pytree(jax.grad(loss)(theta))[0]
+
+    def episode(theta, key, particle):
+        keys = jax.random.split(jax.random.fold_in(key, particle.id), 4)
+        key_restart, key_eps, key_data, key_sub = keys
+        key_horizon, key_begin = jax.random.split(key_restart)
+        flat, unravel = ravel_pytree(theta)
+        basis = jnp.linalg.qr(particle.surrogates.T)[0]
+        within = jax.random.normal(key_sub, (num_surrogates,), flat.dtype)
+        stretch = sigma * jnp.sqrt((1 - alpha) * flat.size / num_surrogates)
+        eps = jnp.sqrt(alpha) * ravel_pytree(base.perturbation(key_eps, theta, sigma))[0]
+        eps = unravel(eps + stretch * basis @ within)
+
+        def half(sign, state):
+            theta_i = base.add_scaled(theta, sign, eps)
+            losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
+            return base.episode_loss(losses, horizons, key_horizon)
+
+        states = base.antithetic_starts(system, theta)(key_begin)
+        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]), states)
+        contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
+        newest = surrogate(theta, key_begin, key_horizon, key_data)
+        newest = jnp.where(jnp.all(jnp.isfinite(newest)), newest, 0.0)
+        surrogates = jnp.concatenate([newest[None], particle.surrogates[:-1]])
+        return contribution, GuidedParticle(particle.id, surrogates), (positive + negative) / 2
+
+    def estimate(theta, particles, key):
+        contributions, particles, losses = base.map_particles(
+            partial(episode, theta, key), particles, chunk
+        )
+        grad, _, metrics = base.population_mean(contributions, losses)
+        return grad, particles, metrics
+
+    return base.GradientEstimator(init, estimate)

@@ -1,0 +1,151 @@
+"""Reparameterization gradients: backpropagation at perturbed parameters, alone and with ES."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.unroll import UnrolledSystem, unroll
+
+VARIANCE_FLOOR = 1e-8
+
+
+def reparam(
+    system: UnrolledSystem,
+    *,
+    num_pairs: int,
+    horizons: base.Horizons,
+    sigma: float,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """The reparameterization gradient of the smoothed loss: ``mean_i grad L(theta +- eps_i)``.
+
+    Unbiased for the gradient of the mean per-step loss smoothed by one Gaussian perturbation
+    of theta held over the episode, the objective of ``full_es``; low variance where the loss
+    is smooth, exploding with it in chaotic regions. ``2 N T`` forward and backward steps;
+    memory: the residuals of ``T`` steps for both halves of the ``chunk`` pairs computed at
+    a time.
+
+    Args:
+      num_pairs: ``N``, antithetic pairs; the halves share data and keys.
+      horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
+      sigma: standard deviation of the perturbations.
+      chunk: pairs computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a non-positive number, or (from ``init``) a loss without a derivative.
+
+    Source: Metz et al. 2019, "Understanding and correcting pathologies in the training of
+    learned optimizers"; Vicol et al. 2021, Table 1.
+    """
+    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+
+    def init(theta, key):
+        base.check_differentiable("reparam", system, theta, key)
+        return jnp.arange(num_pairs, dtype=jnp.int32)
+
+    def episode(theta, key, particle_id):
+        key = jax.random.fold_in(key, particle_id)
+        _, by_backprop, loss = _pair_estimates(system, theta, key, horizons, sigma)
+        return by_backprop, loss
+
+    def estimate(theta, ids, key):
+        grads, losses = base.map_particles(partial(episode, theta, key), ids, chunk)
+        grad, _, metrics = base.population_mean(grads, losses)
+        return grad, ids, metrics
+
+    return base.GradientEstimator(init, estimate)
+
+
+def reparam_es(
+    system: UnrolledSystem,
+    *,
+    num_particles: int,
+    pairs_per_particle: int,
+    horizons: base.Horizons,
+    sigma: float,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Reparameterization and ES gradients of the same draws, combined by inverse variance.
+
+    Each particle runs ``M`` pairs and combines, for each entry of theta, the two means with
+    weights proportional to their inverse sample variances: close to the better one, in
+    smooth and in chaotic regions. Unbiased for the gradient of the mean per-step loss
+    smoothed as in ``full_es``. ``2 N M T`` forward and backward steps; memory: residuals of
+    ``T`` steps for the ``2 M`` runs of each of the ``chunk`` particles computed at a time.
+
+    Args:
+      num_particles: ``N``, groups of pairs.
+      pairs_per_particle: ``M``, even and at least 4.
+      horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
+      sigma: standard deviation of the perturbations.
+      chunk: particles computed at a time; see ``base.map_particles``.
+
+    Raises:
+      ValueError: on a non-positive number, a bad ``pairs_per_particle``, or (from ``init``) a
+        loss without a derivative.
+
+    Source: Metz et al. 2019, section 3.3. Differs: each half of the pairs is weighted by the
+    variances of the other half (weights from the averaged samples themselves are biased),
+    and the weights are of a particle, not of the whole population, so devices need not talk.
+    """
+    base.check_positive(num_particles=num_particles, sigma=sigma)
+    if pairs_per_particle < 4 or pairs_per_particle % 2:
+        raise ValueError(
+            f"`pairs_per_particle` must be even and at least 4, got pairs_per_particle="
+            f"{pairs_per_particle}; each half of the pairs weights the other by its variances."
+        )
+
+    def init(theta, key):
+        base.check_differentiable("reparam_es", system, theta, key)
+        return jnp.arange(num_particles, dtype=jnp.int32)
+
+    def group(theta, key, particle_id):
+        keys = jax.random.split(jax.random.fold_in(key, particle_id), pairs_per_particle)
+        one = partial(_pair_estimates, system, theta, horizons=horizons, sigma=sigma)
+        by_es, by_backprop, losses = jax.vmap(one)(keys)
+        return jax.tree.map(_combine, by_es, by_backprop), jnp.mean(losses)
+
+    def estimate(theta, ids, key):
+        grads, losses = base.map_particles(partial(group, theta, key), ids, chunk)
+        grad, _, metrics = base.population_mean(grads, losses)
+        return grad, ids, metrics
+
+    return base.GradientEstimator(init, estimate)
+
+
+def _pair_estimates(system, theta, key, horizons, sigma):
+    """One pair's ES gradient, its reparameterization gradient, and its mean loss."""
+    key_restart, key_eps, key_data = jax.random.split(key, 3)
+    key_horizon, key_begin = jax.random.split(key_restart)
+    eps = base.perturbation(key_eps, theta, sigma)
+
+    def loss(theta):
+        state = system.init(theta, key_begin)
+        losses = unroll(system, theta, state, key_data, horizons.max)[1]
+        return base.episode_loss(losses, horizons, key_horizon)
+
+    def half(sign):
+        return jax.value_and_grad(loss)(base.add_scaled(theta, sign, eps))
+
+    (positive, negative), grads = jax.vmap(half)(jnp.array([1.0, -1.0]))
+    by_es = base.scaled((positive - negative) / (2 * sigma**2), eps)
+    by_backprop = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+    return by_es, by_backprop, (positive + negative) / 2
+
+
+def _combine(by_es: jax.Array, by_backprop: jax.Array) -> jax.Array:
+    """The inverse-variance mean of ``[M, ...]`` and ``[M, ...]``, weights crossed over halves."""
+    half = by_es.shape[0] // 2
+
+    def weighted(mine, others):
+        w_es, w_backprop = (
+            1 / (jnp.var(x[others], axis=0, ddof=1) + VARIANCE_FLOOR) for x in (by_es, by_backprop)
+        )
+        means = (jnp.mean(x[mine], axis=0) for x in (by_es, by_backprop))
+        mean_es, mean_backprop = means
+        return (w_es * mean_es + w_backprop * mean_backprop) / (w_es + w_backprop)
+
+    first, second = slice(None, half), slice(half, None)
+    return (weighted(first, second) + weighted(second, first)) / 2

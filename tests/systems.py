@@ -1,0 +1,143 @@
+"""Systems with known gradients, and how the tests run an estimator on them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_train.estimators import synchronized
+from meta_train.unroll import UnrolledSystem, unroll
+
+
+def jit(fn):
+    """``jax.jit`` that compiles in a third of the time, into slower code: tests run once."""
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def linear(seed, state_size=4, theta_size=3, radius=0.9):
+    """``s <- A s + B theta``, ``L = |s - y|^2 / 2``: every loss is quadratic in theta.
+
+    Returns the system and a theta, float64.
+    """
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(state_size, state_size))
+    a *= radius / np.abs(np.linalg.eigvals(a)).max()
+    b = rng.normal(size=(state_size, theta_size)) / np.sqrt(theta_size)
+    target, start = rng.normal(size=(2, state_size))
+
+    def init(theta, key):
+        return jnp.asarray(start)
+
+    def step(theta, state, key):
+        state = a @ state + b @ theta
+        return state, jnp.sum((state - target) ** 2) / 2
+
+    return UnrolledSystem(init, step), jnp.asarray(rng.normal(size=theta_size))
+
+
+def nonlinear(seed):
+    """Everything a state may hold: theta enters its start, and it has a counter, a key and noise.
+
+    Theta is a dict of three leaves. Returns the system and a theta, in the default precision.
+    """
+    rng = np.random.default_rng(seed)
+    theta = {
+        "start": jnp.asarray(rng.normal(size=2)),
+        "weight": jnp.asarray(rng.normal(size=(5, 5)) / np.sqrt(5)),
+        "scale": jnp.asarray(rng.normal()),
+    }
+
+    def init(theta, key):
+        noise = cheap_noise(key, 3).astype(theta["start"].dtype)
+        return {
+            "x": jnp.concatenate([theta["start"], noise]),
+            "count": jnp.int32(0),
+            "key": key,
+            "trace": jnp.zeros((), theta["scale"].dtype),
+        }
+
+    def step(theta, state, key):
+        drive = cheap_noise(key, 5) + state["count"] * cheap_noise(state["key"], 5)
+        drive = (0.3 * drive).astype(theta["scale"].dtype)
+        x = jnp.tanh(theta["weight"] @ state["x"] + theta["scale"] * drive)
+        trace = 0.8 * state["trace"] + jnp.sum(x) * theta["scale"]
+        loss = jnp.sum(x**2) + trace**2 / (1 + state["count"])
+        return {"x": x, "count": state["count"] + 1, "key": state["key"], "trace": trace}, loss
+
+    return UnrolledSystem(init, step), theta
+
+
+def cheap_noise(key, size):
+    """Some function of a key with zero mean, ``[size]``; compiles faster than ``jax.random``."""
+    words = jax.random.key_data(key)[-1] >> jnp.arange(size, dtype=jnp.uint32)
+    return (words % 1024).astype(jnp.float32) / 512 - 1  # Exact, so equal however it is compiled.
+
+
+def quartic(horizon):
+    """``s <- s + theta`` from 0, ``L = s^4`` at the last step and 0 before; theta is a scalar."""
+
+    def init(theta, key):
+        return jnp.zeros_like(theta), jnp.int32(0)
+
+    def step(theta, state, key):
+        total, count = state[0] + theta, state[1] + 1
+        return (total, count), jnp.where(count == horizon, total**4, 0.0)
+
+    return UnrolledSystem(init, step)
+
+
+def window_gradients(system, theta, horizon, truncation):
+    """``g[t, r, P]``: the gradient of the summed loss of window ``t`` by the theta of window ``r``.
+
+    For systems without randomness.
+    """
+    windows = horizon // truncation
+    key = jax.random.key(0)
+
+    def losses(thetas):
+        def window(state, theta):
+            state, losses = unroll(system, theta, state, key, truncation)
+            return state, jnp.sum(losses)
+
+        return jax.lax.scan(window, system.init(thetas[0], key), thetas)[1]
+
+    return np.asarray(jax.jacobian(losses)(jnp.tile(theta, (windows, 1))))
+
+
+def replicates(estimator, theta, num_replicates, num_steps, *, burn_in=0, together=True, seed=0):
+    """Independent estimates with theta held: the mean over ``num_steps`` outer steps each.
+
+    Args:
+      burn_in: outer steps before those that count.
+      together: all particles start an episode in the first truncation (else the phases of
+        ``estimator.init``); ignored by estimators without phases.
+
+    Returns:
+      Estimates, ``[num_replicates, P]`` with theta flattened.
+    """
+
+    def one(key):
+        key_init, key_steps = jax.random.split(key)
+        state = estimator.init(theta, key_init)
+        if together and hasattr(state, "position"):
+            state = synchronized(state)
+
+        def body(state, key):
+            grad, state, _ = estimator.estimate(theta, state, key)
+            return state, jax.flatten_util.ravel_pytree(grad)[0]
+
+        keys = jax.random.split(key_steps, burn_in + num_steps)
+        state, _ = jax.lax.scan(body, state, keys[:burn_in])
+        return jnp.mean(jax.lax.scan(body, state, keys[burn_in:])[1], axis=0)
+
+    keys = jax.random.split(jax.random.key(seed), num_replicates)
+    return np.asarray(jit(jax.vmap(one))(keys))
+
+
+def z_scores(samples, expected):
+    """How many standard errors the mean of ``samples [R, P]`` is from ``expected [P]``."""
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return (samples.mean(axis=0) - np.asarray(expected)) / error
+
+
+def standard_errors(samples):
+    return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))

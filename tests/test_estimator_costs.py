@@ -1,0 +1,67 @@
+"""Compute and memory grow as Table 1 of the PES paper says, read off the programs."""
+
+import jax.numpy as jnp
+import pytest
+
+from launch.studies import cost
+from launch.studies.table1 import COST_BASE, COST_SIZES, ROWS, SIGMA
+
+
+def fitted(name, symbol, measure, sizes=None, **base):
+    """The exponent of ``symbol`` in the cost of one outer step of the estimator ``name``."""
+    costs = []
+    for size in sizes or COST_SIZES[symbol]:
+        at = {**COST_BASE, **base, symbol: size}
+        system = cost.dense_system(at["S"])
+        estimator = ROWS[name].build(system, at["N"], at["T"], at["K"], SIGMA)
+        costs.append(measure(estimator, jnp.zeros(at["P"])))
+    return cost.exponent(sizes or COST_SIZES[symbol], costs)
+
+
+@pytest.mark.parametrize("name", ["BPTT", "TBPTT", "RTRL", "UORO", "ES", "PES"])
+def test_compute(name):
+    expected = ROWS[name].flops
+    found = {symbol: fitted(name, symbol, cost.flops) for symbol in COST_SIZES}
+    print(name, {symbol: f"{x:.2f}/{expected.get(symbol, 0)}" for symbol, x in found.items()})
+    for symbol, value in found.items():
+        assert value == pytest.approx(expected.get(symbol, 0), abs=0.15), (name, symbol)
+
+
+@pytest.mark.parametrize(
+    ("name", "symbol"),
+    [
+        ("BPTT", "T"),
+        ("BPTT", "S"),
+        ("TBPTT", "K"),
+        ("RTRL", "K"),
+        ("RTRL", "P"),
+        ("RTRL", "S"),
+        ("UORO", "K"),
+        ("ES", "T"),
+        ("PES", "K"),
+        ("PES", "S"),
+        ("PES", "N"),
+    ],
+)
+def test_memory(name, symbol):
+    value = fitted(name, symbol, cost.memory)
+    assert value == pytest.approx(ROWS[name].bytes.get(symbol, 0), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["PES", "NRES", "UORO", "forward gradient"])
+def test_memory_grows_with_theta_and_not_with_its_product_with_the_state(name):
+    assert fitted(name, "P", cost.memory, sizes=(2048, 4096), S=8) == pytest.approx(1, abs=0.1)
+    assert ROWS[name].bytes["S"] == 1
+    both = fitted(name, "S", cost.memory, sizes=(8, 16), P=2048)
+    assert both < 0.2
+
+
+def test_compute_of_a_window_is_that_of_its_forward_unrolls():
+    """The step dominates: PES costs 2 N K forward steps, truncated ES 3 N K."""
+    forward = 2 * COST_BASE["S"] ** 2 * COST_BASE["N"] * COST_BASE["K"]
+    for name, unrolls in {"PES": 2, "NRES": 2, "truncated ES": 3}.items():
+        estimator = ROWS[name].build(
+            cost.dense_system(COST_BASE["S"]), COST_BASE["N"], COST_BASE["T"], COST_BASE["K"], SIGMA
+        )
+        ratio = cost.flops(estimator, jnp.zeros(COST_BASE["P"])) / (unrolls * forward)
+        assert 1 <= ratio < 1.1, name

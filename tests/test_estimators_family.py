@@ -1,0 +1,487 @@
+"""Every estimator against exact gradients: equal where it must be, unbiased where it claims to be.
+
+Statistical tests use fixed keys, over 2e5 draws in float64, and demand |z| <= 4.5 in every
+coordinate together with a standard error far below the bias they are there to detect.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from meta_train import estimators as est
+from meta_train.estimators import fixed_horizon
+from meta_train.unroll import UnrolledSystem
+from tests import systems
+
+T, K = 12, 3
+Z = 4.5
+SIGMA = 0.3
+REPLICATES, PAIRS = 512, 400
+
+
+def build(name, system, num, horizons, truncation=K, sigma=SIGMA, chunk=None):
+    """The estimator of that name with ``num`` particles."""
+    full = {"horizons": horizons, "chunk": chunk}
+    online = dict(full, truncation=truncation)
+    kwargs = {
+        "bptt": dict(full, num_particles=num),
+        "tbptt": dict(online, num_particles=num),
+        "artbp": dict(full, num_particles=num, mean_truncation=4.0),
+        "rtrl": dict(online, num_particles=num),
+        "uoro": dict(online, num_particles=num),
+        "forward_gradient": dict(online, num_particles=num),
+        "full_es": dict(full, num_pairs=num, sigma=sigma),
+        "truncated_es": dict(online, num_pairs=num, sigma=sigma),
+        "reparam": dict(full, num_pairs=num, sigma=sigma),
+        "reparam_es": dict(full, num_particles=num, pairs_per_particle=6, sigma=sigma),
+        "guided_es": dict(online, num_pairs=num, num_surrogates=2, sigma=sigma),
+        "pes": dict(online, num_pairs=num, sigma=sigma),
+        "pes_analytic": dict(online, num_pairs=num, sigma=sigma),
+        "gpes": dict(online, num_pairs=num, noise_period=2 * truncation, sigma=sigma),
+        "nres": dict(online, num_pairs=num, sigma=sigma),
+    }
+    return getattr(est, name)(system, **kwargs[name])
+
+
+DIFFERENTIATING = (
+    "bptt",
+    "tbptt",
+    "artbp",
+    "rtrl",
+    "uoro",
+    "forward_gradient",
+    "reparam",
+    "reparam_es",
+    "guided_es",
+    "pes_analytic",
+)
+EVALUATING = ("full_es", "truncated_es", "pes", "gpes", "nres")
+NAMES = DIFFERENTIATING + EVALUATING
+
+
+def estimate(estimator, theta, seed=0):
+    """One estimate from the start of an episode, flat."""
+
+    def run(theta):
+        state = estimator.init(theta, jax.random.key(seed))
+        if hasattr(state, "position"):
+            state = est.synchronized(state)
+        return estimator.estimate(theta, state, jax.random.key(seed + 100))
+
+    grad, state, _ = systems.jit(run)(theta)
+    return np.asarray(ravel_pytree(grad)[0]), state
+
+
+def assert_equal(a, b, tolerance):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+# Equalities to rounding, on the same draws.
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rtrl_is_bptt(x64, seed):
+    system, theta = systems.nonlinear(seed)
+    exact = estimate(build("bptt", system, 3, fixed_horizon(T)), theta)[0]
+    forward = estimate(build("rtrl", system, 3, fixed_horizon(T), truncation=T), theta)[0]
+    assert_equal(forward, exact, 1e-10)
+
+
+def test_rtrl_is_bptt_in_single_precision():
+    system, theta = systems.nonlinear(2)
+    exact = estimate(build("bptt", system, 3, fixed_horizon(T)), theta)[0]
+    forward = estimate(build("rtrl", system, 3, fixed_horizon(T), truncation=T), theta)[0]
+    assert exact.dtype == np.float32
+    assert_equal(forward, exact, 1e-5)
+
+
+def test_rtrl_truncations_add_up_to_the_whole_gradient(x64):
+    system, theta = systems.linear(3, state_size=5, theta_size=7)
+    exact = estimate(build("bptt", system, 1, fixed_horizon(T)), theta)[0]
+    parts = systems.replicates(build("rtrl", system, 1, fixed_horizon(T)), theta, 1, T // K)
+    assert_equal(parts[0], exact, 1e-10)
+
+
+def test_bptt_is_the_central_difference(x64):
+    system, theta = systems.nonlinear(0)
+    flat, unravel = ravel_pytree(theta)
+    estimator = build("bptt", system, 3, fixed_horizon(T))
+    exact = estimate(estimator, theta)[0]
+
+    @systems.jit
+    def loss(flat):
+        state = estimator.init(unravel(flat), jax.random.key(0))
+        return estimator.estimate(unravel(flat), state, jax.random.key(100))[2]["loss"]
+
+    step = 1e-6 * np.eye(flat.size)
+    differences = [(loss(flat + h) - loss(flat - h)) / 2e-6 for h in step]
+    assert_equal(np.array(differences), exact, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"name": "tbptt", "truncation": T}, {"name": "bptt"}),
+        ({"name": "pes_analytic", "truncation": T}, None),
+        ({"name": "pes", "truncation": T}, {"name": "full_es"}),
+        ({"name": "nres", "truncation": T}, {"name": "full_es"}),
+        ({"name": "gpes", "truncation": T}, {"name": "pes", "truncation": T}),
+    ],
+    ids=lambda case: case and case["name"],
+)
+def test_one_truncation_per_episode_is_the_full_estimator(x64, one, other):
+    system, theta = systems.nonlinear(1)
+    if other is None:  # Only the analytic part is left; the ES keys differ from those of BPTT.
+        other = {"name": "tbptt", "truncation": T}
+        system = systems.linear(1)[0]
+        theta = systems.linear(1)[1]
+    estimates = [
+        estimate(build(**case, system=system, num=3, horizons=fixed_horizon(T)), theta)[0]
+        for case in (one, other)
+    ]
+    assert np.abs(estimates[0]).max() > 1e-3
+    assert_equal(*estimates, 1e-10)
+
+
+def test_gpes_with_a_perturbation_per_truncation_is_pes(x64):
+    system, theta = systems.nonlinear(1)
+    shared = {"num_pairs": 8, "truncation": K, "horizons": fixed_horizon(T), "sigma": SIGMA}
+    pes = systems.replicates(est.pes(system, **shared), theta, 2, T // K)
+    gpes = systems.replicates(est.gpes(system, noise_period=K, **shared), theta, 2, T // K)
+    nres = systems.replicates(est.nres(system, **shared), theta, 2, T // K)
+    assert_equal(gpes, pes, 1e-10)
+    assert np.abs(nres - pes).max() > 1e-3
+
+
+def test_noise_is_drawn_anew_once_per_period_and_episode(x64):
+    system, theta = systems.linear(0)
+    estimator = build("gpes", system, 1, fixed_horizon(T))  # A period of two truncations.
+    state = est.synchronized(estimator.init(theta, jax.random.key(0)))
+    sums, draws = [], []
+    for step in range(5):
+        _, state, _ = systems.jit(estimator.estimate)(theta, state, jax.random.key(step))
+        sums.append(np.asarray(state.memory[0][0]))
+        draws.append(np.asarray(state.memory[1][0]))
+    assert (draws[0] == draws[1]).all() and (draws[2] == draws[3]).all()
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert_equal(
+        np.array(sums), np.array([draws[0], draws[0], *2 * [draws[0] + draws[2]], draws[4]]), 1e-12
+    )
+
+
+def test_a_mid_episode_start_has_a_perturbation():
+    system, theta = systems.nonlinear(0)
+    state = build("nres", system, 4, fixed_horizon(T)).init(theta, jax.random.key(0))
+    norms = jax.vmap(lambda eps: jnp.linalg.norm(ravel_pytree(eps)[0]))(state.memory[1])
+    started = np.asarray(state.position % T != 0)
+    assert started.sum() == 3
+    np.testing.assert_array_equal(np.asarray(norms) > 0, started)
+
+
+def test_forward_gradient_is_the_projected_gradient(x64):
+    system, theta = systems.nonlinear(1)
+    exact = estimate(build("bptt", system, 1, fixed_horizon(T)), theta)[0]
+    estimator = build("forward_gradient", system, 1, fixed_horizon(T), truncation=T)
+    projected, state = estimate(estimator, theta)
+    direction = np.asarray(ravel_pytree(state.states.sensitivity[1])[0])
+    assert_equal(projected, direction * (direction @ exact), 1e-10)
+
+
+def test_artbp_without_cuts_is_bptt(x64):
+    system, theta = systems.nonlinear(1)
+    shared = {"num_particles": 3, "horizons": fixed_horizon(T)}
+    exact = estimate(est.bptt(system, **shared), theta)[0]
+    uncut = estimate(est.artbp(system, mean_truncation=1e13, **shared), theta)[0]
+    assert_equal(uncut, exact, 1e-9)
+
+
+def test_isotropic_guided_es_is_full_es(x64):
+    system, theta = systems.nonlinear(1)
+    shared = {"num_pairs": 3, "horizons": fixed_horizon(T), "sigma": SIGMA}
+    isotropic = est.guided_es(system, alpha=1.0, num_surrogates=2, truncation=K, **shared)
+    assert_equal(
+        estimate(isotropic, theta)[0], estimate(est.full_es(system, **shared), theta)[0], 1e-10
+    )
+
+
+@pytest.mark.parametrize("name", ["reparam", "reparam_es"])
+def test_reparam_is_exact_for_quadratic_losses(x64, name):
+    system, theta = systems.linear(4)
+    exact = estimate(build("bptt", system, 1, fixed_horizon(T)), theta)[0]
+    pathwise = estimate(build(name, system, 4, fixed_horizon(T)), theta)[0]
+    assert_equal(pathwise, exact, 1e-10 if name == "reparam" else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["full_es", "truncated_es", "pes", "gpes", "nres", "guided_es"])
+def test_the_halves_of_a_pair_share_everything_but_the_sign(x64, name):
+    system, theta = systems.nonlinear(0)
+    tiny = 1e-60  # theta +- eps is theta.
+    estimates = estimate(build(name, system, 2, fixed_horizon(T), sigma=tiny), theta)[0]
+    # Vectorized code may round the lanes of a batch differently in the last place.
+    assert np.abs(estimates).max() * tiny < 1e-14
+
+
+# Expectations.
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """By system seed: the system, theta, its gradient and the one blind across truncations."""
+    with jax.enable_x64(True):
+        cases = {}
+        for seed, sizes in {0: (4, 3), 1: (5, 7)}.items():
+            system, theta = systems.linear(seed, *sizes)
+            g = systems.window_gradients(system, theta, T, K)
+            cases[seed] = system, theta, g.sum((0, 1)) / T, np.einsum("ttp->p", g) / T
+        return cases
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [(name, 0) for name in ("uoro", "forward_gradient", "full_es", "pes_analytic")]
+    + [(name, seed) for name in ["pes", "gpes", "nres"] for seed in (0, 1)],
+)
+def test_unbiased_for_a_quadratic_loss(x64, exact, name, seed):
+    system, theta, whole, blind = exact[seed]
+    estimator = build(name, system, PAIRS, fixed_horizon(T))
+    samples = systems.replicates(estimator, theta, REPLICATES, T // K)
+    bias = np.abs(whole - blind).max()
+    assert np.abs(samples - whole).max() > 1e-9
+    assert systems.standard_errors(samples).max() < 0.1 * bias
+    assert np.abs(systems.z_scores(samples, whole)).max() < Z
+
+
+@pytest.mark.parametrize("alpha", [2.0, np.inf])
+@pytest.mark.parametrize("mean_truncation", [10.0, 10 / 3])
+def test_artbp_is_unbiased_for_any_cut_probability(x64, exact, alpha, mean_truncation):
+    system, theta, whole, blind = exact[0]
+    estimator = est.artbp(
+        system,
+        num_particles=PAIRS,
+        mean_truncation=mean_truncation,
+        alpha=alpha,
+        horizons=fixed_horizon(T),
+    )
+    samples = systems.replicates(estimator, theta, REPLICATES, 1)
+    assert systems.standard_errors(samples).max() < 0.01 * np.abs(whole - blind).max()
+    assert np.abs(systems.z_scores(samples, whole)).max() < Z
+
+
+@pytest.mark.parametrize(("name", "reference"), [("uoro", "rtrl"), ("artbp", "bptt")])
+def test_unbiased_on_shared_episodes_of_a_nonlinear_system(x64, name, reference):
+    system, theta = systems.nonlinear(0)
+    horizons = fixed_horizon(6)
+    noisy, sharp = (
+        systems.replicates(build(n, system, 50, horizons, truncation=6), theta, 1024, 1)
+        for n in (name, reference)
+    )
+    difference = noisy - sharp
+    assert difference.std(axis=0).min() > 1e-4
+    assert np.abs(systems.z_scores(difference, 0.0)).max() < Z
+
+
+def test_truncated_es_expects_truncated_backpropagation(x64, exact):
+    system, theta, whole, blind = exact[0]
+    estimator = build("truncated_es", system, PAIRS, fixed_horizon(T))
+    samples = systems.replicates(estimator, theta, REPLICATES, T // K)
+    assert np.abs(systems.z_scores(samples, blind)).max() < Z
+    assert np.abs(systems.z_scores(samples, whole)).max() > 20
+    backprop = build("tbptt", system, 1, fixed_horizon(T))
+    assert_equal(systems.replicates(backprop, theta, 1, T // K)[0], blind, 1e-10)
+
+
+def test_guided_es_expects_its_covariance_times_the_gradient(x64, exact):
+    system, theta, whole, blind = exact[1]
+    estimator = est.guided_es(
+        system,
+        num_pairs=PAIRS,
+        truncation=K,
+        num_surrogates=1,
+        horizons=fixed_horizon(T),
+        sigma=SIGMA,
+        alpha=0.4,
+    )
+    samples = systems.replicates(estimator, theta, REPLICATES, 1, burn_in=1)
+    surrogate = blind / np.linalg.norm(blind)
+    expected = 0.4 * whole + 0.6 * theta.size * surrogate * (surrogate @ whole)
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, whole)).max() > 20
+
+
+@pytest.mark.parametrize("name", ["pes", "nres", "uoro"])
+def test_staggered_phases_add_up_to_the_whole_gradient(x64, exact, name):
+    system, theta, whole, blind = exact[0]
+    phases = T // K
+    estimator = build(name, system, 50 * phases, fixed_horizon(T))
+    samples = systems.replicates(estimator, theta, 1024, 1, burn_in=phases, together=False)
+    assert np.abs(systems.z_scores(samples, whole)).max() < Z
+    assert np.abs(systems.z_scores(samples, blind)).max() > 10
+
+
+@pytest.mark.parametrize("name", ["full_es", "rtrl", "pes", "gpes"])
+def test_random_horizons_weigh_every_inner_step_alike(x64, name):
+    system, theta = systems.linear(0)
+    horizons = est.Horizons(np.array([3, 6, 12]), np.array([0.5, 0.2, 0.3]))
+    g = systems.window_gradients(system, theta, T, K)
+    totals = [g[: h // K].sum((0, 1)) for h in horizons.values]
+    expected = horizons.probs @ totals / horizons.mean
+    samples = systems.replicates(build(name, system, 16, horizons), theta, 1024, 4, burn_in=24)
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, totals[-1] / T)).max() > 10
+
+
+def test_telescoping_gives_the_gradient_of_the_last_loss(x64, exact):
+    system, theta, _, _ = exact[0]
+    horizons = fixed_horizon(T)
+    last = systems.window_gradients(system, theta, T, 1)[-1].sum(axis=0)
+    final = est.telescoped(system, horizons)
+    backprop = estimate(build("bptt", final, 1, horizons), theta)[0]
+    assert_equal(backprop, last, 1e-10)
+    samples = systems.replicates(build("pes", final, PAIRS, horizons), theta, REPLICATES, T // K)
+    assert systems.standard_errors(samples).max() < 0.1 * np.abs(last).max()
+    assert np.abs(systems.z_scores(samples, last)).max() < Z
+
+
+# What is smoothed: PES and full ES differ beyond quadratic losses.
+
+
+def smoothed_quartic(theta, period, horizon):
+    """The gradient of ``E[(sum_t theta_t)^4] / T`` for one perturbation every ``period`` steps.
+
+    The sum is Gaussian with mean ``T theta`` and variance ``T period sigma^2``, and
+    ``d/dm E[x^4] = 4 m^3 + 12 m v`` for mean ``m`` and variance ``v``.
+    """
+    mean, variance = horizon * theta, horizon * period * SIGMA**2
+    return 4 * mean**3 + 12 * mean * variance
+
+
+QUARTIC_STEPS = 6
+SMOOTHED_OVER = {
+    "pes": 1,
+    "gpes": 2,
+    "nres": QUARTIC_STEPS,
+    "full_es": QUARTIC_STEPS,
+    "reparam": QUARTIC_STEPS,
+    "reparam_es": QUARTIC_STEPS,
+}
+
+
+@pytest.mark.parametrize("name", SMOOTHED_OVER)
+def test_each_estimator_smooths_its_own_objective(x64, name):
+    theta, horizon = jnp.array(0.3), QUARTIC_STEPS
+    num = PAIRS // 8 if name == "reparam_es" else PAIRS
+    estimator = build(name, systems.quartic(horizon), num, fixed_horizon(horizon), truncation=1)
+    samples = systems.replicates(estimator, theta, REPLICATES, horizon)
+    for period in (0, 1, 2, horizon):
+        z = systems.z_scores(samples, smoothed_quartic(theta, period, horizon))[0]
+        if period == SMOOTHED_OVER[name]:
+            assert abs(z) < Z
+        else:
+            assert abs(z) > 10
+
+
+def test_the_analytic_part_of_pes_is_not_smoothed(x64):
+    theta, horizon = jnp.array(0.3), QUARTIC_STEPS
+    system = systems.quartic(horizon)
+    estimator = build("pes_analytic", system, PAIRS, fixed_horizon(horizon), truncation=1)
+    samples = systems.replicates(estimator, theta, REPLICATES, horizon)
+    raw, smooth = (smoothed_quartic(theta, period, horizon) for period in (0, 1))
+    expected = (raw + (horizon - 1) * smooth) / horizon
+    assert abs(systems.z_scores(samples, expected)[0]) < Z
+    assert abs(systems.z_scores(samples, smooth)[0]) > 10
+
+
+# The contract of every estimator.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shards_in_chunks_agree_with_the_whole(name):
+    system, theta = systems.nonlinear(0)
+    whole = build(name, system, 4, fixed_horizon(6))
+    chunked = build(name, system, 4, fixed_horizon(6), chunk=1)
+    state = systems.jit(whole.init)(theta, jax.random.key(0))
+    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(state))
+    step, shard_step = systems.jit(whole.estimate), systems.jit(chunked.estimate)
+    shards = [jax.tree.map(lambda x, s=s: x[s], state) for s in (slice(0, 2), slice(2, 4))]
+    for i in range(3):
+        key = jax.random.key(i)
+        grad, state, metrics = step(theta, state, key)
+        parts = [shard_step(theta, shard, key) for shard in shards]
+        shards = [part[1] for part in parts]
+        mean = jax.tree.map(lambda a, b: (a + b) / 2, parts[0][0], parts[1][0])
+        assert jax.tree.structure(grad) == jax.tree.structure(theta)
+        assert metrics["finite"] == 1
+        assert_equal(ravel_pytree(mean)[0], ravel_pytree(grad)[0], 2e-4)
+
+
+# Refusals.
+
+
+def accuracy(system):
+    """The system with a loss that is piecewise constant."""
+
+    def step(theta, state, key):
+        state, loss = system.step(theta, state, key)
+        return state, jnp.round(loss)
+
+    return UnrolledSystem(system.init, step)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_without_a_derivative_is_refused_by_those_that_need_one(name):
+    system, theta = systems.nonlinear(0)
+    estimator = build(name, accuracy(system), 2, fixed_horizon(T))
+    if name in DIFFERENTIATING:
+        with pytest.raises(ValueError, match=rf"`{name}` differentiates.*use .*`pes`"):
+            estimator.init(theta, jax.random.key(0))
+    else:
+        assert np.isfinite(estimate(estimator, theta)[0]).all()
+
+
+def test_an_integer_loss_is_refused():
+    system, theta = systems.nonlinear(0)
+    counted = UnrolledSystem(system.init, lambda t, s, k: (system.step(t, s, k)[0], s["count"]))
+    with pytest.raises(ValueError, match="int32"):
+        build("bptt", counted, 2, fixed_horizon(T)).init(theta, jax.random.key(0))
+
+
+def test_rtrl_refuses_a_sensitivity_too_large_for_memory():
+    system, theta = systems.nonlinear(0)  # 6 float state entries, 28 entries of theta.
+    shared = {"num_particles": 10, "truncation": K, "horizons": fixed_horizon(T)}
+    with pytest.raises(ValueError, match=r"6 state entries.*28 entries.*10 particles.*`uoro`"):
+        est.rtrl(system, max_bytes=6 * 28 * 10 * 4 - 1, **shared).init(theta, jax.random.key(0))
+    est.rtrl(system, max_bytes=6 * 28 * 10 * 4, **shared).init(theta, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("gpes", {"noise_period": 4}, "`noise_period` .* noise_period=4, truncation=3"),
+        ("gpes", {"sigma": 0.0}, "sigma=0.0"),
+        ("nres", {"truncation": 5}, "horizon=12, truncation=5"),
+        ("artbp", {"mean_truncation": 1.0}, "mean_truncation=1.0"),
+        ("artbp", {"alpha": 1.0}, "alpha=1.0"),
+        ("reparam_es", {"pairs_per_particle": 5}, "pairs_per_particle=5"),
+        ("guided_es", {"alpha": 0.0}, "alpha=0.0"),
+        ("guided_es", {"num_surrogates": 29}, "num_surrogates=29 for 28 entries"),
+    ],
+)
+def test_wrong_arguments_are_named(name, wrong, message):
+    online = {"truncation": K, "horizons": fixed_horizon(T)}
+    right = {
+        "gpes": dict(online, num_pairs=2, noise_period=6, sigma=SIGMA),
+        "nres": dict(online, num_pairs=2, sigma=SIGMA),
+        "artbp": {"num_particles": 2, "mean_truncation": 4.0, "horizons": fixed_horizon(T)},
+        "reparam_es": {
+            "num_particles": 2,
+            "pairs_per_particle": 4,
+            "horizons": fixed_horizon(T),
+            "sigma": SIGMA,
+        },
+        "guided_es": dict(online, num_pairs=2, num_surrogates=1, sigma=SIGMA),
+    }[name]
+    system, theta = systems.nonlinear(0)
+    with pytest.raises(ValueError, match=message):
+        getattr(est, name)(system, **{**right, **wrong}).init(theta, jax.random.key(0))
