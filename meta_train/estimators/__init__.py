@@ -9,6 +9,7 @@ from meta_train.estimators.base import (
 )
 from meta_train.estimators.es import full_es, truncated_es
 from meta_train.estimators.pes import pes
+from meta_train.estimators.reversible import reversible
 
 __all__ = [
     "GradientEstimator",
@@ -18,6 +19,7 @@ __all__ = [
     "full_es",
     "log_uniform_horizons",
     "pes",
+    "reversible",
     "tbptt",
     "truncated_es",
 ]
