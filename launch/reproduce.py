@@ -1,0 +1,157 @@
+"""Runs a published experiment again and checks its claims.
+
+    python -m launch.reproduce --list
+    python -m launch.reproduce NAME --workdir=DIR [--quick] [--data_dir=DIR]
+
+Prints a table and each claim, and writes ``result.json`` and ``figure.png`` to the
+working directory. Exits with 1 if a claim does not hold. A study is a file
+``launch/studies/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+from absl import app, flags
+
+import launch.studies
+from launch.studies.base import Result, Study
+
+CLAIM_FAILED = 1
+DPI = 200
+
+
+def study_names() -> list[str]:
+    """The names of the studies: the modules of ``launch.studies`` that define ``STUDY``."""
+    found = [module.name for module in pkgutil.iter_modules(launch.studies.__path__)]
+    return sorted(name for name in found if hasattr(_module(name), "STUDY"))
+
+
+def load_study(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    names = study_names()
+    if name not in names:
+        raise ValueError(f"there is no study `{name}`; the studies are: {', '.join(names)}.")
+    return _module(name).STUDY
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"launch.studies.{name}")
+
+
+def listing() -> str:
+    """One line a study: its name, the expected minutes of the full run, what it shows."""
+    studies = {name: load_study(name) for name in study_names()}
+    width = max(map(len, studies), default=0)
+    return "\n".join(
+        f"{name:{width}}  {study.minutes:5.1f} min  {study.summary}"
+        for name, study in studies.items()
+    )
+
+
+def reproduce(name: str, workdir: str, quick: bool = False, data_dir: str | None = None) -> Result:
+    """Runs one study, prints what it found and writes ``result.json`` and ``figure.png``.
+
+    Each file appears whole or not at all, the figure first.
+
+    Raises:
+      ValueError: if there is no such study.
+    """
+    study = load_study(name)
+    start = time.monotonic()
+    result = study.run(quick, data_dir)
+    seconds = time.monotonic() - start
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "figure.png", lambda path: _save_figure(result, path))
+    _write(folder / "result.json", lambda path: _save_json(name, quick, seconds, result, path))
+    print(format_table(result.table))
+    print()
+    for claim in result.claims:
+        print(f"[{'holds' if claim.holds else 'FAILS'}] {claim.sentence}\n        {claim.evidence}")
+    print(f"\n{seconds:.0f} s; wrote {folder / 'result.json'} and {folder / 'figure.png'}")
+    return result
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Rows with equal keys as aligned columns under their names."""
+    if not rows:
+        return "(no rows)"
+    cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Writes to a temporary file beside ``path``, then renames it into place."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save_figure(result: Result, path: Path) -> None:
+    result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
+
+
+def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Path) -> None:
+    record = {
+        "study": name,
+        "quick": quick,
+        "seconds": round(seconds, 1),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "claims": [claim._asdict() for claim in result.claims],
+        "table": result.table,
+        "data": result.data,
+    }
+    path.write_text(json.dumps(record, indent=1))
+
+
+def main(argv: list[str]) -> int:
+    values = flags.FLAGS
+    if values.list:
+        print(listing())
+        return 0
+    if len(argv) != 2:
+        raise app.UsageError(
+            f"give one study name, got {argv[1:]}; the studies are: {', '.join(study_names())}."
+        )
+    if argv[1] not in study_names():
+        raise app.UsageError(
+            f"there is no study `{argv[1]}`; the studies are: {', '.join(study_names())}."
+        )
+    if not values.workdir:
+        raise app.UsageError("give --workdir=DIR, the folder to write to.")
+    result = reproduce(argv[1], values.workdir, values.quick, values.data_dir)
+    return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder for result.json and figure.png.")
+    flags.DEFINE_bool("quick", False, "A smaller version of the study, at most 60 s on 2 cores.")
+    flags.DEFINE_string("data_dir", None, "Folder of downloaded datasets; absent: bundled data.")
+    flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
+    matplotlib.use("Agg")
+    sys.exit(app.run(main))
