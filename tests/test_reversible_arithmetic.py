@@ -18,13 +18,15 @@ divide = jax.jit(arithmetic.divide, static_argnums=3)
 SIZE = 16
 
 extremes = st.sampled_from([0, 1, -1, 2**61, -(2**61), 2**62 - 1, -(2**62) + 1, 1023, -1024])
-values = hnp.arrays(np.int64, SIZE, elements=st.one_of(extremes, st.integers(-(2**62), 2**62)))
+values = hnp.arrays(
+    np.int64, SIZE, elements=st.one_of(extremes, st.integers(-(2**62) + 1, 2**62 - 1))
+)
 
 
 def buffers(bits):
-    top = 2 ** (64 - bits) - 1
+    top = 2 ** (62 - bits) - 1
     return hnp.arrays(
-        np.uint64, SIZE, elements=st.one_of(st.just(top), st.just(0), st.integers(0, top))
+        np.int64, SIZE, elements=st.one_of(st.just(top), st.just(0), st.integers(0, top))
     )
 
 
@@ -49,6 +51,16 @@ def test_product_matches_algorithm_3_in_python_integers_and_divides_back(data, b
         assert abs(int(product[j]) - vj * nj / d) <= max(d, abs(vj) * 2.0**-50)
     np.testing.assert_array_equal(back, v)
     np.testing.assert_array_equal(buffer_back, i)
+
+
+@settings(max_examples=150, deadline=None)
+@given(values, numerators(20))
+@example(np.full(SIZE, 2**62 - 1), np.full(SIZE, 1))
+def test_division_by_floats_is_floor_division(x, n):
+    with jax.enable_x64(True):
+        quotient, remainder = jax.jit(arithmetic.divmod_exact)(x, n)
+    np.testing.assert_array_equal(quotient, x // n)
+    np.testing.assert_array_equal(remainder, x % n)
 
 
 @settings(max_examples=50, deadline=None)
@@ -83,11 +95,11 @@ def test_plan_keeps_the_worst_buffer_below_its_limit(bits, num_steps, seed, kind
         if plan.slots[t, 0] < plan.num_rows:
             assert plan.slots[t, 0] == spilled  # rows are filled in order, none twice
             spilled += 1
-            assert worst << bits >= 2**63  # not earlier than about necessary
+            assert worst << bits >= 2**61  # not earlier than about necessary
             worst >>= 32
-        assert worst << bits < 2**64
+        assert worst << bits < 2**62
         worst = (worst * d + d - 1) // int(n[t])
-        assert worst < 2**64
+        assert worst < 2**62
     assert spilled == plan.num_rows
 
 
@@ -119,7 +131,7 @@ def _forward(bits, num_rows, start, n, slots):
         return ((value + 12345678901, buffer), tape), None
 
     empty = jnp.zeros((num_rows + 1, start.shape[1]), jnp.uint32)
-    begin = (start, jnp.zeros(start.shape, jnp.uint64)), empty
+    begin = (start, jnp.zeros(start.shape, jnp.int64)), empty
     return jax.lax.scan(step, begin, (n, slots))[0]
 
 

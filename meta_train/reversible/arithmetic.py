@@ -1,7 +1,7 @@
 """Exact multiplication of fixed-point numbers by fractions: nothing is lost, so it can be undone.
 
 A number is an int64 in units of ``2^-bits``. Multiplying it by ``n / d`` loses the digits
-that the division shifts out; here they enter an *information buffer*, one uint64 per
+that the division shifts out; here they enter an *information buffer*, one int64 per
 number, and the multiplication by ``n`` takes its low digits back out of the buffer. The
 buffer grows by ``log2(d / n)`` bits a step, as information theory demands. Before it can
 overflow, every number pushes 32 bits to a tape, at steps known before the run: the buffer
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SPILL_BITS = 32
+BUFFER_BITS = 62
 
 
 class FixedPoint(NamedTuple):
@@ -58,7 +59,7 @@ DOUBLE = FixedPoint(weight_bits=52, accumulator_bits=56, decay_bits=10)
 
 
 def check_fixed_point(fixed: FixedPoint) -> None:
-    """Raises ``ValueError`` on a format that int64 state and a uint64 buffer cannot hold."""
+    """Raises ``ValueError`` on a format that int64 cannot hold."""
     for name, value, low, high in (
         ("weight_bits", fixed.weight_bits, 1, 61),
         ("accumulator_bits", fixed.accumulator_bits, 1, 61),
@@ -85,36 +86,50 @@ def dequantize(fixed: jax.Array, bits: int, dtype) -> jax.Array:
     return fixed.astype(dtype) * np.asarray(2.0**-bits, dtype)
 
 
+def divmod_exact(x: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``floor(x / n)`` and the remainder from 0 to ``n - 1``.
+
+    Processors divide long integers ten times slower than floats. The first float quotient
+    is off by at most 2^11 for its 53 bits; the second, of what is left over, by at most 1,
+    even where the compiler multiplies by a rounded reciprocal.
+
+    Args:
+      x: int64, magnitude below 2^62.
+      n: int64 from 1 to 2^20, broadcastable.
+    """
+    divisor = n.astype(jnp.float64)
+    quotient = (x.astype(jnp.float64) / divisor).astype(jnp.int64)
+    remainder = x - quotient * n
+    correction = jnp.floor(remainder.astype(jnp.float64) / divisor).astype(jnp.int64)
+    remainder = remainder - correction * n
+    below, above = remainder < 0, remainder >= n
+    quotient = quotient + correction - below + above
+    return quotient, remainder + jnp.where(below, n, 0) - jnp.where(above, n, 0)
+
+
 def multiply(
     value: jax.Array, buffer: jax.Array, numerator: jax.Array, decay_bits: int
 ) -> tuple[jax.Array, jax.Array]:
     """``value * numerator / 2^decay_bits``, with the lost digits in the buffer.
 
     Args:
-      value: int64, any sign.
-      buffer: uint64, same shape, below ``2^(64 - decay_bits)`` (``plan_spills`` sees to it).
+      value: int64, any sign, magnitude below 2^62.
+      buffer: int64, same shape, from 0 to below ``2^(62 - decay_bits)`` (see ``plan_spills``).
       numerator: int64 from 1 to ``2^decay_bits``, broadcastable.
       decay_bits: log2 of the denominator.
     """
     low_digits = value & ((1 << decay_bits) - 1)
-    buffer = (buffer << decay_bits) | low_digits.astype(jnp.uint64)
-    unsigned = numerator.astype(jnp.uint64)
-    quotient = buffer // unsigned
-    remainder = buffer - quotient * unsigned
-    return (value >> decay_bits) * numerator + remainder.astype(jnp.int64), quotient
+    buffer, remainder = divmod_exact((buffer << decay_bits) | low_digits, numerator)
+    return (value >> decay_bits) * numerator + remainder, buffer
 
 
 def divide(
     value: jax.Array, buffer: jax.Array, numerator: jax.Array, decay_bits: int
 ) -> tuple[jax.Array, jax.Array]:
     """Undoes ``multiply``, bit for bit."""
-    quotient = jax.lax.div(*jnp.broadcast_arrays(value, numerator))
-    remainder = value - quotient * numerator
-    negative = remainder < 0  # `lax.div` truncates towards zero; this is floor division
-    quotient = quotient - negative
-    remainder = jnp.where(negative, remainder + numerator, remainder)
-    buffer = buffer * numerator.astype(jnp.uint64) + remainder.astype(jnp.uint64)
-    low_digits = (buffer & ((1 << decay_bits) - 1)).astype(jnp.int64)
+    quotient, remainder = divmod_exact(value, numerator)
+    buffer = buffer * numerator + remainder
+    low_digits = buffer & ((1 << decay_bits) - 1)
     return (quotient << decay_bits) | low_digits, buffer >> decay_bits
 
 
@@ -149,7 +164,7 @@ def plan_spills(numerators: np.ndarray, decay_bits: int) -> SpillPlan:
     """Spills as late as possible, given the smallest numerators ``[T, K]`` of each step.
 
     A buffer below ``bound`` is below ``(bound * d - 1) // n + 1`` after a multiplication,
-    and the multiplication itself needs ``bound * d <= 2^64``.
+    and the multiplication itself needs ``bound * d <= 2^BUFFER_BITS``.
     """
     numerators = np.asarray(numerators, np.int64)
     num_steps, num_accumulators = numerators.shape
@@ -158,7 +173,7 @@ def plan_spills(numerators: np.ndarray, decay_bits: int) -> SpillPlan:
     for k in range(num_accumulators):
         bound = 1
         for t, numerator in enumerate(numerators[:, k].tolist()):
-            if bound << decay_bits > 1 << 64:
+            if bound << decay_bits > 1 << BUFFER_BITS:
                 spills[t, k] = True
                 bound = (bound - 1 >> SPILL_BITS) + 1
             bound = (bound * denominator - 1) // numerator + 1
@@ -174,12 +189,12 @@ def spill(
     """Moves the low 32 bits of some accumulators' buffers to the tape.
 
     Args:
-      buffer: uint64 ``[K, P]``.
+      buffer: int64 ``[K, P]``.
       tape: uint32 ``[num_rows + 1, P]``.
       slots: int32 ``[K]``, see ``SpillPlan``.
       num_rows: see ``SpillPlan``.
     """
-    words = buffer.astype(jnp.uint32)
+    words = buffer.astype(jnp.uint32)  # the low bits
     for k in range(buffer.shape[0]):
         tape = jax.lax.dynamic_update_index_in_dim(tape, words[k], slots[k], 0)
     return jnp.where((slots < num_rows)[:, None], buffer >> SPILL_BITS, buffer), tape
@@ -193,5 +208,5 @@ def unspill(buffer: jax.Array, tape: jax.Array, slots: jax.Array, num_rows: int)
             for k in range(buffer.shape[0])
         ]
     )
-    longer = (buffer << SPILL_BITS) | words.astype(jnp.uint64)
+    longer = (buffer << SPILL_BITS) | words.astype(jnp.int64)
     return jnp.where((slots < num_rows)[:, None], longer, buffer)
