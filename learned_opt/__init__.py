@@ -1,0 +1,17 @@
+"""Learned optimizers: Flax modules that act as optax transformations."""
+
+from learned_opt.base import LearnedOptimizer
+from learned_opt.mlp import mlp_optimizer
+from learned_opt.tuned import learnable_adam, learnable_sgdm
+from learned_opt.weights import OPTIMIZERS, load, load_config, save
+
+__all__ = [
+    "OPTIMIZERS",
+    "LearnedOptimizer",
+    "learnable_adam",
+    "learnable_sgdm",
+    "load",
+    "load_config",
+    "mlp_optimizer",
+    "save",
+]

@@ -1,0 +1,5 @@
+"""Data sets through TFDS, without TensorFlow."""
+
+from tasks.data.images import ImageData, load_images
+
+__all__ = ["ImageData", "load_images"]

@@ -1,0 +1,174 @@
+"""Speed, memory and compile time on fixed cases, one JSON line a case.
+
+  python -m launch.benchmark [--cases=pes,tbptt,loop] [--cores=1,2]
+
+Every case runs in a process of its own, pinned to its cores, and is timed in turns with its
+*floor*: the same population with the same batches, the learned optimizer replaced by plain
+SGD, so bare forward and backward passes. Times are medians; compare ratios, not machines.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+_CASES = flags.DEFINE_list("cases", ["pes", "truncated_es", "tbptt", "loop"], "Cases to run.")
+_CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
+_CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
+_DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
+
+_STEPS = 30
+_LOOP_STEPS = 300
+
+
+def case_config(name: str):
+    """Digits MLP 64-32-10 with ReLU, batch 64, float32; horizon 100, truncation 20."""
+    from launch.config import Config, EstimatorConfig
+
+    particles = 16 if name == "tbptt" else 32
+    estimator = "pes" if name == "loop" else name
+    return Config(
+        estimator=EstimatorConfig(name=estimator, num_particles=particles, truncation=20),
+        num_steps=_LOOP_STEPS,
+        num_devices=_DEVICES.value,
+        eval_every=0,
+        wandb_mode="offline",
+    )
+
+
+def measure(name: str) -> dict:
+    """One case in this process."""
+    import jax
+    import optax
+
+    from launch import config as cfg
+    from launch import train
+    from learned_opt import LearnedOptimizer
+    from meta_train import devices, trainer
+
+    config = case_config(name)
+    job = train.build(config, None)
+    state = devices.place(jax.jit(job.init)(), job.num_devices, trainer.PARTICLE_AXES)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    step = job.step.lower(state).compile()
+    compile_seconds = time.perf_counter() - began
+    state, metrics = job.step(state)
+    jax.block_until_ready(metrics)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    inner_steps = cfg.inner_steps_per_outer_step(config)
+    row = {
+        "case": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "devices": job.num_devices,
+        "compile_seconds": round(compile_seconds, 2),
+        "peak_memory_mb": round(peak),
+        "temporary_memory_mb": round(step.memory_analysis().temp_size_in_bytes / 2**20),
+    }
+    if name == "loop":
+        return row | _loop(config, job, state, inner_steps)
+
+    optimizer = cfg.make_optimizer(config.optimizer)
+    floor_optimizer = LearnedOptimizer(
+        optimizer.init, lambda theta, n: optax.with_extra_args_support(optax.sgd(0.1))
+    )
+    system = cfg.make_system(config, cfg.make_task(config.task, None), floor_optimizer)
+    # A gradient with respect to an unused theta would be dead code: the floor of TBPTT is
+    # the forward unroll of inner training too.
+    floor_config = config
+    if name == "tbptt":
+        floor_config = dataclasses.replace(
+            config, estimator=dataclasses.replace(config.estimator, name="pes")
+        )
+    estimator = cfg.make_estimator(floor_config, system)
+    meta_optimizer = cfg.make_meta_optimizer(config)
+    floor_step = devices.population_map(
+        trainer.make_step(estimator, meta_optimizer, devices.device_mean),
+        job.num_devices,
+        trainer.PARTICLE_AXES,
+    )
+    floor_state = devices.place(
+        jax.jit(lambda: trainer.init_state(estimator, meta_optimizer, optimizer.init, 0))(),
+        job.num_devices,
+        trainer.PARTICLE_AXES,
+    )
+    times: dict[str, list[float]] = {"case": [], "floor": []}
+    for i in range(_STEPS + 2):
+        for label in times:
+            began = time.perf_counter()
+            if label == "case":
+                state, metrics = job.step(state)
+            else:
+                floor_state, metrics = floor_step(floor_state)
+            jax.block_until_ready(metrics)
+            if i >= 2:
+                times[label].append(time.perf_counter() - began)
+    seconds, floor = (float(np.median(times[label])) for label in ("case", "floor"))
+    floor_inner_steps = cfg.inner_steps_per_outer_step(floor_config)
+    return row | {
+        "ms_per_outer_step": round(1e3 * seconds, 2),
+        "inner_steps_per_second": round(inner_steps / seconds),
+        "ratio_to_floor": round((seconds / inner_steps) / (floor / floor_inner_steps), 2),
+    }
+
+
+def _loop(config, job, state, inner_steps) -> dict:
+    """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
+    import jax
+
+    from launch import train
+
+    ratios = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for _ in range(_LOOP_STEPS):
+            state, metrics = job.step(state)
+        jax.block_until_ready(metrics)
+        bare = (time.perf_counter() - began) / _LOOP_STEPS
+        with tempfile.TemporaryDirectory() as folder:
+            train.run(config, Path(folder))
+            rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
+        # From the first to the last logged step: start-up and compilation left out.
+        loop = rows[-1]["time/wall_seconds"] - rows[10]["time/wall_seconds"]
+        loop /= len(rows) - 11
+        ratios.append((loop / bare, loop, bare))
+    ratio, loop, bare = sorted(ratios)[1]
+    return {
+        "ms_per_outer_step": round(1e3 * loop, 2),
+        "inner_steps_per_second": round(inner_steps / loop),
+        "bare_step_ms": round(1e3 * bare, 2),
+        "loop_over_bare_step": round(ratio, 3),
+    }
+
+
+def main(argv) -> None:
+    del argv
+    available = len(os.sched_getaffinity(0))
+    if _CHILD.value:
+        logging.set_verbosity(logging.WARNING)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(_CORES.value[0])])
+        print(json.dumps(measure(_CASES.value[0])))
+        return
+    cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
+    for case in _CASES.value:
+        for count in cores:
+            command = [sys.executable, "-m", "launch.benchmark", "--child"]
+            command += [f"--cases={case}", f"--cores={count}", f"--num_devices={_DEVICES.value}"]
+            child = subprocess.run(command, capture_output=True, text=True)
+            if child.returncode:
+                sys.exit(f"case {case} on {count} cores failed:\n{child.stderr}")
+            row = json.loads(child.stdout.splitlines()[-1])
+            print(json.dumps(row | {"machine": platform.processor() or platform.machine()}))
+
+
+if __name__ == "__main__":
+    app.run(main)

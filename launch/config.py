@@ -1,0 +1,365 @@
+"""The configuration of a job, and the one place where a name becomes an object."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import optax
+
+import launch.configs
+from learned_opt import OPTIMIZERS, LearnedOptimizer
+from meta_train import estimators
+from meta_train.inner import META_LOSSES, REDUCTIONS, inner_training
+from meta_train.unroll import UnrolledSystem
+from tasks import Task, mlp_classifier, quadratic_family
+from tasks.data import load_images
+from tasks.mlp import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The inner problem. Fields marked with a task's name are read by that task alone."""
+
+    name: str = "mlp"
+    batch_size: int = 64
+    dataset: str = "digits"  # mlp: digits, or a prepared TFDS image data set
+    hidden_sizes: tuple[int, ...] = (32,)  # mlp
+    activation: str = "relu"  # mlp
+    dim: int = 10  # quadratic
+    condition: float = 100.0  # quadratic
+    noise: float = 0.1  # quadratic
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The learned optimizer. Fields marked with a name are read by that optimizer alone."""
+
+    name: str = "mlp"
+    hidden_sizes: tuple[int, ...] = (32, 32)  # mlp
+    step_mult: float = 1e-3  # mlp
+    exp_mult: float = 1e-3  # mlp
+    learning_rate: float = 1e-3  # sgdm, adam: where it starts
+    momentum: float = 0.9  # sgdm
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """Inner training."""
+
+    horizon: int = 100  # inner steps of an episode (the longest, if drawn)
+    min_horizon: int = 0  # above 0: horizons log-uniform between this and `horizon`
+    meta_loss: str = "train"  # train, fresh or validation
+    reduction: str = "mean"  # mean or last
+    loss_ceiling: float = 0.0  # losses above it, or not finite, count as it; 0: no ceiling
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """The gradient estimator."""
+
+    name: str = "pes"
+    num_particles: int = 32  # inner runs; antithetic estimators pair them up
+    truncation: int = 20  # inner steps per outer step, for the truncated estimators
+    sigma: float = 0.01  # standard deviation of the perturbations, for the ES family
+    chunk: int = 0  # particles (or pairs) computed at a time; 0: chosen for the device
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """The meta-optimizer."""
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"  # constant or cosine (to 0 over num_steps)
+    warmup: int = 0  # outer steps of linear warm-up
+    clip_value: float = 0.0  # clip each component of the meta-gradient; 0: off
+    clip_norm: float = 0.0  # clip the norm of the meta-gradient; 0: off
+
+
+@dataclass(frozen=True)
+class Config:
+    """A meta-training job."""
+
+    seed: int = 0
+    num_steps: int = 1000  # outer steps
+    num_devices: int = 0  # local devices; 0: all (on a CPU, one virtual device per core)
+    log_every: int = 1  # outer steps between rows of metrics
+    eval_every: int = 100  # outer steps between evaluations of theta itself; 0: never
+    eval_seeds: int = 8  # inner runs of an evaluation
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 3
+    wandb_project: str = "learned-opt"
+    wandb_mode: str = "auto"  # auto (online if logged in), online, offline, disabled
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+
+
+# What may change when a job continues: it leaves the trajectory of theta as it was.
+MAY_CHANGE = {
+    "num_devices",
+    "log_every",
+    "eval_every",
+    "eval_seeds",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "wandb_project",
+    "wandb_mode",
+    "estimator.chunk",
+}
+
+TASKS: dict[str, Callable[[TaskConfig, str | None], Task]] = {
+    "mlp": lambda c, data_dir: mlp_classifier(
+        load_images(c.dataset, data_dir),
+        hidden_sizes=c.hidden_sizes,
+        activation=c.activation,
+        batch_size=c.batch_size,
+    ),
+    "quadratic": lambda c, data_dir: quadratic_family(
+        dim=c.dim, condition=c.condition, noise=c.noise, batch_size=c.batch_size
+    ),
+}
+
+OPTIMIZER_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "mlp": ("hidden_sizes", "step_mult", "exp_mult"),
+    "sgdm": ("learning_rate", "momentum"),
+    "adam": ("learning_rate",),
+}
+
+
+def _pairs(build, c: EstimatorConfig, system, horizons, **more):
+    return build(
+        system,
+        num_pairs=c.num_particles // 2,
+        horizons=horizons,
+        sigma=c.sigma,
+        chunk=c.chunk or None,
+        **more,
+    )
+
+
+def _particles(build, c: EstimatorConfig, system, horizons, **more):
+    return build(
+        system, num_particles=c.num_particles, horizons=horizons, chunk=c.chunk or None, **more
+    )
+
+
+ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
+    "pes": lambda c, *a: _pairs(estimators.pes, c, *a, truncation=c.truncation),
+    "full_es": lambda c, *a: _pairs(estimators.full_es, c, *a),
+    "truncated_es": lambda c, *a: _pairs(estimators.truncated_es, c, *a, truncation=c.truncation),
+    "tbptt": lambda c, *a: _particles(estimators.tbptt, c, *a, truncation=c.truncation),
+    "bptt": lambda c, *a: _particles(estimators.bptt, c, *a),
+}
+ANTITHETIC = ("pes", "full_es", "truncated_es")
+# Estimators whose outer step is a whole episode.
+WHOLE_EPISODE = ("full_es", "bptt")
+# Forward runs of the inner problem per particle: truncated ES also runs theta itself.
+FORWARD_RUNS = {"truncated_es": 1.5}
+
+META_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgd": optax.sgd,
+    "rmsprop": optax.rmsprop,
+}
+SCHEDULES = ("constant", "cosine")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+def preset_names() -> list[str]:
+    """Names of the files in ``launch/configs``."""
+    return sorted(module.name for module in pkgutil.iter_modules(launch.configs.__path__))
+
+
+def load_preset(name: str) -> Config:
+    """The configuration of a preset.
+
+    Raises:
+      ValueError: on an unknown name.
+    """
+    _check_choice("--preset", name, preset_names())
+    return importlib.import_module(f"launch.configs.{name}").get_config()
+
+
+def validate(config: Config) -> None:
+    """Checks every value that can be checked without loading data or compiling.
+
+    Raises:
+      ValueError: naming the flag, what was given, and what to do.
+    """
+    _check_choice("--cfg.task.name", config.task.name, TASKS)
+    _check_choice("--cfg.task.activation", config.task.activation, ACTIVATIONS)
+    _check_choice("--cfg.optimizer.name", config.optimizer.name, OPTIMIZERS)
+    _check_choice("--cfg.estimator.name", config.estimator.name, ESTIMATORS)
+    _check_choice("--cfg.inner.meta_loss", config.inner.meta_loss, META_LOSSES)
+    _check_choice("--cfg.inner.reduction", config.inner.reduction, REDUCTIONS)
+    _check_choice("--cfg.meta.optimizer", config.meta.optimizer, META_OPTIMIZERS)
+    _check_choice("--cfg.meta.schedule", config.meta.schedule, SCHEDULES)
+    _check_choice("--cfg.wandb_mode", config.wandb_mode, WANDB_MODES)
+    for flag, value, minimum in (
+        ("num_steps", config.num_steps, 1),
+        ("num_devices", config.num_devices, 0),
+        ("log_every", config.log_every, 1),
+        ("eval_every", config.eval_every, 0),
+        ("eval_seeds", config.eval_seeds, 1),
+        ("checkpoint_every", config.checkpoint_every, 1),
+        ("keep_checkpoints", config.keep_checkpoints, 1),
+        ("inner.min_horizon", config.inner.min_horizon, 0),
+        ("inner.loss_ceiling", config.inner.loss_ceiling, 0),
+        ("estimator.num_particles", config.estimator.num_particles, 1),
+        ("estimator.chunk", config.estimator.chunk, 0),
+        ("meta.warmup", config.meta.warmup, 0),
+        ("meta.clip_value", config.meta.clip_value, 0),
+        ("meta.clip_norm", config.meta.clip_norm, 0),
+    ):
+        if not value >= minimum:
+            raise ValueError(f"--cfg.{flag} must be at least {minimum}, got {value}.")
+    estimators.base.check_positive(
+        **{"cfg.estimator.sigma": config.estimator.sigma},
+        **{"cfg.meta.learning_rate": config.meta.learning_rate},
+    )
+    particles = config.estimator.num_particles
+    if config.estimator.name in ANTITHETIC and particles % 2:
+        raise ValueError(
+            f"--cfg.estimator.num_particles must be even for the antithetic estimator "
+            f"{config.estimator.name!r}, got {particles}. Try {particles + 1}."
+        )
+    if config.inner.reduction == "last" and config.inner.min_horizon:
+        raise ValueError(
+            "--cfg.inner.reduction=last needs one fixed horizon, got --cfg.inner.min_horizon="
+            f"{config.inner.min_horizon}: a drawn horizon has no last step known in advance. "
+            "Set --cfg.inner.min_horizon=0, or --cfg.inner.reduction=mean."
+        )
+    make_horizons(config)
+
+
+def _check_choice(flag: str, value: str, valid) -> None:
+    if value not in valid:
+        raise ValueError(f"{flag} must be one of {sorted(valid)}, got {value!r}.")
+
+
+def num_shardable(config: Config) -> int:
+    """Length of the particle axis: pairs for antithetic estimators, else particles."""
+    particles = config.estimator.num_particles
+    return particles // 2 if config.estimator.name in ANTITHETIC else particles
+
+
+def inner_steps_per_outer_step(config: Config) -> float:
+    """Forward inner steps of one outer step, all particles counted."""
+    whole = config.estimator.name in WHOLE_EPISODE
+    length = config.inner.horizon if whole else config.estimator.truncation
+    runs = config.estimator.num_particles * FORWARD_RUNS.get(config.estimator.name, 1)
+    return runs * length
+
+
+def make_task(config: TaskConfig, data_dir: str | None) -> Task:
+    """The inner problem."""
+    _check_choice("--task", config.name, TASKS)
+    return TASKS[config.name](config, data_dir)
+
+
+def optimizer_arguments(config: OptimizerConfig) -> dict[str, Any]:
+    """The keyword arguments the named optimizer's constructor gets."""
+    arguments = {name: getattr(config, name) for name in OPTIMIZER_ARGUMENTS[config.name]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+
+
+def make_optimizer(config: OptimizerConfig) -> LearnedOptimizer:
+    """The learned optimizer."""
+    return OPTIMIZERS[config.name](**optimizer_arguments(config))
+
+
+def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
+    """Inner training as an unrolled system."""
+    return inner_training(
+        task,
+        optimizer,
+        num_steps=config.inner.horizon,
+        meta_loss=config.inner.meta_loss,
+        reduction=config.inner.reduction,
+        loss_ceiling=config.inner.loss_ceiling or None,
+    )
+
+
+def make_horizons(config: Config) -> estimators.Horizons:
+    """The distribution of episode lengths."""
+    inner, truncation = config.inner, config.estimator.truncation
+    if config.estimator.name in WHOLE_EPISODE:
+        truncation = 1
+    estimators.base.check_multiple(inner.horizon, truncation)
+    if not inner.min_horizon:
+        return estimators.fixed_horizon(inner.horizon)
+    return estimators.log_uniform_horizons(inner.min_horizon, inner.horizon, truncation)
+
+
+def make_estimator(config: Config, system: UnrolledSystem) -> estimators.GradientEstimator:
+    """The gradient estimator."""
+    build = ESTIMATORS[config.estimator.name]
+    return build(config.estimator, system, make_horizons(config))
+
+
+def make_meta_optimizer(config: Config) -> optax.GradientTransformation:
+    """The meta-optimizer: clipping, then the optimizer with its schedule."""
+    meta = config.meta
+    rate: optax.ScalarOrSchedule = meta.learning_rate
+    if meta.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, meta.learning_rate, meta.warmup, max(config.num_steps, meta.warmup + 1)
+        )
+    elif meta.warmup:
+        rate = optax.linear_schedule(0.0, meta.learning_rate, meta.warmup)
+    return optax.chain(
+        optax.clip(meta.clip_value) if meta.clip_value else optax.identity(),
+        optax.clip_by_global_norm(meta.clip_norm) if meta.clip_norm else optax.identity(),
+        META_OPTIMIZERS[meta.optimizer](rate),
+    )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as JSON-serializable nested dicts."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv}
+    )
+
+
+def from_dict(kind: type, tree: dict[str, Any]) -> Any:
+    """Inverse of ``to_dict``: a frozen dataclass from nested dicts."""
+    values = {}
+    for entry in dataclasses.fields(kind):
+        value = tree[entry.name]
+        if dataclasses.is_dataclass(entry.type):
+            value = from_dict(entry.type, value)
+        values[entry.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def contradictions(config: Config, saved: dict[str, Any]) -> list[str]:
+    """Where ``config`` would leave the trajectory of the job saved with ``saved``.
+
+    More steps may be asked for, unless the learning-rate schedule depends on their number.
+    """
+    may_change = set(MAY_CHANGE)
+    if config.meta.schedule == "constant":
+        may_change.add("num_steps")
+    now, then = _flatten(to_dict(config)), _flatten(saved)
+    return [
+        f"--cfg.{key}: the checkpoint has {then.get(key)!r}, this command {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if key not in may_change and now.get(key) != then.get(key)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

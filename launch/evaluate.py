@@ -1,0 +1,168 @@
+"""Compares trained optimizers with optax baselines whose learning rates were swept.
+
+  python -m launch.evaluate --optimizer=DIR [--optimizer=DIR ...] --task=NAME --workdir=DIR
+
+Inner training-loss curves over several seeds, at the horizon the optimizer was trained for
+and at 5 times it; writes `evaluation.json` and `evaluation.png`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+import learned_opt
+from launch import command_line
+from launch import config as cfg
+from meta_train.evaluate import BASELINES, LEARNING_RATES, Curves, evaluate_baseline, evaluate_learned
+from tasks.base import Task
+
+# Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
+SEED = 20_000
+
+
+def evaluate(
+    task: Task, optimizers: dict[str, Path], horizons: Sequence[int], num_seeds: int
+) -> dict[int, list[Curves]]:
+    """Curves of every optimizer and baseline at every horizon."""
+    trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
+    results: dict[int, list[Curves]] = {}
+    with tqdm(total=len(horizons) * (len(trained) + len(BASELINES)), desc="evaluation") as bar:
+        for horizon in horizons:
+            size: dict[str, Any] = {"num_steps": horizon, "num_seeds": num_seeds, "seed": SEED}
+            results[horizon] = []
+            for name, (optimizer, theta) in trained.items():
+                results[horizon].append(evaluate_learned(name, task, optimizer, theta, **size))
+                bar.update()
+            for name in BASELINES:
+                results[horizon].append(evaluate_baseline(name, task, **size))
+                bar.update()
+    return results
+
+
+def table(results: dict[int, list[Curves]]) -> str:
+    """The results as text: mean and final training loss of every optimizer at every horizon."""
+    lines = []
+    width = max(len(_label(c)) for curves in results.values() for c in curves)
+    for horizon, curves in results.items():
+        seeds = curves[0].losses.shape[0]
+        lines.append(f"{horizon} inner steps, {seeds} seeds".ljust(width) + "  mean loss  final loss")
+        for c in curves:
+            lines.append(f"{_label(c):<{width}}  {c.mean:9.4f}  {c.final:10.4f}")
+        lines.append("")
+    lines.append(
+        f"Loss on training batches in nats; final: mean of the last tenth. Baselines: best of "
+        f"{len(LEARNING_RATES)} learning rates by final loss on these seeds."
+    )
+    return "\n".join(lines)
+
+
+def plot(results: dict[int, list[Curves]], path: Path) -> None:
+    """Median curve of every optimizer with a band over the middle 80% of seeds."""
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5.5 * len(results), 4), squeeze=False, layout="constrained"
+    )
+    for axis, (horizon, curves) in zip(axes[0], results.items(), strict=True):
+        smooth = max(1, horizon // 100)
+        for c in curves:
+            losses = np.where(np.isfinite(c.losses), c.losses, np.nan)
+            kept = losses[:, : losses.shape[1] // smooth * smooth]
+            losses = kept.reshape(len(losses), -1, smooth).mean(axis=2)
+            steps = np.arange(losses.shape[1]) * smooth
+            low, middle, high = np.nanquantile(losses, [0.1, 0.5, 0.9], axis=0)
+            (line,) = axis.plot(steps, middle, label=_label(c))
+            axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(
+            yscale="log", xlabel="inner step", ylabel="training loss (nats)",
+            title=f"horizon {horizon}",
+        )
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write(results: dict[int, list[Curves]], workdir: Path, num_seeds: int) -> None:
+    """Writes ``evaluation.json``: every curve, and what the table shows."""
+    document = {
+        "seeds": num_seeds,
+        "learning_rates_swept": list(LEARNING_RATES),
+        "device": jax.devices()[0].device_kind,
+        "results": {
+            str(horizon): [
+                {
+                    "name": c.name,
+                    "learning_rate": c.learning_rate,
+                    "mean_loss": c.mean,
+                    "final_loss": c.final,
+                    "losses": np.round(c.losses, 6).tolist(),
+                }
+                for c in curves
+            ]
+            for horizon, curves in results.items()
+        },
+    }
+    text = json.dumps(document, allow_nan=True)
+    temporary = workdir / "evaluation.json.tmp"
+    temporary.write_text(text)
+    temporary.replace(workdir / "evaluation.json")
+
+
+def _label(curves: Curves) -> str:
+    if curves.learning_rate is None:
+        return curves.name
+    return f"{curves.name}, learning rate {curves.learning_rate:.2g}"
+
+
+_OPTIMIZER = flags.DEFINE_multi_string("optimizer", None, "Folder of a trained optimizer.")
+_TASK = flags.DEFINE_string("task", None, f"Task, one of {sorted(cfg.TASKS)} (else the preset's).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for evaluation.json and evaluation.png.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
+_HORIZONS = flags.DEFINE_list(
+    "horizons", None, "Inner steps (default: the training horizon and 5 times it)."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Inner runs per curve.", lower_bound=1)
+
+
+def main(config: cfg.Config) -> int:
+    if not _OPTIMIZER.value or not _WORKDIR.value:
+        raise ValueError("--optimizer and --workdir are required.")
+    task_config = config.task
+    if _TASK.value:
+        task_config = cfg.dataclasses.replace(task_config, name=_TASK.value)
+    paths = {_short_name(path): Path(path) for path in _OPTIMIZER.value}
+    trained = [learned_opt.load_config(path)["training"] for path in paths.values()]
+    if _HORIZONS.value:
+        horizons = [int(h) for h in _HORIZONS.value]
+    else:
+        horizon = trained[0].get("horizon", config.inner.horizon)
+        horizons = [horizon, 5 * horizon]
+    if min(horizons) < 1:
+        raise ValueError(f"--horizons must be at least 1, got {horizons}.")
+    task = cfg.make_task(task_config, _DATA_DIR.value)
+    workdir = Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = evaluate(task, paths, horizons, _SEEDS.value)
+    write(results, workdir, _SEEDS.value)
+    plot(results, workdir / "evaluation.png")
+    print(table(results))
+    print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
+    return 0
+
+
+def _short_name(path: str) -> str:
+    """The last two parts of the path: the job and the folder inside it."""
+    return "/".join(Path(path).absolute().parts[-2:])
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,282 @@
+"""Meta-trains a learned optimizer. Run again with the same flags, it continues.
+
+  python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
+"""
+
+import collections
+import json
+import signal
+import sys
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from launch import command_line
+from launch import config as cfg
+from learned_opt import weights
+from meta_train import devices, evaluate, trainer
+from meta_train.checkpoint import Checkpoints
+from meta_train.tracking import Tracker
+
+# A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
+EXIT_PREEMPTED = 75
+# Steps dispatched ahead of the metrics read, so that the device never waits for the host.
+_IN_FLIGHT = 8
+
+
+class Job(NamedTuple):
+    """What a configuration becomes: everything the loop needs, nothing computed yet."""
+
+    config: cfg.Config
+    num_devices: int
+    init: Any  # () -> TrainState, device-free
+    step: Any  # TrainState -> (TrainState, metrics), over the devices
+    evaluate: Any  # theta -> {"eval/...": scalar}
+
+
+class Outcome(NamedTuple):
+    """How a run ended: outer steps done, whether a signal stopped it, and the W&B folder."""
+
+    step: int
+    preempted: bool
+    wandb_dir: str | None
+
+
+def build(config: cfg.Config, data_dir: str | None) -> Job:
+    """Checks the configuration and builds the job.
+
+    Raises:
+      ValueError: naming the flag and what to do, before any compute.
+    """
+    cfg.validate(config)
+    devices.configure_cpu_devices(config.num_devices)
+    num_devices = devices.choose_num_devices(config.num_devices, cfg.num_shardable(config))
+    task = cfg.make_task(config.task, data_dir)
+    optimizer = cfg.make_optimizer(config.optimizer)
+    system = cfg.make_system(config, task, optimizer)
+    estimator = cfg.make_estimator(config, system)
+    meta_optimizer = cfg.make_meta_optimizer(config)
+    step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
+
+    def evaluation(theta):
+        losses = evaluate.inner_curves(
+            task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+        )
+        tail = losses[:, -max(1, config.inner.horizon // 10) :]
+        return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
+
+    return Job(
+        config,
+        num_devices,
+        partial(trainer.init_state, estimator, meta_optimizer, optimizer.init, config.seed),
+        devices.population_map(step, num_devices, trainer.PARTICLE_AXES),
+        jax.jit(evaluation),
+    )
+
+
+def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outcome:
+    """Trains until ``config.num_steps``, or until SIGTERM or SIGINT asks to stop."""
+    job = build(config, data_dir)
+    spec = jax.eval_shape(job.init)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    start = checkpoints.latest_step
+    if start is None:
+        start, run_id = 0, uuid.uuid4().hex[:8]
+        state = jax.jit(job.init)()
+    else:
+        saved = checkpoints.job(start)
+        _refuse_contradictions(config, saved["config"], workdir)
+        run_id = saved["wandb_run_id"]
+        host_state = checkpoints.restore(start, devices.host_like(spec))
+        state = devices.from_host(host_state, spec)
+        print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
+    state = devices.place(state, job.num_devices, trainer.PARTICLE_AXES)
+
+    description = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
+    (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
+
+    def save(step, state):
+        host_state = devices.to_host(state, trainer.PARTICLE_AXES)
+        checkpoints.save(step, host_state, description)
+        return host_state
+
+    if start == 0:
+        host_state = save(0, state)
+        export(config, workdir / "optimizer_initial", host_state.theta, 0)
+    tracker = Tracker(
+        workdir,
+        config=description["config"],
+        run_id=run_id,
+        start_step=start,
+        num_steps=config.num_steps,
+        project=config.wandb_project,
+        mode=config.wandb_mode,
+    )
+
+    inner_steps = cfg.inner_steps_per_outer_step(config)
+    num_particles = cfg.num_shardable(config)
+    started = last = time.perf_counter()
+    in_flight: collections.deque = collections.deque()
+
+    def log_oldest():
+        nonlocal last
+        step, metrics = in_flight.popleft()
+        row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        if step % config.log_every and step != config.num_steps:
+            last = now
+            return
+        row["nonfinite_count"] = round(row.pop("nonfinite") * num_particles)
+        row["total_inner_steps"] = step * inner_steps
+        row["time/inner_steps_per_second"] = inner_steps / (now - last)
+        row["time/wall_seconds"] = now - started
+        tracker.log(row)
+        last = now
+
+    step, preempted = start, False
+    with _StopSignals() as stop:
+        while step < config.num_steps and not preempted:
+            state, metrics = job.step(state)
+            step += 1
+            if config.eval_every and step % config.eval_every == 0:
+                metrics = metrics | job.evaluate(devices.first_replica(state.theta))
+            in_flight.append((step, metrics))
+            if len(in_flight) > _IN_FLIGHT:
+                log_oldest()
+            preempted = stop.requested
+            if step % config.checkpoint_every == 0 or preempted:
+                while in_flight:
+                    log_oldest()
+                # Before the checkpoint, so that no checkpoint is ahead of the metrics.
+                tracker.flush()
+                save(step, state)
+    while in_flight:
+        log_oldest()
+    tracker.flush()
+    host_state = save(step, state)
+    checkpoints.close()
+    tracker.close()
+    if not preempted:
+        export(config, workdir / "optimizer", host_state.theta, step)
+    return Outcome(step, preempted, tracker.wandb_dir)
+
+
+def export(config: cfg.Config, path: Path, theta: Any, step: int) -> None:
+    """Writes theta as a trained optimizer for ``learned_opt.load``."""
+    training = {
+        "task": config.task.name,
+        "dataset": config.task.dataset,
+        "horizon": config.inner.horizon,
+        "meta_loss": config.inner.meta_loss,
+        "estimator": config.estimator.name,
+        "num_particles": config.estimator.num_particles,
+        "truncation": config.estimator.truncation,
+        "sigma": config.estimator.sigma,
+        "outer_steps": step,
+        "inner_steps": step * cfg.inner_steps_per_outer_step(config),
+        "seed": config.seed,
+    }
+    theta = jax.tree.map(np.asarray, theta)
+    weights.save(
+        path,
+        config.optimizer.name,
+        cfg.optimizer_arguments(config.optimizer),
+        theta,
+        training=training,
+    )
+
+
+def describe(job: Job) -> str:
+    """The resolved plan: configuration, sizes, memory, inner steps in total."""
+    config = job.config
+    spec = jax.eval_shape(job.init)
+    theta = sum(leaf.size for leaf in jax.tree.leaves(spec.theta))
+    host = jax.tree.map(lambda leaf: leaf.nbytes, devices.host_like(spec))
+    population = sum(jax.tree.leaves(host.estimator_state))
+    placed = devices.placed_spec(spec, job.num_devices, trainer.PARTICLE_AXES)
+    memory = job.step.lower(placed).compile().memory_analysis()
+    total = config.num_steps * cfg.inner_steps_per_outer_step(config)
+    axis = "pairs" if config.estimator.name in cfg.ANTITHETIC else "particles"
+    return "\n".join(
+        [
+            json.dumps(cfg.to_dict(config), indent=2),
+            "",
+            f"meta-parameters          {theta:,}",
+            f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
+            f"{axis} per device{'':<{13 - len(axis)}}{cfg.num_shardable(config) // job.num_devices}",
+            f"population state         {population / 2**20:.1f} MiB over all devices",
+            f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
+            f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",
+            f"outer steps              {config.num_steps:,}",
+            f"inner steps in total     {total:,.0f}",
+        ]
+    )
+
+
+def _refuse_contradictions(config: cfg.Config, saved: dict[str, Any], workdir: Path) -> None:
+    differences = cfg.contradictions(config, saved)
+    if differences:
+        raise ValueError(
+            f"`workdir` {workdir} holds a job with another configuration:\n  "
+            + "\n  ".join(differences)
+            + "\nGive the same flags to continue it, or another --workdir to start afresh."
+        )
+
+
+class _StopSignals:
+    """Turns SIGTERM and SIGINT into a request to stop after the running step.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __enter__(self):
+        self.requested = False
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _request(self, number, frame):
+        del frame
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exc):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the job; a job there continues.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved plan and exit.")
+
+
+def main(config: cfg.Config) -> int:
+    if _DRY_RUN.value:
+        print(describe(build(config, _DATA_DIR.value)))
+        return 0
+    if not _WORKDIR.value:
+        raise ValueError("--workdir is required: the folder where the job lives.")
+    workdir = Path(_WORKDIR.value)
+    outcome = run(config, workdir, _DATA_DIR.value)
+    if outcome.preempted:
+        print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
+        return EXIT_PREEMPTED
+    print(f"optimizer    {workdir / 'optimizer'}")
+    print(f"metrics      {workdir / 'metrics.jsonl'}")
+    print(f"checkpoints  {workdir / 'checkpoints'}")
+    print(f"W&B run      {outcome.wandb_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

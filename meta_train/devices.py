@@ -1,0 +1,169 @@
+"""The population on devices. The only file that knows of ``jax.pmap`` and the axis name.
+
+Only the leading particle axis is ever split: arrays ``[particles, ...]`` become
+``[devices, particles / devices, ...]``; everything else is replicated. On the host, and in
+checkpoints, there is only the device-free view, so a job may move to another number of
+devices.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+_AXIS = "population"
+
+
+def configure_cpu_devices(num_devices: int = 0) -> None:
+    """Splits the CPU into virtual devices; call before the first JAX computation.
+
+    On small inner problems XLA's own threads gain little, and one virtual device per core
+    is faster (``python -m launch.benchmark`` measures it). No effect on GPU and TPU, or
+    where the user set ``JAX_NUM_CPU_DEVICES``.
+
+    Args:
+      num_devices: how many; 0 is one per core this process may run on.
+    """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    num_devices = num_devices or len(os.sched_getaffinity(0))
+    if jax.config.jax_num_cpu_devices != num_devices:
+        jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def choose_num_devices(requested: int, num_particles: int) -> int:
+    """How many local devices to use; ``requested`` 0 is all of them.
+
+    Raises:
+      ValueError: if more devices are requested than there are, or if the particles (pairs,
+        for antithetic estimators) do not divide evenly, with the nearest counts that do.
+    """
+    available = jax.local_device_count()
+    if not 0 <= requested <= available:
+        raise ValueError(
+            f"`num_devices` must be between 0 (all) and {available}, the local "
+            f"{jax.default_backend()} devices, got {requested}."
+        )
+    num_devices = requested or available
+    if num_particles % num_devices:
+        lower = num_particles // num_devices * num_devices
+        near = [count for count in (lower, lower + num_devices) if count > 0]
+        raise ValueError(
+            f"The population must divide evenly over {num_devices} devices, got {num_particles} "
+            f"particles (pairs, for antithetic estimators). Nearest that do: "
+            f"{' and '.join(map(str, near))}; or choose another `num_devices`."
+        )
+    return num_devices
+
+
+def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = True) -> Callable:
+    """``fn(state) -> (state, metrics)`` over devices, compiled once.
+
+    Args:
+      fn: takes and returns a state; must average over devices with ``device_mean``.
+      num_devices: how many local devices.
+      axes: a prefix of the state's pytree: 0 where a leaf has the particle axis, else None.
+      donate: reuse the memory of the state passed in.
+    """
+    return jax.pmap(
+        fn,
+        axis_name=_AXIS,
+        in_axes=(axes,),
+        out_axes=(axes, None),
+        devices=jax.local_devices()[:num_devices],
+        donate_argnums=(0,) if donate else (),
+    )
+
+
+def device_mean(tree: Any) -> Any:
+    """The mean over devices; inside ``population_map`` only."""
+    return jax.lax.pmean(tree, _AXIS)
+
+
+def place(state: Any, num_devices: int, axes: Any) -> Any:
+    """The device-free state as ``population_map`` takes it: split, and already in place.
+
+    (A state placed otherwise would run, but be compiled for, and moved, a second time.)
+    """
+
+    def put(axis, tree):
+        if axis is not None:
+            tree = jax.tree.map(lambda x: x.reshape(_split_shape(x, num_devices)), tree)
+        return jax.device_put(tree, _sharding(axis, num_devices))
+
+    return jax.tree.map(put, axes, state, is_leaf=lambda axis: axis is None)
+
+
+def placed_spec(spec: Any, num_devices: int, axes: Any) -> Any:
+    """What ``place`` would return, as ``jax.ShapeDtypeStruct`` leaves."""
+
+    def put(axis, tree):
+        sharding = _sharding(axis, num_devices)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape if axis is None else _split_shape(x, num_devices),
+                x.dtype,
+                sharding=sharding,
+            ),
+            tree,
+        )
+
+    return jax.tree.map(put, axes, spec, is_leaf=lambda axis: axis is None)
+
+
+def _sharding(axis: int | None, num_devices: int) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (_AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.P() if axis is None else jax.P(_AXIS))
+
+
+def _split_shape(x, num_devices: int) -> tuple[int, ...]:
+    return (num_devices, x.shape[0] // num_devices, *x.shape[1:])
+
+
+def to_host(state: Any, axes: Any) -> Any:
+    """The device-free state, copied to host memory that later donations cannot touch.
+
+    Keys become their key data, since NumPy has no key arrays.
+    """
+
+    def copy(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.array(leaf, copy=True)
+
+    def fetch(axis, tree):
+        tree = jax.tree.map(copy, tree)
+        if axis is None:
+            return tree
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    return jax.tree.map(fetch, axes, state, is_leaf=lambda axis: axis is None)
+
+
+def host_like(spec: Any) -> Any:
+    """Zeros shaped like ``to_host`` would return for a state of these ``jax.eval_shape`` specs."""
+
+    def zeros(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(zeros, spec)
+
+
+def first_replica(tree: Any) -> Any:
+    """A replicated tree as ordinary arrays on the first local device."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def from_host(host: Any, like: Any) -> Any:
+    """Inverse of ``to_host``; ``like`` has the leaves' dtypes (``jax.eval_shape`` will do)."""
+
+    def restore(leaf, spec):
+        if jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(spec))
+        return jax.numpy.asarray(leaf)
+
+    return jax.tree.map(restore, host, like)

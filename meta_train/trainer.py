@@ -1,0 +1,105 @@
+"""One train step from an estimator and an optax optimizer, and the state it evolves."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_train.estimators.base import GradientEstimator, Metrics, select
+
+
+class TrainState(NamedTuple):
+    """Everything that evolves, and so everything that is checkpointed.
+
+    Attributes:
+      step: int32 scalar, outer steps done.
+      theta: meta-parameters.
+      meta_opt_state: state of the optax meta-optimizer.
+      estimator_state: the population; every leaf is ``[particles, ...]``.
+      key: the job's root key; never changes, every draw is addressed from it.
+    """
+
+    step: jax.Array
+    theta: Any
+    meta_opt_state: Any
+    estimator_state: Any
+    key: jax.Array
+
+
+# Which part of the state has the particle axis, for `devices.population_map`.
+PARTICLE_AXES = TrainState(None, None, None, 0, None)
+
+
+def init_state(
+    estimator: GradientEstimator,
+    meta_optimizer: optax.GradientTransformation,
+    init_theta: Callable[[jax.Array], Any],
+    seed: int,
+) -> TrainState:
+    """The state before the first outer step; the same for any number of devices."""
+    root = jax.random.key(seed)
+    key_theta, key_population = jax.random.split(jax.random.fold_in(root, 0))
+    theta = init_theta(key_theta)
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        theta=theta,
+        meta_opt_state=meta_optimizer.init(theta),
+        estimator_state=estimator.init(theta, key_population),
+        key=root,
+    )
+
+
+def make_step(
+    estimator: GradientEstimator,
+    meta_optimizer: optax.GradientTransformation,
+    population_mean: Callable[[Any], Any] = lambda tree: tree,
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+    """``state -> (state, metrics)``: estimate the meta-gradient, update theta.
+
+    If the meta-gradient itself is not finite (which takes an overflow: particles that are
+    not finite already contribute zero), theta and the meta-optimizer stay as they are.
+
+    Args:
+      population_mean: the mean over devices, inside ``devices.population_map``.
+
+    Returns:
+      The step. Its metrics are float32 scalars: ``meta_loss`` (mean per-step loss of the
+      finite particles), ``meta_grad_norm``, ``meta_grad_spread`` (root mean square distance
+      of the particles' contributions from their mean), ``theta_norm``, ``update_norm``,
+      ``nonfinite`` (fraction of particles), and the estimator's own.
+    """
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step + 1)  # 0 is the initialization's.
+        grad, estimator_state, metrics = estimator.estimate(
+            state.theta, state.estimator_state, key
+        )
+        grad, metrics = population_mean((grad, metrics))
+        updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
+        grad_norm = optax.tree.norm(grad)
+        usable = jnp.isfinite(grad_norm)
+        updates = select(usable, updates, jax.tree.map(jnp.zeros_like, updates))
+        theta = optax.apply_updates(state.theta, updates)
+        metrics = dict(metrics)
+        loss, finite = metrics.pop("loss"), metrics.pop("finite")
+        spread = metrics.pop("grad_sq_norm") - grad_norm**2
+        metrics |= {
+            "meta_loss": loss / finite,
+            "meta_grad_norm": grad_norm,
+            "meta_grad_spread": jnp.sqrt(jnp.maximum(spread, 0.0)),
+            "theta_norm": optax.tree.norm(theta),
+            "update_norm": optax.tree.norm(updates),
+            "nonfinite": 1.0 - finite,
+        }
+        state = TrainState(
+            state.step + 1,
+            theta,
+            select(usable, meta_opt_state, state.meta_opt_state),
+            estimator_state,
+            state.key,
+        )
+        return state, metrics
+
+    return step

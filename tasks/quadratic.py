@@ -1,0 +1,60 @@
+"""A family of noisy quadratic bowls."""
+
+import jax
+import jax.numpy as jnp
+
+from tasks.base import Task
+
+
+def quadratic_family(
+    *, dim: int = 10, condition: float = 100.0, noise: float = 0.1, batch_size: int = 1
+) -> Task:
+    """``L(x) = 1/2 (x - c)^T H (x - c)`` with ``H`` and ``c`` drawn per instance.
+
+    ``H`` has a random rotation and eigenvalues log-spaced from ``1 / condition`` to 1;
+    ``c ~ N(0, I)``; ``x`` starts at 0. A batch shifts ``c`` by the mean of ``batch_size``
+    draws of ``N(0, noise^2 I)`` on ``train``; ``validation`` and ``test`` are noiseless.
+
+    Args:
+      dim: dimension of ``x``.
+      condition: condition number of ``H``, at least 1.
+      noise: standard deviation of one example's shift.
+      batch_size: examples per batch.
+
+    Raises:
+      ValueError: on a value out of range.
+    """
+    if dim < 1 or batch_size < 1:
+        raise ValueError(
+            f"`dim` and `batch_size` must be at least 1, got dim={dim}, batch_size={batch_size}."
+        )
+    if condition < 1 or noise < 0:
+        raise ValueError(
+            "`condition` must be at least 1 and `noise` at least 0, got "
+            f"condition={condition}, noise={noise}."
+        )
+    eigenvalues = jnp.logspace(-jnp.log10(condition), 0.0, dim)
+
+    def sample(key):
+        key_rotation, key_center = jax.random.split(key)
+        rotation = jax.random.orthogonal(key_rotation, dim)
+        return {
+            "hessian": (rotation * eigenvalues) @ rotation.T,
+            "center": jax.random.normal(key_center, (dim,)),
+        }
+
+    def init(instance, key):
+        del instance, key
+        return jnp.zeros(dim)
+
+    def batch(instance, key, split):
+        del instance
+        scale = noise / jnp.sqrt(batch_size) if split == "train" else 0.0
+        return scale * jax.random.normal(key, (dim,))
+
+    def loss(params, instance, batch, key):
+        del key
+        offset = params - instance["center"] - batch
+        return 0.5 * offset @ instance["hessian"] @ offset
+
+    return Task(sample, init, batch, loss)
