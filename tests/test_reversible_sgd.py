@@ -268,9 +268,9 @@ def test_training_descends_and_agrees_with_plain_floats(x64):
 def test_naive_float_reversal_fails_where_the_exact_one_does_not(x64):
     start = make_start("constant", 600, dtype=np.float64)
     start = start._replace(momenta=jnp.float64(0.9), learning_rates=jnp.float64(0.1))
-    naive = ravel_pytree(naive_reversal(loss, start, num_steps=600, fixed=DOUBLE))[0]
-    drift = jnp.max(jnp.abs(naive - ravel_pytree(start.params)[0]))
-    assert not drift < 1.0
+    drift = naive_reversal(loss, start, num_steps=600, fixed=DOUBLE)
+    assert drift[-1] < 1e-12  # one step back is fine
+    assert not drift[0] < 1.0
     _, grads, trained = reversible.hypergradients(
         loss, objective, start, num_steps=600, fixed=DOUBLE
     )

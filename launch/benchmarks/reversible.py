@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.flatten_util import ravel_pytree
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
@@ -219,6 +220,11 @@ def measure(
     ]
 
 
+def num_parameters() -> int:
+    """Weights and biases of the network."""
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(SIZES))
+
+
 def tape(num_steps: int) -> dict[str, Any]:
     """Bits per parameter of tape and buffer, against ``T log2(1 / momentum)``."""
     numerator = round(MOMENTUM * 2**SINGLE.decay_bits)
@@ -232,10 +238,8 @@ def tape(num_steps: int) -> dict[str, Any]:
     }
 
 
-def draw_frontier(rows: list[Measurement]) -> Figure:
+def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
     """Memory against time, log-log; the checkpointing frontier as a line."""
-    figure = Figure(figsize=(5.2, 3.8))
-    axes = figure.add_subplot()
     line = [row for row in rows if row.method.startswith("binomial")]
     axes.plot(
         [row.temporary_mib for row in line],
@@ -243,7 +247,7 @@ def draw_frontier(rows: list[Measurement]) -> Figure:
         "o-",
         color="0.45",
         ms=4,
-        label="binomial checkpointing",
+        label="binomial checkpointing (states)",
     )
     for row in line:
         axes.annotate(
@@ -254,17 +258,17 @@ def draw_frontier(rows: list[Measurement]) -> Figure:
             fontsize=7,
             color="0.35",
         )
-    markers = iter("sD^v")
-    for row in rows:
-        if row in line:
-            continue
-        ours = row.method == "reversible"
+    for row, (colour, marker) in zip(
+        (row for row in rows if row not in line),
+        (("C0", "o"), ("C1", "s"), ("C2", "D"), ("C3", "*")),
+        strict=True,
+    ):
         axes.plot(
             row.temporary_mib,
             row.milliseconds,
-            "*" if ours else next(markers),
-            color="C3" if ours else None,
-            ms=14 if ours else 7,
+            marker,
+            color=colour,
+            ms=14 if marker == "*" else 7,
             label=row.method,
         )
     axes.set(
@@ -272,11 +276,9 @@ def draw_frontier(rows: list[Measurement]) -> Figure:
         yscale="log",
         xlabel="temporary memory (MiB)",
         ylabel="time of one hypergradient (ms)",
-        title=f"T = {rows[0].steps:,} steps, 2,410 weights, batch {BATCH}",
     )
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def main(argv: list[str]) -> None:
@@ -295,7 +297,9 @@ def main(argv: list[str]) -> None:
             )
         )
     if flags.FLAGS.figure:
-        draw_frontier(rows).savefig(flags.FLAGS.figure, dpi=200, bbox_inches="tight")
+        figure = Figure(figsize=(5.2, 3.8))
+        draw_frontier(figure.add_subplot(), rows)
+        figure.savefig(flags.FLAGS.figure, dpi=200, bbox_inches="tight")
 
 
 if __name__ == "__main__":

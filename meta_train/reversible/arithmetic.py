@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_train.reversible.isolation import isolated
+
 SPILL_BITS = 32
 BUFFER_BITS = 62
 
@@ -97,14 +99,17 @@ def divmod_exact(x: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: int64, magnitude below 2^62.
       n: int64 from 1 to 2^20, broadcastable.
     """
+    quotient = isolated(n.ravel()[0], _floor_quotient, x, n)
+    return quotient, x - quotient * n
+
+
+def _floor_quotient(x: jax.Array, n: jax.Array) -> jax.Array:
     divisor = n.astype(jnp.float64)
-    quotient = (x.astype(jnp.float64) / divisor).astype(jnp.int64)
-    remainder = x - quotient * n
+    estimate = (x.astype(jnp.float64) / divisor).astype(jnp.int64)
+    remainder = x - estimate * n
     correction = jnp.floor(remainder.astype(jnp.float64) / divisor).astype(jnp.int64)
     remainder = remainder - correction * n
-    below, above = remainder < 0, remainder >= n
-    quotient = quotient + correction - below + above
-    return quotient, remainder + jnp.where(below, n, 0) - jnp.where(above, n, 0)
+    return estimate + correction - (remainder < 0) + (remainder >= n)
 
 
 def multiply(

@@ -32,6 +32,7 @@ from meta_train.reversible.arithmetic import (
     spill,
     unspill,
 )
+from meta_train.reversible.isolation import isolated
 from meta_train.reversible.report import Failure, Report, first, no_failure, poison
 
 
@@ -90,21 +91,6 @@ class Gradients(NamedTuple):
     hypers: Any
     weights: jax.Array
     accumulators: jax.Array
-
-
-def isolated(step: jax.Array, fn: Callable, *args) -> Any:
-    """``fn(*args)``, compiled as a computation of its own, whatever surrounds it.
-
-    ``step`` is a traced, never negative integer: XLA cannot tell, so it keeps the branch.
-    (An optimization barrier does not do: it does not stop fusion.)
-    """
-    shapes = jax.eval_shape(fn, *args)
-
-    def never(*args):
-        del args
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    return jax.lax.cond(step >= 0, fn, never, *args)
 
 
 def push(dynamics: Dynamics, theta, hyper, weights, x):
@@ -290,7 +276,7 @@ def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_
     _, pull_absorb = jax.vjp(lambda *args: dynamics.absorb(*args, x), theta, hyper, gradient)
     theta_absorb, hyper_absorb, direction = pull_absorb(d_a)
     # The pullback of a gradient is its directional derivative, by symmetry of second derivatives.
-    (g_theta, g_w), (theta_loss, w_loss) = jax.jvp(
+    (g_theta, _), (theta_loss, w_loss) = jax.jvp(
         lambda w: jax.grad(dynamics.loss, argnums=(0, 1))(theta, w, x), (weights,), (direction,)
     )
     decay, pull_decay = jax.vjp(
@@ -306,7 +292,7 @@ def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_
         theta_loss,
     )
     d_hyper = jax.tree.map(lambda *parts: sum(parts), hyper_move, hyper_absorb, hyper_decay)
-    return d_theta, d_hyper, d_w + w_loss + d_loss * g_w, decay * d_a
+    return d_theta, d_hyper, d_w + w_loss + d_loss * gradient, decay * d_a
 
 
 def _numerator(dynamics, theta, hyper, fixed):
