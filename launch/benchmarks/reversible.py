@@ -273,7 +273,7 @@ def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
         )
     axes.set(
         xscale="log",
-        yscale="log",
+        ylim=(0, None),
         xlabel="temporary memory (MiB)",
         ylabel="time of one hypergradient (ms)",
     )

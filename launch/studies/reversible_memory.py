@@ -88,16 +88,20 @@ def draw(measured, steps) -> Figure:
     for method, (colour, marker) in STYLES.items():
         rows = [find(measured[num_steps], method) for num_steps in steps]
         size = 11 if marker == "*" else 5
-        for axes, field in ((memory, "temporary_mib"), (time, "milliseconds")):
-            values = [getattr(row, field) for row in rows]
+        for axes, values in (
+            (memory, [row.temporary_mib for row in rows]),
+            (time, [1e3 * row.milliseconds / row.steps for row in rows]),
+        ):
             axes.plot(steps, values, color=colour, marker=marker, ms=size, label=method)
     memory.set(xlabel="training steps T", ylabel="temporary memory (MiB)", title="Memory")
-    time.set(xlabel="training steps T", ylabel="time of one hypergradient (ms)", title="Time")
+    time.set(xlabel="training steps T", ylabel="time per training step (µs)", title="Time")
     memory.legend(fontsize=8, frameon=False)
     benchmark.draw_frontier(both, measured[steps[1]])
     both.set_title(f"Memory against time, T = {steps[1]:,}")
+    memory.set(yscale="log")
+    time.set(ylim=(0, None))
     for axes in (memory, time):
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="log")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

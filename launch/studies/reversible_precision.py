@@ -66,7 +66,10 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "ratios " + ", ".join(f"{ratio:.3f}" for ratio in tight),
         ),
     ]
-    curves = {f"{m} {name}": np.asarray(d).tolist() for (m, name), d in drifts.items()}
+    curves = {
+        f"{m} {name}": [float(x) if np.isfinite(x) else None for x in drift]
+        for (m, name), drift in drifts.items()
+    }
     return Result(claims, rows, draw(drifts, num_steps), {"drift": curves})
 
 
@@ -119,11 +122,12 @@ def draw(drifts, num_steps: int) -> Figure:
     left.set(
         yscale="log",
         ylim=(1e-17, 1e12),
+        xlim=(-0.03 * num_steps, 1.4 * num_steps),
         xlabel="steps walked back",
         ylabel="largest error of a weight",
         title="Naive float reversal (exact reversal: 0)",
     )
-    left.legend(fontsize=7.5, frameon=False, loc="upper left", ncols=2)
+    left.legend(fontsize=7, loc="upper right", ncols=1, framealpha=0.9, edgecolor="none")
     grid = np.linspace(0.5, 0.995, 120)
     for steps, colour in ((100, "C2"), (1000, "C0"), (10_000, "C3")):
         right.plot(

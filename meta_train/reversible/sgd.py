@@ -106,7 +106,8 @@ def train(
       start: weights, schedules and the rest.
       num_steps: ``T``.
       fixed: resolution of the exact state; ``DOUBLE`` for float64.
-      momentum_floor: no momentum is below this; sizes the tape when momenta are traced.
+      momentum_floor: no momentum is below this; needed inside `jit`, where the momenta that
+        size the tape are not known yet.
 
     Raises:
       ValueError: on a momentum outside [0, 1], a schedule of a wrong shape, parameters that
@@ -158,7 +159,7 @@ def hypergradients(
     gradients, report = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
-        lambda like, c, v: (v if c is None else c).reshape(like.shape),
+        lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),
         (start.learning_rates, start.momenta),
         constants,
         gradients.hypers,
@@ -224,6 +225,7 @@ class _Problem(NamedTuple):
 def _problem(loss, start, num_steps, fixed, momentum_floor) -> _Problem:
     check_fixed_point(fixed)
     _check_params(start)
+    start = jax.tree.map(_strongly_typed, start)
     rates = check_schedule("learning_rates", start.learning_rates, start.params, num_steps)
     momenta = check_schedule("momenta", start.momenta, start.params, num_steps)
     plan = plan_spills(
@@ -273,6 +275,11 @@ def _outcome(ended: Run, problem: _Problem) -> Trained:
         plan.tape_bits,
         plan.bound_bits,
     )
+
+
+def _strongly_typed(x) -> jax.Array:
+    """Python numbers and arrays made of them have a type that changes in arithmetic."""
+    return jax.lax.convert_element_type(x, jnp.result_type(x))
 
 
 def _check_params(start: Setup) -> None:
