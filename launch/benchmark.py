@@ -155,7 +155,7 @@ def main(argv) -> None:
     available = len(os.sched_getaffinity(0))
     if _CHILD.value:
         logging.set_verbosity(logging.WARNING)
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(_CORES.value[0])])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int((_CORES.value or ["1"])[0])])
         print(json.dumps(measure(_CASES.value[0])))
         return
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})

@@ -5,13 +5,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import optax
 
 import launch.configs
 from learned_opt import OPTIMIZERS, LearnedOptimizer
-from meta_train import estimators
+from meta_train import devices, estimators
 from meta_train.inner import META_LOSSES, REDUCTIONS, inner_training
 from meta_train.unroll import UnrolledSystem
 from tasks import Task, mlp_classifier, quadratic_family
@@ -138,14 +138,18 @@ def _pairs(build, c: EstimatorConfig, system, horizons, **more):
         num_pairs=c.num_particles // 2,
         horizons=horizons,
         sigma=c.sigma,
-        chunk=c.chunk or None,
+        chunk=c.chunk or devices.default_chunk(),
         **more,
     )
 
 
 def _particles(build, c: EstimatorConfig, system, horizons, **more):
     return build(
-        system, num_particles=c.num_particles, horizons=horizons, chunk=c.chunk or None, **more
+        system,
+        num_particles=c.num_particles,
+        horizons=horizons,
+        chunk=c.chunk or devices.default_chunk(),
+        **more,
     )
 
 
@@ -334,7 +338,7 @@ def from_dict(kind: type, tree: dict[str, Any]) -> Any:
     for entry in dataclasses.fields(kind):
         value = tree[entry.name]
         if dataclasses.is_dataclass(entry.type):
-            value = from_dict(entry.type, value)
+            value = from_dict(cast(type, entry.type), value)
         values[entry.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 

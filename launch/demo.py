@@ -1,6 +1,6 @@
 """The demo: meta-train, compare with swept baselines, say plainly how it went.
 
-  make demo
+make demo
 """
 
 import time
@@ -8,11 +8,10 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import command_line
+from launch import command_line, evaluate, train
 from launch import config as cfg
-from launch import evaluate, train
 
-_WORKDIR = flags.DEFINE_string("demo_dir", "runs/demo", "Folder of the demo; a run there continues.")
+_WORKDIR = flags.DEFINE_string("demo_dir", "runs/demo", "Folder of the demo; one there continues.")
 
 BEFORE, AFTER = "MLP optimizer before meta-training", "MLP optimizer after meta-training"
 

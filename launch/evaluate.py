@@ -23,7 +23,13 @@ from matplotlib import pyplot as plt
 import learned_opt
 from launch import command_line
 from launch import config as cfg
-from meta_train.evaluate import BASELINES, LEARNING_RATES, Curves, evaluate_baseline, evaluate_learned
+from meta_train.evaluate import (
+    BASELINES,
+    LEARNING_RATES,
+    Curves,
+    evaluate_baseline,
+    evaluate_learned,
+)
 from tasks.base import Task
 
 # Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
@@ -55,7 +61,9 @@ def table(results: dict[int, list[Curves]]) -> str:
     width = max(len(_label(c)) for curves in results.values() for c in curves)
     for horizon, curves in results.items():
         seeds = curves[0].losses.shape[0]
-        lines.append(f"{horizon} inner steps, {seeds} seeds".ljust(width) + "  mean loss  final loss")
+        lines.append(
+            f"{horizon} inner steps, {seeds} seeds".ljust(width) + "  mean loss  final loss"
+        )
         for c in curves:
             lines.append(f"{_label(c):<{width}}  {c.mean:9.4f}  {c.final:10.4f}")
         lines.append("")
@@ -82,7 +90,9 @@ def plot(results: dict[int, list[Curves]], path: Path) -> None:
             (line,) = axis.plot(steps, middle, label=_label(c))
             axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(
-            yscale="log", xlabel="inner step", ylabel="training loss (nats)",
+            yscale="log",
+            xlabel="inner step",
+            ylabel="training loss (nats)",
             title=f"horizon {horizon}",
         )
         axis.grid(alpha=0.3, which="both")

@@ -1,6 +1,6 @@
 """Meta-trains a learned optimizer. Run again with the same flags, it continues.
 
-  python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
+python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
 
 import collections
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from jax.flatten_util import ravel_pytree
 
 from launch import command_line
 from launch import config as cfg
@@ -23,6 +24,7 @@ from learned_opt import weights
 from meta_train import devices, evaluate, trainer
 from meta_train.checkpoint import Checkpoints
 from meta_train.tracking import Tracker
+from meta_train.unroll import with_flat_theta
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
@@ -35,6 +37,7 @@ class Job(NamedTuple):
 
     config: cfg.Config
     num_devices: int
+    unravel: Any  # theta as the vector the job trains -> theta as the optimizer's pytree
     init: Any  # () -> TrainState, device-free
     step: Any  # TrainState -> (TrainState, metrics), over the devices
     evaluate: Any  # theta -> {"eval/...": scalar}
@@ -59,14 +62,18 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
     num_devices = devices.choose_num_devices(config.num_devices, cfg.num_shardable(config))
     task = cfg.make_task(config.task, data_dir)
     optimizer = cfg.make_optimizer(config.optimizer)
-    system = cfg.make_system(config, task, optimizer)
+    theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
+    system, unravel = with_flat_theta(cfg.make_system(config, task, optimizer), theta_spec)
     estimator = cfg.make_estimator(config, system)
     meta_optimizer = cfg.make_meta_optimizer(config)
     step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
 
+    def init_theta(key):
+        return ravel_pytree(optimizer.init(key))[0]
+
     def evaluation(theta):
         losses = evaluate.inner_curves(
-            task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+            task, optimizer, unravel(theta), config.inner.horizon, config.eval_seeds, config.seed
         )
         tail = losses[:, -max(1, config.inner.horizon // 10) :]
         return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
@@ -74,7 +81,8 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
     return Job(
         config,
         num_devices,
-        partial(trainer.init_state, estimator, meta_optimizer, optimizer.init, config.seed),
+        unravel,
+        partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
         devices.population_map(step, num_devices, trainer.PARTICLE_AXES),
         jax.jit(evaluation),
     )
@@ -99,7 +107,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
     state = devices.place(state, job.num_devices, trainer.PARTICLE_AXES)
 
-    description = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
+    description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
     (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
 
     def save(step, state):
@@ -109,7 +117,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
 
     if start == 0:
         host_state = save(0, state)
-        export(config, workdir / "optimizer_initial", host_state.theta, 0)
+        export(config, workdir / "optimizer_initial", job.unravel(host_state.theta), 0)
     tracker = Tracker(
         workdir,
         config=description["config"],
@@ -164,7 +172,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     checkpoints.close()
     tracker.close()
     if not preempted:
-        export(config, workdir / "optimizer", host_state.theta, step)
+        export(config, workdir / "optimizer", job.unravel(host_state.theta), step)
     return Outcome(step, preempted, tracker.wandb_dir)
 
 
@@ -210,7 +218,7 @@ def describe(job: Job) -> str:
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis} per device{'':<{13 - len(axis)}}{cfg.num_shardable(config) // job.num_devices}",
+            f"{axis + ' per device':<25}{cfg.num_shardable(config) // job.num_devices}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
             f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
             f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",

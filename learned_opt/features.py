@@ -1,4 +1,4 @@
-"""Inputs of the per-parameter learned optimizers, laid out features-first: ``[features, parameters]``.
+"""Inputs of the per-parameter learned optimizers, features first: ``[features, parameters]``.
 
 All tensors of a network are flattened into one parameter axis, so the optimizer's
 network is a few large matrix products instead of a few small ones per tensor, and the

@@ -1,5 +1,6 @@
 """The per-parameter MLP optimizer: one small network, applied to every parameter alike."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class PerParameterMLP(nn.Module):
     def __call__(self, features: jax.Array, time_features: jax.Array) -> jax.Array:
         sizes = (NUM_FEATURES + NUM_TIME_FEATURES, *self.hidden_sizes, 2)
         layers = []
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             stddev = fan_in**-0.5
             kernel = self.param(
                 f"kernel_{i}", nn.initializers.truncated_normal(stddev), (fan_in, fan_out)
@@ -53,11 +54,11 @@ class MLPOptimizerState(NamedTuple):
     """State of the MLP optimizer.
 
     Attributes:
-      count: int32 scalar, updates done.
+      steps: int32 scalar, updates done.
       momenta: per leaf of the parameters, float32 ``[6, size]``, a row per decay.
     """
 
-    count: jax.Array
+    steps: jax.Array
     momenta: Any
 
 
@@ -107,9 +108,9 @@ def mlp_optimizer(
                 )
             momenta = feat.update_momenta(state.momenta, updates)
             features = feat.normalized_features(updates, params, momenta)
-            direction, magnitude = module.apply(theta, features, feat.time_embedding(state.count))
+            direction, magnitude = module.apply(theta, features, feat.time_embedding(state.steps))
             step = -step_mult * direction * jnp.exp(exp_mult * magnitude)
-            return feat.unflatten(step, updates), MLPOptimizerState(state.count + 1, momenta)
+            return feat.unflatten(step, updates), MLPOptimizerState(state.steps + 1, momenta)
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -1,4 +1,4 @@
-"""Inner-loss curves of trained optimizers against optax baselines whose learning rates were swept."""
+"""Inner-loss curves of trained optimizers against optax baselines with swept learning rates."""
 
 from collections.abc import Callable
 from functools import partial

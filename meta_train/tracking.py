@@ -12,7 +12,7 @@ import wandb
 from tqdm import tqdm
 
 
-def wandb_mode(requested: str) -> str:
+def wandb_mode(requested: str) -> Any:
     """``online``, ``offline`` or ``disabled``; ``auto`` is online only for who is logged in."""
     if requested != "auto":
         return requested

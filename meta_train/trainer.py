@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 # Which part of the state has the particle axis, for `devices.population_map`.
-PARTICLE_AXES = TrainState(None, None, None, 0, None)
+PARTICLE_AXES: Any = TrainState(*(None, None, None, 0, None))
 
 
 def init_state(
@@ -73,9 +73,7 @@ def make_step(
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step + 1)  # 0 is the initialization's.
-        grad, estimator_state, metrics = estimator.estimate(
-            state.theta, state.estimator_state, key
-        )
+        grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         grad, metrics = population_mean((grad, metrics))
         updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
         grad_norm = optax.tree.norm(grad)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 Theta = Any
 State = Any
@@ -40,3 +42,23 @@ def unroll(
         return system.step(theta, state, step_key)
 
     return jax.lax.scan(body, state, jax.random.split(key, num_steps))
+
+
+def with_flat_theta(
+    system: UnrolledSystem, theta_spec: Theta
+) -> tuple[UnrolledSystem, Callable[[jax.Array], Theta]]:
+    """The same system over theta as one vector ``[P]``, and the function back to its pytree.
+
+    Estimators and meta-optimizers do the same to every leaf of theta; on one vector there
+    is one operation to compile instead of one a leaf.
+
+    Args:
+      theta_spec: shapes and dtypes of theta, from ``jax.eval_shape``.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), theta_spec)
+    unravel = ravel_pytree(zeros)[1]
+    flat_system = UnrolledSystem(
+        lambda theta, key: system.init(unravel(theta), key),
+        lambda theta, state, key: system.step(unravel(theta), state, key),
+    )
+    return flat_system, unravel

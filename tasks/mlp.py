@@ -1,5 +1,6 @@
 """Image classification with a multilayer perceptron."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -54,7 +55,7 @@ def mlp_classifier(
     def init(instance, key):
         del instance
         # One draw for all weights: random bits are a fixed cost per draw on small networks.
-        shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+        shapes = list(itertools.pairwise(sizes))
         ends = np.cumsum([fan_in * fan_out for fan_in, fan_out in shapes])
         pieces = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
         return tuple(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 class Claim(NamedTuple):
-    """One sentence of a paper (or of ours), whether it held in this run, and the numbers it rests on."""
+    """One sentence of a paper, or of ours; whether it held in this run; the numbers it rests on."""
 
     sentence: str
     holds: bool

@@ -9,6 +9,25 @@ from meta_train.estimators import base
 from meta_train.unroll import UnrolledSystem, unroll
 
 
+def rematerialized(system: UnrolledSystem) -> UnrolledSystem:
+    """The system with steps recomputed in the backward pass instead of stored.
+
+    The backward pass then keeps the states of the unroll and the residuals of one step.
+    """
+    return UnrolledSystem(system.init, jax.checkpoint(system.step, prevent_cse=False))
+
+
+def own_thetas(theta: base.Theta, particles) -> base.Theta:
+    """A copy of theta for every particle, ``[N, ...]``.
+
+    Each particle's gradient is wanted on its own. Differentiating one shared theta under
+    ``vmap`` gives the same numbers, but XLA then merges the particles' products and splits
+    them again, with transposes that cost as much as the products.
+    """
+    num = jax.tree.leaves(particles)[0].shape[0]
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), theta)
+
+
 def bptt(
     system: UnrolledSystem,
     *,
@@ -16,10 +35,10 @@ def bptt(
     horizons: base.Horizons,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Backpropagation through time over whole episodes: the exact gradient of the mean per-step loss.
+    """Backpropagation through time over whole episodes: the exact gradient.
 
-    ``N T`` forward and backward steps; memory: the residuals of ``T`` steps for each of
-    the ``chunk`` episodes computed at a time.
+    ``N T`` forward and backward steps, the forward ones twice; memory: ``T`` inner states
+    and the residuals of one step, for each of the ``chunk`` episodes computed at a time.
 
     Args:
       num_particles: ``N``, episodes per outer step.
@@ -37,19 +56,24 @@ def bptt(
         del theta, key
         return jnp.arange(num_particles, dtype=jnp.int32)
 
-    def episode(theta, key, particle_id):
+    remat_system = rematerialized(system)
+
+    def episode(key, theta_and_id):
+        theta, particle_id = theta_and_id
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
 
         def loss(theta):
             state = system.init(theta, key_begin)
-            losses = unroll(system, theta, state, key_data, horizons.max)[1]
+            losses = unroll(remat_system, theta, state, key_data, horizons.max)[1]
             return base.episode_loss(losses, horizons, key_horizon)
 
         return jax.value_and_grad(loss)(theta)
 
     def estimate(theta, ids, key):
-        losses, grads = base.map_particles(partial(episode, theta, key), ids, chunk)
+        losses, grads = base.map_particles(
+            partial(episode, key), (own_thetas(theta, ids), ids), chunk
+        )
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
@@ -69,8 +93,9 @@ def tbptt(
     The inner state crosses a truncation as a constant, so the effect of theta on later
     truncations through the state is missing: biased to short horizons. A state that is
     initialized from theta is differentiated in the first truncation of an episode.
-    ``N K`` forward and backward steps; memory: ``N`` inner states and the residuals of
-    ``K`` steps for each of the ``chunk`` particles computed at a time.
+    ``N K`` forward and backward steps, the forward ones twice; memory: ``N`` inner states,
+    and ``K`` states and the residuals of one step for each of the ``chunk`` particles
+    computed at a time.
 
     Args:
       num_particles: ``N``, inner runs.
@@ -91,14 +116,17 @@ def tbptt(
         begin = partial(system.init, theta)
         return base.init_particles(num_particles, horizons, truncation, key, begin, ())
 
-    def window(theta, key, particle):
+    remat_system = rematerialized(system)
+
+    def window(key, theta_and_particle):
+        theta, particle = theta_and_particle
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle.id))
 
         def loss(theta):
             started = base.restart_if_done(
                 particle, horizons, key_restart, partial(system.init, theta)
             )
-            state, losses = unroll(system, theta, started.states, key_data, truncation)
+            state, losses = unroll(remat_system, theta, started.states, key_data, truncation)
             return jnp.mean(losses), started._replace(
                 states=state, position=started.position + truncation
             )
@@ -108,7 +136,7 @@ def tbptt(
 
     def estimate(theta, particles, key):
         grads, particles, losses = base.map_particles(
-            partial(window, theta, key), particles, chunk
+            partial(window, key), (own_thetas(theta, particles), particles), chunk
         )
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics

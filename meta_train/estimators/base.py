@@ -38,7 +38,7 @@ class GradientEstimator(NamedTuple):
 
 
 class Horizons(NamedTuple):
-    """A distribution over episode lengths: ``values`` int ``[H]``, ascending, and ``probs`` ``[H]``."""
+    """Episode lengths: ``values`` int ``[H]``, ascending, with probabilities ``probs`` ``[H]``."""
 
     values: np.ndarray
     probs: np.ndarray
@@ -195,9 +195,9 @@ def population_mean(contributions: Theta, losses: jax.Array) -> tuple[Theta, jax
     finite = jnp.isfinite(losses)
     for leaf in jax.tree.leaves(contributions):
         finite &= jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
-    contributions = jax.vmap(
-        lambda ok, g: select(ok, g, jax.tree.map(jnp.zeros_like, g))
-    )(finite, contributions)
+    contributions = jax.vmap(lambda ok, g: select(ok, g, jax.tree.map(jnp.zeros_like, g)))(
+        finite, contributions
+    )
     sq_norms = sum(
         jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1)
         for leaf in jax.tree.leaves(contributions)

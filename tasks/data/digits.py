@@ -1,5 +1,7 @@
 """The bundled data set: scikit-learn's handwritten digits, written by TFDS as ``array_record``."""
 
+from typing import ClassVar
+
 import importlib_resources  # noqa: F401  (tensorflow_datasets needs it and does not declare it)
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,7 +19,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
     # TFDS looks for files beside the class otherwise, which a builder outside its tree lacks.
     pkg_dir_path = None
 

@@ -90,7 +90,7 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     raise ValueError(
         f"`dataset` {name!r} cannot be read from the folder {data_dir}: {problem}. On a machine "
         "with a network, prepare it with\n"
-        "  pip install tensorflow-datasets tensorflow && python -c \"import tensorflow_datasets "
+        '  pip install tensorflow-datasets tensorflow && python -c "import tensorflow_datasets '
         f"as tfds; tfds.builder('{name}', data_dir='{data_dir}', "
         "file_format='array_record').download_and_prepare()\"\n"
         "and pass that folder as --data_dir. The data set 'digits' needs no download."
