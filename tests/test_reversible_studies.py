@@ -11,6 +11,7 @@ from launch.benchmarks.checkpointing import binomial_schedule, binomial_vjp, nes
 from launch.reproduce import load_study
 
 QUICK = (
+    "long_horizon_truth",
     "reversible_chaos",
     "reversible_distillation",
     "reversible_init_scales",
