@@ -2,6 +2,7 @@
 
 from learned_opt.base import LearnedOptimizer
 from learned_opt.mlp import mlp_optimizer
+from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import learnable_adam, learnable_sgdm
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
 
@@ -13,5 +14,6 @@ __all__ = [
     "load",
     "load_config",
     "mlp_optimizer",
+    "reversible_mlp_optimizer",
     "save",
 ]

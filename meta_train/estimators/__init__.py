@@ -16,6 +16,7 @@ from meta_train.estimators.guided import guided_es
 from meta_train.estimators.pes import pes
 from meta_train.estimators.pes_analytic import pes_analytic
 from meta_train.estimators.reparam import reparam, reparam_es
+from meta_train.estimators.reversible import reversible
 from meta_train.estimators.telescoped import telescoped
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "pes_analytic",
     "reparam",
     "reparam_es",
+    "reversible",
     "rtrl",
     "synchronized",
     "tbptt",

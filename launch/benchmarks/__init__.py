@@ -1,0 +1,1 @@
+"""Benchmark cases: each measures one promise of speed or memory."""

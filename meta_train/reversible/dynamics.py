@@ -1,0 +1,342 @@
+"""Exactly reversible training: any optimizer that moves the weights by what its accumulators say.
+
+    loss_t, g_t = value and gradient of loss at w_t
+    a_{t+1} = decay * a_t + absorb(g_t)         exact product, see arithmetic.py
+    w_{t+1} = w_t + move(a_{t+1})
+
+Both sums are sums of integers. So ``w_t`` follows from ``(w_{t+1}, a_{t+1})``, then ``g_t``
+from ``w_t``, then ``a_t``: the run can be walked back bit for bit, and the adjoint is
+carried along, with the memory of one step plus the tape.
+
+The gradient must come out the same, to the bit, in the forward and in the backward program.
+XLA contracts and fuses by context, so each float computation whose bits matter is
+``isolated``: a branch of a conditional, compiled as a computation of its own.
+
+Source: Maclaurin, Duvenaud, Adams 2015, Algorithms 2 and 3, generalized from SGD with
+momentum. Differs: the printed Algorithm 2 mixes indices of before and after the update.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.reversible.arithmetic import (
+    FixedPoint,
+    SpillPlan,
+    dequantize,
+    divide,
+    multiply,
+    quantize,
+    spill,
+    unspill,
+)
+from meta_train.reversible.isolation import isolated
+from meta_train.reversible.report import Failure, Report, first, no_failure, poison
+
+
+class Dynamics(NamedTuple):
+    """An optimizer and its loss, on flat weights ``[P]`` and ``K`` accumulators ``[K, P]``.
+
+    ``theta`` and ``hyper`` are what one may differentiate with respect to: float pytrees,
+    ``theta`` the same for all steps, ``hyper`` the step's slice of a sequence. ``x`` is the
+    step's slice of the inputs (step number, key, ...), and is not differentiated.
+
+    Attributes:
+      loss: ``(theta, weights, x) -> scalar``.
+      decay: ``(theta, hyper) -> [K or 1, P or 1]``, multiples of ``2^-decay_bits`` (``snap``).
+      absorb: ``(theta, hyper, gradient, x) -> [K, P]``.
+      move: ``(theta, hyper, accumulators, x) -> [P]``.
+    """
+
+    loss: Callable[[Any, jax.Array, Any], jax.Array]
+    decay: Callable[[Any, Any], jax.Array]
+    absorb: Callable[[Any, Any, jax.Array, Any], jax.Array]
+    move: Callable[[Any, Any, jax.Array, Any], jax.Array]
+
+
+class Run(NamedTuple):
+    """The end of a run, from which all of it can be recovered.
+
+    Attributes:
+      weights: int64 ``[P]``.
+      accumulators: int64 ``[K, P]``.
+      buffer: int64 ``[K, P]``.
+      tape: uint32 ``[rows, P]``.
+      losses: float ``[T]``.
+      report: what failed first, if anything.
+    """
+
+    weights: jax.Array
+    accumulators: jax.Array
+    buffer: jax.Array
+    tape: jax.Array
+    losses: jax.Array
+    report: Report
+
+
+class Cotangents(NamedTuple):
+    """Derivatives of an objective by the outcome of a run: ``[P]``, ``[K, P]`` and ``[T]``."""
+
+    weights: jax.Array
+    accumulators: jax.Array
+    losses: jax.Array
+
+
+class Gradients(NamedTuple):
+    """Derivatives of an objective with respect to what went into a run."""
+
+    theta: Any
+    hypers: Any
+    weights: jax.Array
+    accumulators: jax.Array
+
+
+def push(dynamics: Dynamics, theta, hyper, weights, x):
+    """Loss, gradient and what the accumulators absorb, at ``weights``."""
+    loss, gradient = jax.value_and_grad(dynamics.loss, argnums=1)(theta, weights, x)
+    return loss, gradient, dynamics.absorb(theta, hyper, gradient, x)
+
+
+def run(
+    dynamics: Dynamics,
+    theta: Any,
+    hypers: Any,
+    inputs: Any,
+    weights: jax.Array,
+    accumulators: jax.Array,
+    plan: SpillPlan,
+    fixed: FixedPoint,
+) -> Run:
+    """Trains for as many steps as ``plan`` has, keeping what is needed to walk back.
+
+    Compute: a training run, and an exact product per accumulator. Memory: 64 bits per
+    weight, 128 per accumulator, the tape, and what one gradient needs.
+
+    Args:
+      hypers: leaves ``[T, ...]``.
+      inputs: leaves ``[T, ...]``.
+      weights: float ``[P]``; its dtype is that of all gradients. Rounded to the grid.
+      accumulators: float ``[K, P]``, rounded to the grid.
+    """
+    precise = jax.config.jax_enable_x64
+    dtype = weights.dtype
+    num_steps, num_rows = plan.slots.shape[0], plan.num_rows
+
+    def step(carry, xs):
+        w, a, buffer, tape, report = carry
+        t, hyper, x, slots, smallest = xs
+        buffer, tape = spill(buffer, tape, slots, num_rows)
+        with jax.enable_x64(precise):
+            numerator = _numerator(dynamics, theta, hyper, fixed)
+        in_plan = jnp.all((numerator >= smallest[:, None]) & (numerator <= 1 << fixed.decay_bits))
+        numerator = numerator.astype(jnp.int64)
+        w_float = dequantize(w, fixed.weight_bits, dtype)
+        loss, gradient, absorbed = isolated(
+            t, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+        )
+        a, buffer = multiply(a, buffer, numerator, fixed.decay_bits)
+        a = a + quantize(absorbed, fixed.accumulator_bits)
+        a_float = dequantize(a, fixed.accumulator_bits, dtype)
+        moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        w = w + quantize(moved, fixed.weight_bits)
+
+        bad_gradient = ~jnp.isfinite(gradient)
+        bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
+        bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
+        failed = ~in_plan | ~jnp.isfinite(loss) | jnp.any(bad_a) | jnp.any(bad_w)
+        report = jax.lax.cond(
+            failed & report.ok,
+            _blame,
+            lambda *_: report,
+            t,
+            in_plan,
+            loss,
+            bad_gradient,
+            bad_a,
+            bad_w,
+        )
+        return (w, a, buffer, tape, report), loss
+
+    with jax.enable_x64(True):
+        w, a = _start(weights, accumulators, fixed)
+        begin = (
+            w,
+            a,
+            jnp.zeros(a.shape, jnp.int64),
+            jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
+            no_failure(),
+        )
+        steps = jnp.arange(num_steps, dtype=jnp.int32)
+        smallest = jnp.asarray(plan.numerators, jnp.int32)
+        end, losses = jax.lax.scan(
+            step, begin, (steps, hypers, inputs, jnp.asarray(plan.slots), smallest)
+        )
+        return Run(*end[:4], losses, end[4])
+
+
+def reverse(
+    dynamics: Dynamics,
+    theta: Any,
+    hypers: Any,
+    inputs: Any,
+    weights: jax.Array,
+    accumulators: jax.Array,
+    plan: SpillPlan,
+    fixed: FixedPoint,
+    outcome: Run,
+    cotangents: Cotangents,
+) -> tuple[Gradients, Report]:
+    """Walks a run back to its start, and derivatives with it.
+
+    The exact gradient of the fixed-point run, as if rounding were the identity. Every
+    recomputed loss is compared with the recorded one, and the state in the end with the
+    initial state and an empty buffer, bit for bit; on a mismatch every gradient is NaN and
+    the report says why. Compute: a gradient, its forward-over-reverse derivative and the
+    pullbacks of ``absorb`` and ``move`` per step. Memory: that of ``run``, and one gradient.
+
+    Args:
+      outcome: of ``run`` with the same arguments.
+      cotangents: of its final weights, final accumulators and losses.
+
+    Returns:
+      Gradients, and the report of the run and the reversal together.
+    """
+    precise = jax.config.jax_enable_x64
+    dtype = weights.dtype
+    num_steps, num_rows = plan.slots.shape[0], plan.num_rows
+
+    def step(carry, xs):
+        w, a, buffer, d_w, d_a, d_theta, report = carry
+        t, hyper, x, slots, loss_then, d_loss = xs
+        a_float = dequantize(a, fixed.accumulator_bits, dtype)
+        moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        w = w - quantize(moved, fixed.weight_bits)
+        w_float = dequantize(w, fixed.weight_bits, dtype)
+        loss, gradient, absorbed = isolated(
+            t, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+        )
+        a = a - quantize(absorbed, fixed.accumulator_bits)
+        with jax.enable_x64(precise):
+            numerator = _numerator(dynamics, theta, hyper, fixed)
+        a, buffer = divide(a, buffer, numerator.astype(jnp.int64), fixed.decay_bits)
+        buffer = unspill(buffer, outcome.tape, slots, num_rows)
+        a_before = dequantize(a, fixed.accumulator_bits, dtype)
+        replayed = Report(
+            jnp.where(loss == loss_then, Failure.NONE, Failure.REPLAY).astype(jnp.int32),
+            t,
+            jnp.int32(-1),
+        )
+        with jax.enable_x64(precise):
+            d_theta_t, d_hyper, d_w, d_a = _adjoint(
+                dynamics, theta, hyper, x, w_float, gradient, a_before, a_float, d_w, d_a, d_loss
+            )
+            d_theta = jax.tree.map(jnp.add, d_theta, d_theta_t)
+        return (w, a, buffer, d_w, d_a, d_theta, first(report, replayed)), d_hyper
+
+    with jax.enable_x64(True):
+        begin = (
+            outcome.weights,
+            outcome.accumulators,
+            outcome.buffer,
+            cotangents.weights,
+            cotangents.accumulators,
+            jax.tree.map(jnp.zeros_like, theta),
+            outcome.report,
+        )
+        steps = jnp.arange(num_steps, dtype=jnp.int32)
+        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), outcome.losses, cotangents.losses)
+        (w, a, buffer, d_w, d_a, d_theta, report), d_hypers = jax.lax.scan(
+            step, begin, xs, reverse=True
+        )
+        w_start, a_start = _start(weights, accumulators, fixed)
+        exact = jnp.all(w == w_start) & jnp.all(a == a_start) & jnp.all(buffer == 0)
+        started = no_failure()._replace(
+            failure=jnp.where(exact, Failure.NONE, Failure.START).astype(jnp.int32)
+        )
+        report = first(report, started)
+        return poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a)), report
+
+
+def float_step(
+    dynamics: Dynamics, theta, hyper, x, weights: jax.Array, accumulators: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same step in ordinary floating point: ``(weights, accumulators, loss)``."""
+    loss, _, absorbed = push(dynamics, theta, hyper, weights, x)
+    accumulators = dynamics.decay(theta, hyper) * accumulators + absorbed
+    return weights + dynamics.move(theta, hyper, accumulators, x), accumulators, loss
+
+
+def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_w, d_a, d_loss):
+    """One step of the adjoint: from derivatives after the step to derivatives before it."""
+    _, pull_move = jax.vjp(lambda *args: dynamics.move(*args, x), theta, hyper, a_after)
+    theta_move, hyper_move, a_move = pull_move(d_w)
+    d_a = d_a + a_move
+    _, pull_absorb = jax.vjp(lambda *args: dynamics.absorb(*args, x), theta, hyper, gradient)
+    theta_absorb, hyper_absorb, direction = pull_absorb(d_a)
+    # The pullback of a gradient is its directional derivative, by symmetry of second derivatives.
+    (g_theta, _), (theta_loss, w_loss) = jax.jvp(
+        lambda w: jax.grad(dynamics.loss, argnums=(0, 1))(theta, w, x), (weights,), (direction,)
+    )
+    decay, pull_decay = jax.vjp(
+        lambda *args: jnp.broadcast_to(dynamics.decay(*args), a_before.shape), theta, hyper
+    )
+    theta_decay, hyper_decay = pull_decay(d_a * a_before)
+    d_theta = jax.tree.map(
+        lambda move, absorb, decay, g, mixed: move + absorb + decay + mixed + d_loss * g,
+        theta_move,
+        theta_absorb,
+        theta_decay,
+        g_theta,
+        theta_loss,
+    )
+    d_hyper = jax.tree.map(lambda *parts: sum(parts), hyper_move, hyper_absorb, hyper_decay)
+    return d_theta, d_hyper, d_w + w_loss + d_loss * gradient, decay * d_a
+
+
+def _numerator(dynamics, theta, hyper, fixed):
+    """Decays are multiples of ``2^-decay_bits``, so this is exact; int32 ``[K or 1, P or 1]``."""
+    return jnp.round(dynamics.decay(theta, hyper) * 2.0**fixed.decay_bits).astype(jnp.int32)
+
+
+def _start(weights, accumulators, fixed):
+    return (
+        quantize(weights, fixed.weight_bits),
+        quantize(accumulators, fixed.accumulator_bits),
+    )
+
+
+def _in_precision(precise: bool, fn: Callable, *leading) -> Callable:
+    """``fn`` traced in the caller's precision, although the state around it is 64 bits wide."""
+
+    def wrapped(*args):
+        with jax.enable_x64(precise):
+            return fn(*leading, *args)
+
+    return wrapped
+
+
+def _out_of_range(state, added, limit):
+    """Which parameters' state or increment left the range, bool ``[P]``.
+
+    Both terms of a sum are below 2^62 (or reported), so the sum has not wrapped unseen.
+    """
+    inside = (jnp.abs(added) < limit) & (state < 1 << 62) & (state > -(1 << 62))
+    return ~jnp.all(inside, axis=0)
+
+
+def _blame(t, in_plan, loss, bad_gradient, bad_a, bad_w):
+    """The report of a step in which something failed: causes first, consequences last."""
+    causes = (
+        (~in_plan, Failure.DECAY, jnp.int32(-1)),
+        (~jnp.isfinite(loss), Failure.LOSS, jnp.int32(-1)),
+        (jnp.any(bad_gradient), Failure.GRADIENT, jax.lax.argmax(bad_gradient, 0, jnp.int32)),
+        (jnp.any(bad_a), Failure.ACCUMULATOR, jax.lax.argmax(bad_a, 0, jnp.int32)),
+        (jnp.any(bad_w), Failure.WEIGHT, jax.lax.argmax(bad_w, 0, jnp.int32)),
+    )
+    report = no_failure()
+    for failed, failure, parameter in causes:
+        blamed = Report(jnp.where(failed, failure, 0).astype(jnp.int32), t, parameter)
+        report = first(report, blamed)
+    return report

@@ -1,0 +1,158 @@
+"""Unrolled systems whose episodes can be walked back exactly."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_train.reversible.arithmetic import (
+    SINGLE,
+    FixedPoint,
+    SpillPlan,
+    check_fixed_point,
+    plan_spills,
+)
+from meta_train.reversible.dynamics import Cotangents, Dynamics, float_step, reverse, run
+from meta_train.reversible.report import Report
+
+Theta = Any
+
+
+class Start(NamedTuple):
+    """The start of an episode.
+
+    Attributes:
+      context: what stays the same over the episode (the problem); independent of theta.
+      weights: float ``[P]``.
+      accumulators: float ``[K, P]``.
+    """
+
+    context: Any
+    weights: jax.Array
+    accumulators: jax.Array
+
+
+class State(NamedTuple):
+    """The state of the system as the other estimators see it, in ordinary floats."""
+
+    context: Any
+    weights: jax.Array
+    accumulators: jax.Array
+    step: jax.Array
+
+
+class ReversibleSystem(NamedTuple):
+    """An ``UnrolledSystem`` that also offers its exact, reversible form.
+
+    Its first two fields are those of an ``UnrolledSystem``, so every estimator takes it;
+    up to rounding, both forms are the same system.
+
+    Attributes:
+      init: ``(theta, key) -> State``.
+      step: ``(theta, State, key) -> (State, loss)``.
+      begin: ``(theta, key) -> Start``.
+      dynamics: ``context -> Dynamics`` with ``hyper = ()`` and inputs ``(step, key)``.
+      decays: float ``[K]``, the decays of the accumulators.
+      fixed: resolution of the exact state.
+    """
+
+    init: Callable[[Theta, jax.Array], State]
+    step: Callable[[Theta, State, jax.Array], tuple[State, jax.Array]]
+    begin: Callable[[Theta, jax.Array], Start]
+    dynamics: Callable[[Any], Dynamics]
+    decays: np.ndarray
+    fixed: FixedPoint
+
+
+def reversible_system(
+    begin: Callable[[Theta, jax.Array], Start],
+    dynamics: Callable[[Any], Dynamics],
+    decays: np.ndarray,
+    fixed: FixedPoint = SINGLE,
+) -> ReversibleSystem:
+    """The system with these dynamics; see ``ReversibleSystem``.
+
+    Raises:
+      ValueError: on a decay that is no multiple of ``2^-decay_bits`` in (0, 1].
+    """
+    check_fixed_point(fixed)
+    numerators = np.asarray(decays, np.float64) * 2**fixed.decay_bits
+    if np.any(numerators != np.round(numerators)) or np.any(numerators < 1):
+        raise ValueError(
+            f"`decays` must be positive multiples of 2^-{fixed.decay_bits}, got {decays}; "
+            "round them with `arithmetic.snap`."
+        )
+    if np.any(numerators > 2**fixed.decay_bits):
+        raise ValueError(f"`decays` must be at most 1, got {decays}.")
+
+    def init(theta, key):
+        return State(*begin(theta, key), jnp.zeros([], jnp.int32))
+
+    def step(theta, state, key):
+        weights, accumulators, loss = float_step(
+            dynamics(state.context),
+            theta,
+            (),
+            (state.step, key),
+            state.weights,
+            state.accumulators,
+        )
+        return State(state.context, weights, accumulators, state.step + 1), loss
+
+    return ReversibleSystem(init, step, begin, dynamics, np.asarray(decays), fixed)
+
+
+def plan(system: ReversibleSystem, num_steps: int) -> SpillPlan:
+    """When the buffers of an episode of ``num_steps`` spill, and how large its tape is."""
+    numerators = np.round(system.decays * 2**system.fixed.decay_bits).astype(np.int64)
+    return plan_spills(np.tile(numerators, (num_steps, 1)), system.fixed.decay_bits)
+
+
+def episode_gradient(
+    system: ReversibleSystem,
+    theta: Theta,
+    key_begin: jax.Array,
+    step_keys: jax.Array,
+    objective: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, Theta, Report]:
+    """The exact gradient of ``objective(losses)`` of one episode, walked back.
+
+    Compute: the episode, and about two to three times that to walk back. Memory: one step,
+    and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
+
+    Args:
+      step_keys: one key a step, ``[T]``.
+      objective: ``losses [T] -> scalar``.
+
+    Returns:
+      The objective's value, its gradient (NaN if not exact) and the report.
+    """
+    (context, weights, accumulators), pull_begin = jax.vjp(
+        lambda theta: system.begin(theta, key_begin), theta
+    )
+    num_steps = step_keys.shape[0]
+    arguments = (
+        system.dynamics(context),
+        theta,
+        (),
+        (jnp.arange(num_steps, dtype=jnp.int32), step_keys),
+        weights,
+        accumulators,
+        plan(system, num_steps),
+        system.fixed,
+    )
+    ended = run(*arguments)
+    value, d_losses = jax.value_and_grad(objective)(ended.losses)
+    cotangents = Cotangents(jnp.zeros_like(weights), jnp.zeros_like(accumulators), d_losses)
+    gradients, report = reverse(*arguments, ended, cotangents)
+    no_gradient = jax.tree.map(_zero_cotangent, context)
+    (through_start,) = pull_begin(Start(no_gradient, gradients.weights, gradients.accumulators))
+    return value, jax.tree.map(jnp.add, gradients.theta, through_start), report
+
+
+def _zero_cotangent(x: jax.Array):
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)

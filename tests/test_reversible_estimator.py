@@ -1,0 +1,186 @@
+"""The reversible learned optimizer and the estimator that walks its runs back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from learned_opt.reversible import reversible_mlp_optimizer
+from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
+from meta_train.reversible import DOUBLE, explain
+from meta_train.reversible.inner import reversible_inner_training
+from meta_train.reversible.system import episode_gradient, plan, reversible_system
+from meta_train.unroll import UnrolledSystem, unroll
+from tasks.base import Task
+
+
+def regression(dtype=np.float32):
+    """Fitting a random teacher with a small tanh network, on fresh inputs."""
+
+    def init(instance, key):
+        del instance
+        w = 0.5 * jax.random.normal(key, (6, 5), dtype)
+        return {"b": jnp.zeros(5, dtype), "w": w[:5], "out": w[5]}
+
+    def batch(instance, key, split):
+        del split
+        x = jax.random.normal(key, (8, 5), dtype)
+        return x, jnp.sin(x @ instance)
+
+    def loss(params, instance, batch, key):
+        del instance, key
+        x, y = batch
+        return jnp.mean((jnp.tanh(x @ params["w"] + params["b"]) @ params["out"] - y) ** 2)
+
+    return Task(lambda key: jax.random.normal(key, (5,), dtype), init, batch, loss)
+
+
+def make(dtype=np.float32, step_mult=0.01, **kwargs):
+    optimizer = reversible_mlp_optimizer((8,), step_mult=step_mult)
+    theta = jax.tree.map(lambda x: x.astype(dtype), optimizer.init(jax.random.key(1)))
+    return reversible_inner_training(regression(dtype), optimizer, **kwargs), theta
+
+
+def relative_error(a, b):
+    a, b = ravel_pytree(a)[0], ravel_pytree(b)[0]
+    assert jnp.linalg.norm(b) > 1e-6, "a comparison with zero proves nothing"
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+def estimates(estimator, theta, key):
+    state = estimator.init(theta, jax.random.key(3))
+    grad, _, metrics = jax.jit(estimator.estimate)(theta, state, key)
+    return grad, metrics
+
+
+def test_estimate_equals_bptt_in_double(x64):
+    system, theta = make(np.float64, step_mult=0.003, fixed=DOUBLE)
+    kwargs = {"num_particles": 2, "horizons": log_uniform_horizons(20, 60, 20)}
+    grad, metrics = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
+    expected, expected_metrics = estimates(bptt(system, **kwargs), theta, jax.random.key(7))
+    assert metrics["exact"] == 1.0
+    assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-7)
+    assert relative_error(grad, expected) < 1e-7
+
+
+def test_estimate_equals_bptt_in_single_on_a_parallel_map():
+    """Two devices, one particle each; the scoped 64-bit state must survive `pmap`."""
+    system, theta = make(step_mult=0.003)
+    kwargs = {"num_particles": 2, "horizons": fixed_horizon(60)}
+    estimator, key = reversible(system, **kwargs), jax.random.key(7)
+    ids = estimator.init(theta, key)
+    on_devices = jax.pmap(estimator.estimate, in_axes=(None, 0, None))
+    grads, _, metrics = on_devices(theta, ids.reshape(2, 1), key)
+    expected, _ = estimates(bptt(system, **kwargs), theta, key)
+    assert np.all(metrics["exact"] == 1.0)
+    assert relative_error(jax.tree.map(lambda g: jnp.mean(g, 0), grads), expected) < 1e-4
+
+
+def test_thousands_of_inner_steps_are_recovered_to_the_bit():
+    system, theta = make(step_mult=0.001)
+    grad, metrics = estimates(
+        reversible(system, num_particles=2, horizons=fixed_horizon(3000)), theta, jax.random.key(7)
+    )
+    assert metrics["exact"] == 1.0
+    assert metrics["finite"] == 1.0
+    assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
+
+
+def test_diverged_episodes_are_dropped_and_counted():
+    system, theta = make(step_mult=1e30)
+    grad, metrics = estimates(
+        reversible(system, num_particles=2, horizons=fixed_horizon(20)), theta, jax.random.key(7)
+    )
+    assert metrics["exact"] == 0.0
+    assert metrics["finite"] == 0.0
+    assert np.all(ravel_pytree(grad)[0] == 0)
+
+
+def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
+    inner, theta = make(np.float64, fixed=DOUBLE)
+
+    def begin(theta, key):
+        start = inner.begin(theta["optimizer"], key)
+        return start._replace(weights=start.weights * theta["scale"])
+
+    def dynamics(context):
+        given = inner.dynamics(context)
+        return given._replace(
+            loss=lambda theta, w, x: given.loss(theta["optimizer"], w, x),
+            move=lambda theta, hyper, a, x: given.move(theta["optimizer"], hyper, a, x),
+        )
+
+    system = reversible_system(begin, dynamics, inner.decays, DOUBLE)
+    theta = {"optimizer": theta, "scale": jnp.float64(1.2)}
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 30)
+    value, grad, report = episode_gradient(system, theta, key, keys, jnp.mean)
+    assert explain(report) == "exact: no failure."
+
+    def by_backpropagation(theta):
+        state = system.init(theta, key)
+        return jnp.mean(jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)[1])
+
+    expected_value, expected = jax.value_and_grad(by_backpropagation)(theta)
+    assert value == pytest.approx(float(expected_value), rel=1e-10)
+    for part in theta:
+        assert relative_error(grad[part], expected[part]) < 1e-7
+
+
+def test_systems_that_cannot_be_undone_are_refused():
+    system, _ = make()
+    plain = UnrolledSystem(system.init, system.step)
+    with pytest.raises(ValueError, match=r"ReversibleSystem, got UnrolledSystem.*bptt"):
+        reversible(plain, num_particles=1, horizons=fixed_horizon(10))
+
+
+def test_other_estimators_take_the_system_as_it_is():
+    system, theta = make()
+    estimator = pes(system, num_pairs=2, truncation=5, horizons=fixed_horizon(10), sigma=0.01)
+    grad, metrics = estimates(estimator, theta, jax.random.key(0))
+    assert metrics["finite"] == 1.0
+    assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
+
+
+def test_tape_is_near_the_information_bound():
+    system, _ = make()
+    spills = plan(system, 5000)
+    assert spills.bound_bits / 5000 == pytest.approx(1.181, rel=0.01)
+    assert spills.tape_bits < 1.1 * spills.bound_bits
+
+
+def test_bound_optimizer_takes_the_steps_of_the_system(x64):
+    """The optax form that a user runs, against the system that is meta-trained."""
+    task, optimizer = regression(np.float64), reversible_mlp_optimizer((8,), step_mult=0.01)
+    theta = jax.tree.map(lambda x: x.astype(np.float64), optimizer.init(jax.random.key(1)))
+    system = reversible_inner_training(task, optimizer, fixed=DOUBLE)
+    state, losses = unroll(
+        system, theta, system.init(theta, jax.random.key(5)), jax.random.key(6), 12
+    )
+
+    key_sample, key_init = jax.random.split(jax.random.key(5))
+    instance = task.sample(key_sample)
+    params = task.init(instance, key_init)
+    transform = optimizer.bind(theta, 12)
+    opt_state = transform.init(params)
+    for i, key in enumerate(jax.random.split(jax.random.key(6), 12)):
+        key_batch, key_loss = jax.random.split(key)
+        batch = task.batch(instance, key_batch, "train")
+        loss, grads = jax.value_and_grad(task.loss)(params, instance, batch, key_loss)
+        assert loss == pytest.approx(float(losses[i]), rel=1e-12)
+        updates, opt_state = transform.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(ravel_pytree(params)[0], state.weights, rtol=1e-11)
+
+
+def test_decays_off_the_grid_are_refused():
+    system, _ = make()
+    with pytest.raises(ValueError, match=r"`decays` must be positive multiples of 2\^-10"):
+        reversible_system(system.begin, system.dynamics, np.array([0.9]))
+
+
+@pytest.mark.parametrize("bad", [{"hidden_sizes": ()}, {"step_mult": 0.0}])
+def test_bad_sizes_are_refused(bad):
+    with pytest.raises(ValueError, match="hidden_sizes"):
+        reversible_mlp_optimizer(**bad)

@@ -1,0 +1,428 @@
+"""Runs of reversible SGD: recovered bit for bit, their hypergradients, and how they fail."""
+
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from jax.flatten_util import ravel_pytree
+
+from meta_train import reversible
+from meta_train.reversible import DOUBLE, SINGLE, Failure, FixedPoint
+from meta_train.reversible.arithmetic import snap
+from meta_train.reversible.dynamics import Cotangents, reverse, run
+from meta_train.reversible.sgd import _problem, naive_reversal
+
+PARAMS = {"layer1": {"w": (3, 4), "b": (4,)}, "layer2": {"w": (4, 2)}}
+
+
+def make_params(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(0, 0.5, shape), dtype),
+        PARAMS,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def loss(params, theta, step):
+    """A small regression; theta scales the L2 penalty and is the target."""
+    x = jnp.sin(jnp.arange(24.0).reshape(8, 3) * (1.3 + step % 5)).astype(theta["target"].dtype)
+    hidden = jnp.tanh(x @ params["layer1"]["w"] + params["layer1"]["b"])
+    output = hidden @ params["layer2"]["w"]
+    penalty = jnp.exp(theta["log_l2"]) * jnp.sum(params["layer2"]["w"] ** 2)
+    return jnp.mean((output - theta["target"]) ** 2) + penalty
+
+
+def objective(params, theta):
+    return loss(params, theta, 7) + 0.1 * jnp.sum(theta["target"] ** 2)
+
+
+def make_theta(dtype=np.float32):
+    return {
+        "target": jnp.asarray([[0.5, -0.3]] * 8, dtype),
+        "log_l2": jnp.asarray(-4.0, dtype),
+    }
+
+
+def schedules(kind, num_steps, seed, dtype):
+    """Learning rates and momenta of one layout, with exact 1, tiny and ordinary momenta."""
+    rng = np.random.default_rng(seed)
+    params = make_params()
+
+    def rates(*shape):
+        return jnp.asarray(rng.uniform(-0.01, 0.04, shape), dtype)
+
+    def momenta(*shape):
+        m = rng.uniform(0.5, 0.999, shape)
+        m = np.where(rng.uniform(size=shape) < 0.1, 1.0, m)
+        m = np.where(rng.uniform(size=shape) < 0.01, 1e-5, m)
+        return jnp.asarray(m, dtype)
+
+    per_layer = {"layer1": {"w": 0, "b": 0}, "layer2": 0}
+    return {
+        "constant": lambda: (rates(), momenta()),
+        "per step": lambda: (rates(num_steps), momenta(num_steps)),
+        "per layer": lambda: (
+            jax.tree.map(lambda _: rates(num_steps), per_layer),
+            jax.tree.map(lambda _: momenta(num_steps), per_layer),
+        ),
+        "per parameter": lambda: (
+            jax.tree.map(lambda p: rates(num_steps, *p.shape), params),
+            jax.tree.map(lambda p: momenta(num_steps, *p.shape), params),
+        ),
+        "per parameter, constant in time": lambda: (
+            jax.tree.map(lambda p: rates(1, *p.shape), params),
+            jax.tree.map(lambda p: momenta(1, *p.shape), params),
+        ),
+    }[kind]()
+
+
+KINDS = (
+    "constant",
+    "per step",
+    "per layer",
+    "per parameter",
+    "per parameter, constant in time",
+)
+
+
+def make_start(kind, num_steps, seed=0, dtype=np.float32):
+    rates, momenta = schedules(kind, num_steps, seed, dtype)
+    start = reversible.setup(make_params(seed, dtype), rates, momenta, make_theta(dtype))
+    return start._replace(velocity=jax.tree.map(lambda p: 0.1 * jnp.cos(p), start.params))
+
+
+def bptt(start, num_steps, decay_bits):
+    """The same objective by plain backpropagation; momenta are rounded alike."""
+
+    def value(start):
+        def at(schedule, t):
+            pick = lambda s: s if s.ndim == 0 else s[t if s.shape[0] == num_steps else 0]  # noqa: E731
+            return jax.tree.map(
+                lambda s, covered: jax.tree.map(lambda _: pick(s), covered), schedule, start.params
+            )
+
+        def step(carry, t):
+            w, v = carry
+            g = jax.grad(loss)(w, start.theta, t)
+            m = jax.tree.map(lambda m: snap(m, decay_bits), at(start.momenta, t))
+            v = jax.tree.map(lambda v, g, m: m * v - (1 - m) * g, v, g, m)
+            w = jax.tree.map(lambda w, v, a: w + a * v, w, v, at(start.learning_rates, t))
+            return (w, v), None
+
+        steps = jnp.arange(num_steps, dtype=jnp.int32)
+        (w, _), _ = jax.lax.scan(step, (start.params, start.velocity), steps)
+        return objective(w, start.theta)
+
+    return jax.value_and_grad(value)(start)
+
+
+def relative_error(a, b):
+    a, b = ravel_pytree(a)[0], ravel_pytree(b)[0]
+    assert jnp.linalg.norm(b) > 1e-6, "a comparison with zero proves nothing"
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+# --- hypergradients -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "per step"])
+def test_hypergradients_equal_bptt_in_double(kind, x64):
+    num_steps = 200
+    start = make_start(kind, num_steps, dtype=np.float64)
+    value, grads, trained = reversible.hypergradients(
+        loss, objective, start, num_steps=num_steps, fixed=DOUBLE
+    )
+    expected_value, expected = jax.jit(bptt, static_argnums=(1, 2))(start, num_steps, 10)
+    reversible.raise_if_failed(trained.report)
+    assert value == pytest.approx(float(expected_value), rel=1e-10)
+    for name in start._fields:
+        assert relative_error(getattr(grads, name), getattr(expected, name)) < 1e-7, name
+    assert jax.tree.structure(grads) == jax.tree.structure(start)
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, start)
+
+
+def test_hypergradients_equal_bptt_in_single():
+    num_steps = 200
+    start = make_start("per layer", num_steps)
+    _, grads, trained = reversible.hypergradients(loss, objective, start, num_steps=num_steps)
+    _, expected = jax.jit(bptt, static_argnums=(1, 2))(start, num_steps, 10)
+    reversible.raise_if_failed(trained.report)
+    for name in start._fields:
+        assert relative_error(getattr(grads, name), getattr(expected, name)) < 1e-4, name
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", reversible.Setup._fields)
+def test_hypergradients_equal_central_differences(name, x64):
+    """Of the exact run itself, along a random direction of each kind of hyperparameter.
+
+    A momentum can only move by a step of its grid, so the difference is of that size.
+    """
+    num_steps, fixed = 60, FixedPoint(52, 58, 12)
+    start = make_start("per layer", num_steps, dtype=np.float64)
+    start = start._replace(momenta=jax.tree.map(lambda m: 0.5 + m / 4, start.momenta))
+    flat, unravel = ravel_pytree(getattr(start, name))
+    direction = np.sign(np.random.default_rng(1).normal(size=flat.shape))
+    size = 2.0**-12 if name == "momenta" else 2.0**-14
+
+    @jax.jit
+    def value(start):
+        trained = reversible.train(
+            loss, start, num_steps=num_steps, fixed=fixed, momentum_floor=0.5
+        )
+        return objective(trained.params, start.theta)
+
+    plus, minus = (
+        value(start._replace(**{name: unravel(flat + sign * size * direction)})) for sign in (1, -1)
+    )
+    difference = (plus - minus) / (2 * size)
+    _, grads, _ = reversible.hypergradients(
+        loss, objective, start, num_steps=num_steps, fixed=fixed
+    )
+    along = float(jnp.vdot(ravel_pytree(getattr(grads, name))[0], direction))
+    assert abs(along) > 1e-4
+    assert along == pytest.approx(float(difference), rel=1e-5)
+
+
+def test_vmap_equals_one_at_a_time():
+    num_steps = 120
+    seeds = (0, 1)
+    starts = [make_start("per step", num_steps, seed) for seed in seeds]
+
+    @jax.jit
+    def both(start):
+        value, grads, trained = reversible.hypergradients(
+            loss, objective, start, num_steps=num_steps, momentum_floor=0.0
+        )
+        return value, grads, trained.report
+
+    values, grads, reports = jax.vmap(both)(jax.tree.map(lambda *x: jnp.stack(x), *starts))
+    assert np.all(reports.ok)
+    for i, start in enumerate(starts):
+        value, expected, _ = both(start)
+        assert values[i] == pytest.approx(float(value), rel=1e-5)
+        assert relative_error(jax.tree.map(lambda x, i=i: x[i], grads), expected) < 1e-4
+
+
+# --- recovery -------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def recover(start, num_steps, fixed=SINGLE):
+    return reversible.hypergradients(
+        loss, objective, start, num_steps=num_steps, fixed=fixed, momentum_floor=0.0
+    )[1:]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(["per layer", "per parameter"]))
+def test_any_schedule_is_recovered_to_the_bit(seed, kind):
+    grads, trained = recover(make_start(kind, 300, seed % 1000), 300)
+    assert reversible.explain(trained.report) == "exact: no failure."
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("kind", ["per step", "per parameter"])
+def test_ten_thousand_steps_are_recovered_to_the_bit(kind):
+    num_steps = 10_000
+    start = make_start(kind, num_steps)
+    _, _, trained = reversible.hypergradients(loss, objective, start, num_steps=num_steps)
+    assert reversible.explain(trained.report) == "exact: no failure."
+    assert np.all(np.isfinite(ravel_pytree(trained.params)[0]))
+
+
+def elementwise_loss(params, theta, step):
+    """No matrix product, so that XLA would fuse all of a step if it could."""
+    w = params["w"]
+    return jnp.sum(jnp.sin(3 * w + step) * w + 0.3 * w**2 * theta + jnp.exp(-w * w)) / w.size
+
+
+@pytest.mark.parametrize("shape", [(1,), (33, 5)], ids=str)
+def test_elementwise_losses_are_recovered_to_the_bit(shape):
+    """The hard case for equal rounding in the two programs."""
+    params = {"w": jnp.linspace(-1.0, 1.0, int(np.prod(shape))).reshape(shape)}
+    start = reversible.setup(params, 0.05, 0.9, jnp.float32(0.5))
+    _, grads, trained = reversible.hypergradients(
+        elementwise_loss, lambda p, theta: jnp.sum(p["w"] ** 2) * theta, start, num_steps=2000
+    )
+    assert reversible.explain(trained.report) == "exact: no failure."
+    assert np.all(np.isfinite(ravel_pytree(grads)[0]))
+
+
+def test_training_descends_and_agrees_with_plain_floats(x64):
+    start = make_start("per step", 300, dtype=np.float64)
+    start = start._replace(learning_rates=jnp.full(300, 0.1))
+    trained = reversible.train(loss, start, num_steps=300, fixed=DOUBLE)
+    assert trained.losses[-1] < 0.7 * trained.losses[0]
+    value = objective(trained.params, start.theta)
+    assert value == pytest.approx(float(bptt(start, 300, 10)[0]), rel=1e-9)
+    assert trained.tape_bits > trained.bound_bits > 0
+
+
+def test_naive_float_reversal_fails_where_the_exact_one_does_not(x64):
+    start = make_start("constant", 600, dtype=np.float64)
+    start = start._replace(momenta=jnp.float64(0.9), learning_rates=jnp.float64(0.1))
+    drift = naive_reversal(loss, start, num_steps=600, fixed=DOUBLE)
+    assert drift[-1] < 1e-12  # one step back is fine
+    assert not drift[0] < 1.0
+    _, grads, trained = reversible.hypergradients(
+        loss, objective, start, num_steps=600, fixed=DOUBLE
+    )
+    assert trained.report.ok
+    assert np.all(np.isfinite(ravel_pytree(grads)[0]))
+
+
+def test_zero_momentum_acts_as_the_smallest_one(x64):
+    start = make_start("constant", 50, dtype=np.float64)
+    outcomes = [
+        reversible.train(loss, start._replace(momenta=jnp.float64(m)), num_steps=50, fixed=DOUBLE)
+        for m in (0.0, 2.0**-10)
+    ]
+    np.testing.assert_array_equal(*(ravel_pytree(o.params)[0] for o in outcomes))
+
+
+# --- a reversal proves itself -----------------------------------------------------------
+
+
+def test_one_flipped_bit_anywhere_poisons_every_gradient():
+    start = make_start("per step", 300)
+    problem = _problem(loss, start, 300, SINGLE, None)
+    ended = run(*problem.arguments)
+    cotangents = Cotangents(
+        jnp.ones_like(problem.weights), jnp.zeros_like(problem.velocity), jnp.zeros(300)
+    )
+    back = jax.jit(lambda ended: reverse(*problem.arguments, ended, cotangents))
+    grads, report = back(ended)
+    assert report.ok
+    assert np.all(np.isfinite(ravel_pytree(grads)[0]))
+    for field in ("weights", "accumulators", "buffer", "tape"):
+        with jax.enable_x64(True):
+            damaged = getattr(ended, field)
+            first = (0,) * damaged.ndim
+            damaged = damaged.at[first].set(damaged[first] ^ 1)
+        grads, report = back(ended._replace(**{field: damaged}))
+        assert int(report.failure) in (Failure.REPLAY, Failure.START), field
+        assert np.all(np.isnan(ravel_pytree(grads)[0])), field
+        assert "rounded differently" in reversible.explain(report)
+
+
+# --- failures are named -----------------------------------------------------------------
+
+
+def failing(loss_fn, start, num_steps=20):
+    """The report of a run, and the proof that nothing finite came out of it."""
+    _, grads, trained = reversible.hypergradients(loss_fn, objective, start, num_steps=num_steps)
+    assert np.all(np.isnan(ravel_pytree(grads)[0]))
+    assert np.all(np.isnan(ravel_pytree(trained.params)[0]))
+    return trained.report
+
+
+def test_nan_loss_names_its_step():
+    def bad(params, theta, step):
+        return jnp.where(step == 13, jnp.nan, loss(params, theta, step))
+
+    report = failing(bad, make_start("per step", 20))
+    assert (int(report.failure), int(report.step)) == (Failure.LOSS, 13)
+    with pytest.raises(FloatingPointError, match="loss failure at step 13"):
+        reversible.raise_if_failed(report)
+
+
+def test_infinite_gradient_names_step_and_parameter():
+    def bad(params, theta, step):
+        root = jnp.sqrt(jnp.where(step == 4, 0.0, 1.0) * params["layer1"]["b"][2] ** 2)
+        return loss(params, theta, step) + root
+
+    start = make_start("per step", 20)
+    report = failing(bad, start)
+    assert (int(report.failure), int(report.step)) == (Failure.GRADIENT, 4)
+    assert "['layer1']['b'] at flat index 2" in reversible.explain(report, start.params)
+
+
+def test_overflowing_learning_rate_names_step_and_parameter():
+    start = make_start("per layer", 20)
+    rates = start.learning_rates
+    rates["layer2"] = rates["layer2"].at[6].set(1e12)
+    report = failing(loss, start._replace(learning_rates=rates))
+    assert (int(report.failure), int(report.step)) == (Failure.WEIGHT, 6)
+    assert "['layer2']['w']" in reversible.explain(report, start.params)
+    assert "lower the learning rate" in reversible.explain(report)
+
+
+def test_overflowing_velocity_is_named():
+    start = make_start("constant", 20)
+    velocity = jax.tree.map(jnp.zeros_like, start.velocity)
+    velocity["layer2"]["w"] = velocity["layer2"]["w"].at[1, 1].set(20000.0)
+    report = failing(loss, start._replace(velocity=velocity, momenta=jnp.float32(1.0)))
+    assert (int(report.failure), int(report.step)) == (Failure.ACCUMULATOR, 0)
+    assert "['layer2']['w'] at flat index 3" in reversible.explain(report, start.params)
+
+
+def test_momentum_below_the_planned_floor_is_reported():
+    @jax.jit
+    def report(momenta):
+        start = make_start("per step", 20)._replace(momenta=momenta)
+        _, grads, trained = reversible.hypergradients(
+            loss, objective, start, num_steps=20, momentum_floor=0.5
+        )
+        return grads, trained.report
+
+    grads, good = report(jnp.full(20, 0.5))
+    assert good.ok
+    for value in (0.4, 1.1, jnp.nan):
+        grads, bad = report(jnp.full(20, 0.9).at[5].set(value))
+        assert (int(bad.failure), int(bad.step)) == (Failure.DECAY, 5)
+        assert np.all(np.isnan(ravel_pytree(grads)[0]))
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, np.nan])
+def test_momentum_outside_its_interval_is_refused(momentum):
+    momenta = jnp.full(20, 0.9).at[3].set(momentum)
+    start = make_start("per step", 20)._replace(momenta=momenta)
+    with pytest.raises(ValueError, match=r"`momenta` must be in \[0, 1\].*step 3"):
+        reversible.train(loss, start, num_steps=20)
+
+
+def test_schedule_of_a_wrong_length_is_refused():
+    start = make_start("per layer", 20)
+    with pytest.raises(ValueError, match=r"`learning_rates`\['layer1'\]\['b'\].*\(20,\).*\[30\]"):
+        reversible.train(loss, start, num_steps=30)
+
+
+def test_traced_momenta_need_a_floor():
+    start = make_start("per step", 20)
+    with pytest.raises(ValueError, match="`momentum_floor`"):
+        jax.jit(lambda s: reversible.train(loss, s, num_steps=20).losses)(start)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64, np.float16])
+def test_parameters_that_are_not_real_floats_are_refused(dtype):
+    start = reversible.setup({"w": jnp.ones(3, dtype)}, 0.1, 0.9)
+    with pytest.raises(ValueError, match=f"`params`.*{np.dtype(dtype)}"):
+        reversible.train(lambda p, theta, t: jnp.sum(p["w"]).real, start, num_steps=5)
+
+
+def test_python_numbers_may_stand_for_arrays():
+    start = make_start("constant", 20)
+    numbers = start._replace(
+        learning_rates=0.05, momenta=0.9, theta={"target": 0.5, "log_l2": -4.0}
+    )
+    arrays = jax.tree.map(jnp.float32, numbers)
+    loss_of = lambda p, t, s: loss(p, t | {"target": jnp.full((8, 2), t["target"])}, s)  # noqa: E731
+    final = lambda p, t: loss_of(p, t, 7)  # noqa: E731
+    (_, a, _), (_, b, _) = (
+        reversible.hypergradients(loss_of, final, start, num_steps=20)
+        for start in (numbers, arrays)
+    )
+    np.testing.assert_array_equal(ravel_pytree(a)[0], ravel_pytree(b)[0])
+    assert np.all(np.isfinite(ravel_pytree(a)[0]))
+
+
+def test_theta_must_be_floats():
+    start = make_start("per step", 20)._replace(theta={"labels": jnp.arange(3)})
+    with pytest.raises(ValueError, match=r"`theta`.*int32.*\['labels'\]"):
+        reversible.train(loss, start, num_steps=20)
