@@ -157,14 +157,23 @@ ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
     "pes": lambda c, *a: _pairs(estimators.pes, c, *a, truncation=c.truncation),
     "full_es": lambda c, *a: _pairs(estimators.full_es, c, *a),
     "truncated_es": lambda c, *a: _pairs(estimators.truncated_es, c, *a, truncation=c.truncation),
+    "nres": lambda c, *a: _pairs(estimators.nres, c, *a, truncation=c.truncation),
+    "pes_analytic": lambda c, *a: _pairs(estimators.pes_analytic, c, *a, truncation=c.truncation),
+    "reparam": lambda c, *a: _pairs(estimators.reparam, c, *a),
     "tbptt": lambda c, *a: _particles(estimators.tbptt, c, *a, truncation=c.truncation),
     "bptt": lambda c, *a: _particles(estimators.bptt, c, *a),
+    "artbp": lambda c, *a: _particles(estimators.artbp, c, *a, mean_truncation=c.truncation),
+    "rtrl": lambda c, *a: _particles(estimators.rtrl, c, *a, truncation=c.truncation),
+    "uoro": lambda c, *a: _particles(estimators.uoro, c, *a, truncation=c.truncation),
+    "forward_gradient": lambda c, *a: _particles(
+        estimators.forward_gradient, c, *a, truncation=c.truncation
+    ),
 }
-ANTITHETIC = ("pes", "full_es", "truncated_es")
+ANTITHETIC = ("pes", "full_es", "truncated_es", "nres", "pes_analytic", "reparam")
 # Estimators whose outer step is a whole episode.
-WHOLE_EPISODE = ("full_es", "bptt")
-# Forward runs of the inner problem per particle: truncated ES also runs theta itself.
-FORWARD_RUNS = {"truncated_es": 1.5}
+WHOLE_EPISODE = ("full_es", "bptt", "artbp", "reparam")
+# Forward runs of the inner problem per particle: these also run theta itself.
+FORWARD_RUNS = {"truncated_es": 1.5, "pes_analytic": 1.5}
 
 META_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,

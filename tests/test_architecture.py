@@ -10,7 +10,11 @@ ALLOWED = {
     "meta_train": {"meta_train"},
     "launch": {"launch", "meta_train", "learned_opt", "tasks"},
 }
-MEETING_PLACES = {"meta_train/inner.py", "meta_train/evaluate.py"}
+MEETING_PLACES = {
+    "meta_train/inner.py",
+    "meta_train/evaluate.py",
+    "meta_train/reversible/inner.py",
+}
 
 
 def imports(path):
