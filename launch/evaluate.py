@@ -97,7 +97,7 @@ def plot(results: dict[int, list[Curves]], path: Path) -> None:
             title=f"horizon {horizon}",
         )
         axis.grid(alpha=0.3, which="both")
-    axes[0][0].legend(frameon=False)
+        axis.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

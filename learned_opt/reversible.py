@@ -50,7 +50,7 @@ class ReversibleOptimizer(NamedTuple):
 class ReversibleState(NamedTuple):
     """State of a bound reversible optimizer: updates done, and accumulators ``[K, P]``."""
 
-    count: jax.Array
+    steps: jax.Array
     accumulators: jax.Array
 
 
@@ -142,11 +142,11 @@ def reversible_mlp_optimizer(
             gradient = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
             kept = np.asarray(decays)[:, None].astype(gradient.dtype) * state.accumulators
             accumulators = kept + absorb(gradient)
-            moved = move(theta, accumulators, state.count, sizes)
+            moved = move(theta, accumulators, state.steps, sizes)
             pieces = jnp.split(moved, np.cumsum(sizes)[:-1])
             shaped = [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
             updates = jax.tree.unflatten(treedef, shaped)
-            return updates, ReversibleState(state.count + 1, accumulators)
+            return updates, ReversibleState(state.steps + 1, accumulators)
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

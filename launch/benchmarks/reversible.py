@@ -37,6 +37,11 @@ MIB = 2.0**20
 Hypergradient = Callable[[Setup], Setup]
 
 
+def _temporary_bytes(program: jax.stages.Compiled) -> int:
+    analysis: Any = program.memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
 class Measurement(NamedTuple):
     """One method at one number of steps.
 
@@ -213,7 +218,7 @@ def measure(
             name,
             num_steps,
             1e3 * best[name],
-            program.memory_analysis().temp_size_in_bytes / MIB,
+            _temporary_bytes(program) / MIB,
             float(jnp.linalg.norm(flat[name] - reference) / jnp.linalg.norm(reference)),
         )
         for name, program in programs.items()

@@ -1,7 +1,7 @@
 """What one outer step of an estimator costs, read off the compiled program."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,14 +27,15 @@ def measure(estimator: GradientEstimator, theta: Any) -> Cost:
 
 def memory(estimator: GradientEstimator, theta: Any) -> float:
     """Bytes of the arguments and temporaries of the compiled program."""
-    analysis = _lower(estimator, theta).compile().memory_analysis()
+    analysis: Any = _lower(estimator, theta).compile().memory_analysis()
     return float(analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
 
 
 def flops(estimator: GradientEstimator, theta: Any) -> float:
     """Operations of the program with its loops unrolled: XLA counts a loop's body once."""
     with unrolled_scans():
-        return float(_lower(estimator, theta).cost_analysis()["flops"])
+        analysis: Any = _lower(estimator, theta).cost_analysis()
+        return float(analysis["flops"])
 
 
 def _lower(estimator: GradientEstimator, theta: Any) -> jax.stages.Lowered:
@@ -72,6 +73,6 @@ def dense_system(state_size: int) -> UnrolledSystem:
     return UnrolledSystem(init, step)
 
 
-def exponent(sizes: list[int], costs: list[float]) -> float:
+def exponent(sizes: Sequence[int], costs: list[float]) -> float:
     """The slope of ``log cost`` against ``log size``, by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])

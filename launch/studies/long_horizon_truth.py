@@ -4,6 +4,8 @@ At a freshly initialized theta, where training is not chaotic. The online estima
 episode first that is not counted, so that their particles are at all phases.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +98,7 @@ def whole_episodes(system, theta, horizon, episodes, key) -> tuple[np.ndarray, f
 
 def online(name, system, theta, horizon, num_estimates) -> np.ndarray:
     """The mean of an online estimator over ``num_estimates`` truncations, after one episode."""
-    kwargs = {"truncation": TRUNCATION, "horizons": fixed_horizon(horizon)}
+    kwargs: dict[str, Any] = {"truncation": TRUNCATION, "horizons": fixed_horizon(horizon)}
     estimator = {
         "PES": lambda: pes(system, num_pairs=PAIRS, sigma=SIGMA, **kwargs),
         "truncated ES": lambda: truncated_es(system, num_pairs=PAIRS, sigma=SIGMA, **kwargs),

@@ -1,5 +1,7 @@
 """Where training turns chaotic, exact gradients turn to noise and evolution strategies do not."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     repeats = 6 if quick else 12
     exact = reversible(system, num_particles=EPISODES, horizons=fixed_horizon(NUM_STEPS))
     smoothed = pes(
-        system,
+        system,  # type: ignore[arg-type]  # Its first two fields are an UnrolledSystem.
         num_pairs=PAIRS,
         truncation=TRUNCATION,
         horizons=fixed_horizon(NUM_STEPS),
@@ -68,7 +70,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
     fine = np.arange(-3.4, 4.4, 0.1 if quick else 0.05)
     landscape = np.array([mean_losses(jnp.float32(x)) for x in tqdm(fine, desc="landscape")])
     reference = smooth_slope(fine, landscape.mean(axis=1), log_rates)
-    rows, estimates = [], {"exact": [], "pes": []}
+    rows: list[dict[str, Any]] = []
+    estimates: dict[str, list[Any]] = {"exact": [], "pes": []}
     for log_rate, slope in zip(tqdm(log_rates, desc="rates"), reference, strict=True):
         theta = jnp.float32(log_rate)
         found = {"exact": exact_estimates(theta), "pes": pes_estimates(theta)}

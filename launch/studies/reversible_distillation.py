@@ -1,5 +1,7 @@
 """Ten training images, learned from noise so that training on them alone classifies real ones."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,8 @@ def one_a_class(split: Split, seed: int) -> jax.Array:
 def draw(images, real, side, accuracies, ordinary, best) -> Figure:
     """The learned images above real ones, and the test accuracy as they are learned."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    top, bottom = figure.subfigures(1, 2, width_ratios=[1.5, 1])
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.5, 1])
+    top, bottom = parts
     cells = top.subplots(4, 5)
     limit = float(jnp.max(jnp.abs(images)))
     for digit in range(10):

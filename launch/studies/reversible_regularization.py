@@ -1,5 +1,7 @@
 """An L2 penalty for every single weight, learned by exact hypergradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
 def draw(log_l2, side, curve, best) -> Figure:
     """The penalties of each digit's weights as images, and the losses as they are learned."""
     figure = Figure(figsize=(9.5, 3.0), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.4, 1])
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.4, 1])
+    left, right = parts
     cells = left.subplots(2, 5)
     low, high = np.percentile(log_l2, [1, 99])
     for digit, cell in enumerate(cells.flat):

@@ -221,7 +221,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 "+-": float(np.sqrt(found.var(axis=0).sum() / replicates)) / scale,
                 "unbiased": not differs(found, gradient, scale),
                 "variance": float(found.var(axis=0).sum()) * num / scale**2,
-                "smoothed": differs(quartic(SIGMA) - quartic(TINY_SIGMA), 0.0, 1.0),
+                "smoothed": differs(quartic(SIGMA) - quartic(TINY_SIGMA), np.zeros(()), 1.0),
                 "any loss": accepts_any_loss(row, system, theta),
                 "compute": row.compute,
                 "memory": row.memory,

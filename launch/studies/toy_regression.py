@@ -3,6 +3,8 @@
 python -m launch.reproduce toy_regression --workdir=DIR
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +42,8 @@ def total_loss(theta: jax.Array) -> jax.Array:
 
 def methods() -> dict[str, est.GradientEstimator]:
     system = UnrolledSystem(*toy_regression())
-    shared = {"truncation": TRUNCATION, "horizons": est.fixed_horizon(HORIZON)}
-    es = {"num_pairs": NUM_PAIRS, **shared}
+    shared: dict[str, Any] = {"truncation": TRUNCATION, "horizons": est.fixed_horizon(HORIZON)}
+    es: dict[str, Any] = {"num_pairs": NUM_PAIRS, **shared}
     return {
         "PES": est.pes(system, sigma=SIGMA, **es),
         "NRES": est.nres(system, sigma=SIGMA, **es),

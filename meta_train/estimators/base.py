@@ -120,8 +120,8 @@ def replace_floats(tree: Any, floats: list[jax.Array]) -> Any:
     """``tree`` with its float leaves replaced, in order."""
     leaves, structure = jax.tree.flatten(tree)
     new = iter(floats)
-    return structure.unflatten(
-        [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves]
+    return jax.tree.unflatten(
+        structure, [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves]
     )
 
 
@@ -326,7 +326,7 @@ def scaled(scale, tree: Theta) -> Theta:
 
 def inner(a: Theta, b: Theta) -> jax.Array:
     """The inner product of two equal pytrees."""
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, a, b))
 
 
 def select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:

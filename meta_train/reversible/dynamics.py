@@ -120,7 +120,7 @@ def run(
       weights: float ``[P]``; its dtype is that of all gradients. Rounded to the grid.
       accumulators: float ``[K, P]``, rounded to the grid.
     """
-    precise = jax.config.jax_enable_x64
+    precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
@@ -203,7 +203,7 @@ def reverse(
     Returns:
       Gradients, and the report of the run and the reversal together.
     """
-    precise = jax.config.jax_enable_x64
+    precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 

@@ -156,7 +156,7 @@ def hypergradients(
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.losses),
     )
-    gradients, report = reverse(*problem.arguments, ended, cotangents)
+    gradients, report = reverse(*problem.arguments, ended, cotangents)  # type: ignore[call-arg]
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),

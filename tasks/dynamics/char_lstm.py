@@ -27,7 +27,7 @@ def char_lstm(symbols: np.ndarray, hidden: int):
     Returns:
       ``init(theta, key) -> state`` and ``step(theta, state, key) -> (state, loss)``.
     """
-    symbols = jnp.asarray(symbols, jnp.int32)
+    text = jnp.asarray(symbols, jnp.int32)
 
     def init(theta, key):
         del key
@@ -37,12 +37,12 @@ def char_lstm(symbols: np.ndarray, hidden: int):
     def step(theta, state, key):
         del key
         memory, output, position = state
-        gates = theta["input"][symbols[position]] + output @ theta["recurrent"]
+        gates = theta["input"][text[position]] + output @ theta["recurrent"]
         forget, add, emit, candidate = jnp.split(gates + theta["gate_bias"], 4)
         memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(add) * jnp.tanh(candidate)
         output = jax.nn.sigmoid(emit) * jnp.tanh(memory)
         logits = output @ theta["output"] + theta["output_bias"]
-        loss = -jax.nn.log_softmax(logits)[symbols[position + 1]]
+        loss = -jax.nn.log_softmax(logits)[text[position + 1]]
         return (memory, output, position + 1), loss
 
     return init, step

@@ -1,0 +1,55 @@
+"""The README's code runs, and a bound optimizer trains an ordinary Flax model."""
+
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training.train_state import TrainState
+
+import learned_opt
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme_snippet(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    optimizer = learned_opt.learnable_adam(0.1)
+    theta = optimizer.init(jax.random.key(0))
+    arguments = {"learning_rate": 0.1}
+    learned_opt.save(tmp_path / "runs/demo/optimizer", "adam", arguments, theta)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(code, scope)
+    assert scope["value"] < 1e-1 * scope["loss"](jnp.zeros(5), scope["x"], scope["y"])
+    assert np.linalg.norm(scope["w"] - np.arange(5.0)) < 2
+
+
+def test_flax_training_loop():
+    """In `flax.training.TrainState`, as any optax optimizer."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.relu(nn.Dense(8)(x)))
+
+    net, optimizer = Net(), learned_opt.mlp_optimizer()
+    tx = optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=10)
+    x = jax.random.normal(jax.random.key(1), (16, 4))
+    params = net.init(jax.random.key(2), x)
+    state = TrainState.create(
+        apply_fn=net.apply, params=params, tx=optax.chain(optax.clip_by_global_norm(1.0), tx)
+    )
+
+    @jax.jit
+    def step(state):
+        grads = jax.grad(lambda p: jnp.mean(state.apply_fn(p, x) ** 2))(state.params)
+        return state.apply_gradients(grads=grads)
+
+    for _ in range(10):
+        state = step(state)
+    moved = optax.tree.norm(optax.tree.sub(state.params, params))
+    assert 0 < moved < 1 and state.step == 10
