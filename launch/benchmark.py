@@ -132,14 +132,14 @@ def _loop(config, job, state, inner_steps) -> dict:
         began = time.perf_counter()
         for _ in range(_LOOP_STEPS):
             state, metrics = job.step(state)
-        jax.block_until_ready(metrics)
+            jax.block_until_ready(metrics)
         bare = (time.perf_counter() - began) / _LOOP_STEPS
         with tempfile.TemporaryDirectory() as folder:
             train.run(config, Path(folder))
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
         # From the first to the last logged step: start-up and compilation left out.
-        loop = rows[-1]["time/wall_seconds"] - rows[10]["time/wall_seconds"]
-        loop /= len(rows) - 11
+        loop = rows[-1]["time/wall_seconds"] - rows[1]["time/wall_seconds"]
+        loop /= rows[-1]["step"] - rows[1]["step"]
         ratios.append((loop / bare, loop, bare))
     ratio, loop, bare = sorted(ratios)[1]
     return {

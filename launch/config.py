@@ -86,7 +86,7 @@ class Config:
     seed: int = 0
     num_steps: int = 1000  # outer steps
     num_devices: int = 0  # local devices; 0: all (on a CPU, one virtual device per core)
-    log_every: int = 1  # outer steps between rows of metrics
+    log_every: int = 10  # outer steps between rows of metrics
     eval_every: int = 100  # outer steps between evaluations of theta itself; 0: never
     eval_seeds: int = 8  # inner runs of an evaluation
     checkpoint_every: int = 100

@@ -29,8 +29,6 @@ from meta_train.unroll import with_flat_theta
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
-# Steps dispatched ahead of the metrics read, so that the device never waits for the host.
-_IN_FLIGHT = 8
 
 
 class Job(NamedTuple):
@@ -131,6 +129,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
 
     inner_steps = cfg.inner_steps_per_outer_step(config)
     num_particles = cfg.num_shardable(config)
+    max_in_flight = devices.max_in_flight()
     started = last = time.perf_counter()
     in_flight: collections.deque = collections.deque()
 
@@ -157,7 +156,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
             if config.eval_every and step % config.eval_every == 0:
                 metrics = metrics | job.evaluate(devices.first_replica(state.theta))
             in_flight.append((step, metrics))
-            if len(in_flight) > _IN_FLIGHT:
+            if len(in_flight) > max_in_flight:
                 log_oldest()
             preempted = stop.requested
             if step % config.checkpoint_every == 0 or preempted:

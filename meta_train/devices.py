@@ -75,6 +75,16 @@ def default_chunk() -> int | None:
     return 4 if jax.default_backend() == "cpu" else None
 
 
+def max_in_flight() -> int:
+    """Steps to dispatch ahead of the one whose metrics are read.
+
+    Several, so that an accelerator never waits for the host. None on a CPU: its virtual
+    devices share one pool of threads, and a device waiting in the mean over devices keeps
+    its thread; with many steps queued, XLA was seen to run out of threads and hang.
+    """
+    return 0 if jax.default_backend() == "cpu" else 8
+
+
 def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = True) -> Callable:
     """``fn(state) -> (state, metrics)`` over devices, compiled once.
 

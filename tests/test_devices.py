@@ -23,6 +23,7 @@ def run(num_devices, num_steps, estimator="pes"):
     state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
     for _ in range(num_steps):
         state, metrics = job.step(state)
+        jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
     return devices.to_host(state, trainer.PARTICLE_AXES), jax.device_get(metrics), job
 
 
@@ -58,7 +59,8 @@ def test_one_compilation_per_job():
     before = len(counts)
     assert before > 0
     for _ in range(5):
-        state, _ = job.step(state)
+        state, metrics = job.step(state)
+        jax.block_until_ready(metrics)
     assert len(counts) == before
     # A state that went through the host, as at a resume, is not compiled for again either.
     host = devices.to_host(state, trainer.PARTICLE_AXES)
@@ -76,7 +78,7 @@ def test_host_copy_survives_donation():
     kept = jax.tree.map(np.copy, host)
     for _ in range(3):
         state, _ = job.step(state)
-    jax.block_until_ready(state)
+        jax.block_until_ready(state)
     for a, b in zip(*map(jax.tree.leaves, (host, kept)), strict=True):
         np.testing.assert_array_equal(a, b)
 

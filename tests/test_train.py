@@ -26,6 +26,7 @@ SMALL = [
     "--cfg.inner.horizon=20",
     "--cfg.inner.min_horizon=10",
     "--cfg.checkpoint_every=40",
+    "--cfg.log_every=1",
     "--cfg.eval_every=100",
     "--cfg.num_devices=2",
 ]
