@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -306,6 +307,24 @@ def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -
         return jax.vmap(fn)(particles)
     chunk = max(size for size in range(1, chunk + 1) if num % size == 0)
     return jax.lax.map(fn, particles, batch_size=chunk)
+
+
+def estimate_windows(window: Callable, chunk: int | None) -> Callable:
+    """``GradientEstimator.estimate`` from what one particle does in one truncation.
+
+    Args:
+      window: ``(theta, key, particle) -> (contribution, particle, loss)``.
+      chunk: particles computed at a time; see ``map_particles``.
+    """
+
+    def estimate(theta, particles, key):
+        contributions, particles, losses = map_particles(
+            partial(window, theta, key), particles, chunk
+        )
+        grad, finite, metrics = population_mean(contributions, losses)
+        return grad, end_if_nonfinite(particles, finite), metrics
+
+    return estimate
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma) -> Theta:

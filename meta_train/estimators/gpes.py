@@ -1,7 +1,5 @@
 """Generalized persistent evolution strategies, and noise-reuse ES, its lowest-cost member."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -93,14 +91,7 @@ def gpes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    def estimate(theta, particles, key):
-        contributions, particles, losses = base.map_particles(
-            partial(window, theta, key), particles, chunk
-        )
-        grad, finite, metrics = base.population_mean(contributions, losses)
-        return grad, base.end_if_nonfinite(particles, finite), metrics
-
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
 
 
 def nres(

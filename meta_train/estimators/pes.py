@@ -1,7 +1,5 @@
 """Persistent evolution strategies."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -71,11 +69,4 @@ def pes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    def estimate(theta, particles, key):
-        contributions, particles, losses = base.map_particles(
-            partial(window, theta, key), particles, chunk
-        )
-        grad, finite, metrics = base.population_mean(contributions, losses)
-        return grad, base.end_if_nonfinite(particles, finite), metrics
-
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, base.estimate_windows(window, chunk))

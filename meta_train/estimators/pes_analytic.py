@@ -86,11 +86,4 @@ def pes_analytic(
         )
         return contribution, advanced, loss
 
-    def estimate(theta, particles, key):
-        contributions, particles, losses = base.map_particles(
-            partial(window, theta, key), particles, chunk
-        )
-        grad, finite, metrics = base.population_mean(contributions, losses)
-        return grad, base.end_if_nonfinite(particles, finite), metrics
-
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
