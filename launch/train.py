@@ -151,13 +151,16 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     step, preempted = start, False
     with _StopSignals() as stop:
         while step < config.num_steps and not preempted:
+            waited = len(in_flight) > max_in_flight
+            if waited:
+                jax.block_until_ready(in_flight[0])
             state, metrics = job.step(state)
             step += 1
             if config.eval_every and step % config.eval_every == 0:
                 metrics = metrics | job.evaluate(devices.first_replica(state.theta))
-            in_flight.append((step, metrics))
-            if len(in_flight) > max_in_flight:
+            if waited:  # The host writes this row while the devices work on the next step.
                 log_oldest()
+            in_flight.append((step, metrics))
             preempted = stop.requested
             if step % config.checkpoint_every == 0 or preempted:
                 while in_flight:

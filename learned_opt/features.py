@@ -41,12 +41,11 @@ def normalized_features(grads, params, momenta) -> jax.Array:
     """
 
     def normalize(x):
-        x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(1e-5 + jnp.mean(jnp.square(x), axis=-1, keepdims=True))
 
     def features(grad, param, momenta):
-        rows = [normalize(grad.reshape(1, -1)), normalize(param.reshape(1, -1))]
-        return jnp.concatenate([*rows, normalize(momenta)])
+        rows = [grad.reshape(1, -1), param.reshape(1, -1), momenta]
+        return normalize(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
 
     leaves = zip(*map(jax.tree.leaves, (grads, params, momenta)), strict=True)
     return jnp.concatenate([features(*leaf) for leaf in leaves], axis=1)

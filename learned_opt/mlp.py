@@ -16,7 +16,7 @@ NUM_FEATURES = 2 + len(feat.MOMENTUM_DECAYS)  # Gradient, parameter, momenta.
 NUM_TIME_FEATURES = len(feat.TIMESCALES)
 
 # Parameters the network sees at a time: one block's hidden layers stay in a core's cache.
-_BLOCK = 1280
+_BLOCK = 2560
 
 
 class PerParameterMLP(nn.Module):

@@ -76,7 +76,7 @@ def default_chunk() -> int | None:
 
 
 def max_in_flight() -> int:
-    """Steps to dispatch ahead of the one whose metrics are read.
+    """Unfinished steps there may be when the next one is dispatched.
 
     Several, so that an accelerator never waits for the host. None on a CPU: its virtual
     devices share one pool of threads, and a device waiting in the mean over devices keeps

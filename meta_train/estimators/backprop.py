@@ -9,12 +9,17 @@ from meta_train.estimators import base
 from meta_train.unroll import UnrolledSystem, unroll
 
 
+def _keep_draws(primitive, *_, **__) -> bool:
+    """Random bits are the one thing dear to compute and cheap to keep."""
+    return primitive.name == "random_bits"
+
+
 def rematerialized(system: UnrolledSystem) -> UnrolledSystem:
     """The system with steps recomputed in the backward pass instead of stored.
 
     The backward pass then keeps the states of the unroll and the residuals of one step.
     """
-    return UnrolledSystem(system.init, jax.checkpoint(system.step, prevent_cse=False))
+    return UnrolledSystem(system.init, jax.checkpoint(system.step, prevent_cse=False, policy=_keep_draws))
 
 
 def own_thetas(theta: base.Theta, particles) -> base.Theta:
