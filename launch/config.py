@@ -13,6 +13,7 @@ import launch.configs
 from learned_opt import OPTIMIZERS, LearnedOptimizer
 from meta_train import devices, estimators
 from meta_train.inner import META_LOSSES, REDUCTIONS, inner_training
+from meta_train.samplers import SAMPLERS
 from meta_train.unroll import UnrolledSystem
 from tasks import Task, mlp_classifier, quadratic_family
 from tasks.data import load_images
@@ -64,6 +65,7 @@ class EstimatorConfig:
     num_particles: int = 32  # inner runs; antithetic estimators pair them up
     truncation: int = 20  # inner steps per outer step, for the truncated estimators
     sigma: float = 0.01  # standard deviation of the perturbations, for the ES family
+    sampler: str = "normal"  # distribution of the perturbations, for the ES family
     chunk: int = 0  # particles (or pairs) computed at a time; 0: chosen for the device
 
 
@@ -138,6 +140,7 @@ def _pairs(build, c: EstimatorConfig, system, horizons, **more):
         num_pairs=c.num_particles // 2,
         horizons=horizons,
         sigma=c.sigma,
+        sampler=c.sampler,
         chunk=c.chunk or devices.default_chunk(),
         **more,
     )
@@ -210,6 +213,7 @@ def validate(config: Config) -> None:
     _check_choice("--cfg.task.activation", config.task.activation, ACTIVATIONS)
     _check_choice("--cfg.optimizer.name", config.optimizer.name, OPTIMIZERS)
     _check_choice("--cfg.estimator.name", config.estimator.name, ESTIMATORS)
+    _check_choice("--cfg.estimator.sampler", config.estimator.sampler, SAMPLERS)
     _check_choice("--cfg.inner.meta_loss", config.inner.meta_loss, META_LOSSES)
     _check_choice("--cfg.inner.reduction", config.inner.reduction, REDUCTIONS)
     _check_choice("--cfg.meta.optimizer", config.meta.optimizer, META_OPTIMIZERS)

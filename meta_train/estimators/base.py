@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
+from meta_train.samplers import BLOCK, sampler_named
 from meta_train.unroll import UnrolledSystem
 
 Theta = Any
@@ -325,6 +326,53 @@ def estimate_windows(window: Callable, chunk: int | None) -> Callable:
         return grad, end_if_nonfinite(particles, finite), metrics
 
     return estimate
+
+
+def estimate_perturbed_windows(
+    window: Callable, perturbations: Callable, chunk: int | None
+) -> Callable:
+    """``estimate_windows`` for a window that also takes this step's ``perturb``, first.
+
+    Args:
+      window: ``(perturb, theta, key, particle) -> (contribution, particle, loss)``.
+      perturbations: from ``perturbations``.
+      chunk: particles computed at a time; see ``map_particles``.
+    """
+
+    def estimate(theta, particles, key):
+        perturb = perturbations(theta, key)
+        return estimate_windows(partial(window, perturb), chunk)(theta, particles, key)
+
+    return estimate
+
+
+def perturbations(sampler: str, num: int, sigma) -> Callable:
+    """The perturbations of ``num`` particles: zero mean, covariance ``sigma^2 I``.
+
+    Args:
+      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers.
+      num: particles (or pairs) that draw together, on all devices.
+
+    Returns:
+      ``(theta, key) -> perturb`` with the ``key`` all particles share, which gives
+      ``perturb(particle_key, particle_id) -> eps``, shaped like theta. What the rows of a block
+      have in common is computed by the first call, once for all particles.
+
+    Raises:
+      ValueError: on an unknown sampler.
+    """
+    block, row = sampler_named(sampler)
+
+    def at_step(theta, key):
+        flat, unravel = ravel_pytree(theta)
+        shared = block(jax.random.fold_in(key, BLOCK), num, flat.size, flat.dtype)
+
+        def perturb(particle_key, particle_id):
+            return unravel(sigma * row(shared, particle_key, particle_id, flat.size, flat.dtype))
+
+        return perturb
+
+    return at_step
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma) -> Theta:
