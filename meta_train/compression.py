@@ -41,7 +41,7 @@ def int8() -> Compressor:
 
     def encode(vector):
         scale = jnp.max(jnp.abs(vector)) / 127
-        steps = jnp.where(scale > 0, vector / scale, 0.0)
+        steps = jnp.where(scale > 0, vector * (1 / scale), 0.0)
         return Quantized(jnp.round(steps).astype(jnp.int8), scale.astype(jnp.float32))
 
     def decode(payload, size, dtype):

@@ -418,7 +418,7 @@ def hybrid_es(
         kept = jnp.where(jnp.isfinite(sent.costs[order]), weights, 0.0)
         kept = kept.astype(setting.surrogate.dtype)
         total = jnp.sum(kept)
-        kept = kept / jnp.where(total > 0, total, 1.0)
+        kept = kept * (1 / jnp.where(total > 0, total, 1.0))  # See `estimated`.
         chosen = (sent.ids[order] if best_only else order).astype(jnp.int32)
         if paired:
             kept, chosen = kept * (1 - 2 * (chosen % 2)), chosen // 2
@@ -435,8 +435,9 @@ def hybrid_es(
         slopes = jnp.where(jnp.isfinite(slopes), slopes, 0.0)
         total = weighted_sum(setting, key_noise, rows, slopes)
         if mode != "past_descent":
-            total = total / num_rows
-        total = jnp.where(setting.sigma > 0, total / setting.sigma**2, 0.0)
+            total = total * (1 / num_rows)
+        # XLA may turn a division by one number into a product, in one program and not another.
+        total = jnp.where(setting.sigma > 0, total * (1 / setting.sigma**2), 0.0)
         return d + total if mode == "control_variate" else total
 
     def follow_costs(shared, setting, key, sent):

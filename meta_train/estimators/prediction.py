@@ -60,7 +60,7 @@ def learned_features(
     """The newest gradient plus what a per-parameter network adds to it.
 
     Inputs are the last ``num_past`` refresh gradients and their running means, in units of
-    the newest one's root mean square; so is the output. It starts as the stale gradient, and
+    about the newest one's root mean square; so is the output. It starts as the stale gradient, and
     can learn to average out noise and to extrapolate. Weights are shared by all parameters,
     so each refresh is a training set of ``P`` examples.
 
@@ -91,9 +91,13 @@ def learned_features(
         )
 
     def unit(state):
-        """Root mean square of the newest gradient, or 1 if it is zero."""
+        """The power of two nearest to the newest gradient's root mean square; 1 if it is zero.
+
+        Scaling by it is exact, so it rounds the same whether XLA divides or multiplies.
+        """
         rms = jnp.sqrt(jnp.mean(jnp.square(state.past[0])))
-        return jnp.where(rms > 0, rms, 1.0)
+        exponent = jnp.round(jnp.log2(jnp.where(rms > 0, rms, 1.0))).astype(jnp.int32)
+        return jnp.ldexp(jnp.ones([], rms.dtype), exponent)
 
     def correction(params, state):
         """What the network adds to the newest gradient, in units of it, ``[P]``."""
