@@ -149,7 +149,11 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         if step % config.log_every and step != config.num_steps:
             last = now
             return
-        row["nonfinite_count"] = round(row.pop("nonfinite") * num_particles)
+        # Of the particles; in a step of Hybrid-ES without a gradient, of the costs exchanged.
+        counted = num_particles
+        if message is not None and not message.refreshed:
+            counted = sum(leaf.size for leaf in jax.tree.leaves(message.costs.costs))
+        row["nonfinite_count"] = round(row.pop("nonfinite") * counted)
         row["total_inner_steps"] = step * inner_steps
         row["time/inner_steps_per_second"] = inner_steps / (now - last)
         row["time/wall_seconds"] = now - started
