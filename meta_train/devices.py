@@ -45,12 +45,21 @@ def configure_cpu_devices(num_devices: int = 0) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 
-def choose_num_devices(requested: int, num_particles: int) -> int:
+def choose_num_devices(
+    requested: int,
+    num_shards: int,
+    noun: str = "particles (pairs, for antithetic estimators)",
+) -> int:
     """How many local devices to use; ``requested`` 0 is all of them.
 
+    Args:
+      requested: how many; 0 is all.
+      num_shards: into how many parts the population can be split.
+      noun: what the parts are.
+
     Raises:
-      ValueError: if more devices are requested than there are, or if the particles (pairs,
-        for antithetic estimators) do not divide evenly, with the nearest counts that do.
+      ValueError: if more devices are requested than there are, or if the parts do not
+        divide evenly, with the nearest counts that do.
     """
     available = jax.local_device_count()
     if not 0 <= requested <= available:
@@ -59,12 +68,12 @@ def choose_num_devices(requested: int, num_particles: int) -> int:
             f"{jax.default_backend()} devices, got {requested}."
         )
     num_devices = requested or available
-    if num_particles % num_devices:
-        lower = num_particles // num_devices * num_devices
+    if num_shards % num_devices:
+        lower = num_shards // num_devices * num_devices
         near = [count for count in (lower, lower + num_devices) if count > 0]
         raise ValueError(
-            f"The population must divide evenly over {num_devices} devices, got {num_particles} "
-            f"particles (pairs, for antithetic estimators). Nearest that do: "
+            f"The population must divide evenly over {num_devices} devices, got {num_shards} "
+            f"{noun}. Nearest that do: "
             f"{' and '.join(map(str, near))}; or choose another `num_devices`."
         )
     return num_devices
@@ -107,6 +116,29 @@ def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = Tru
 def device_mean(tree: Any) -> Any:
     """The mean over devices; inside ``population_map`` only."""
     return jax.lax.pmean(tree, _AXIS)
+
+
+def device_gather(tree: Any) -> Any:
+    """Leaves ``[n, ...]`` of every device as ``[devices * n, ...]``; inside ``population_map``."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, _AXIS, tiled=True), tree)
+
+
+def device_tree_mean(tree: Any) -> Any:
+    """The mean over devices, summed in pairs; inside ``population_map`` only.
+
+    Neighbours add, then pairs of neighbours, and so on: with ``sum_in_pairs`` on each device,
+    the same sum to the bit on 1, 2, 4, ... devices. Sends ``log2(devices)`` times the tree.
+    For another number of devices it is ``device_mean``.
+    """
+    num_devices = jax.lax.axis_size(_AXIS)
+    if num_devices & (num_devices - 1):
+        return device_mean(tree)
+    stride = 1
+    while stride < num_devices:
+        swap = [(i, i ^ stride) for i in range(num_devices)]
+        tree = jax.tree.map(lambda x, s=swap: x + jax.lax.ppermute(x, _AXIS, s), tree)
+        stride *= 2
+    return jax.tree.map(lambda x: x / num_devices, tree)
 
 
 def place(state: Any, num_devices: int, axes: Any) -> Any:

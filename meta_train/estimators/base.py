@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
+from meta_train.samplers import BLOCK, sampler_named
 from meta_train.unroll import UnrolledSystem
 
 Theta = Any
@@ -23,20 +24,28 @@ class GradientEstimator(NamedTuple):
     The mean per-step loss is ``F(theta) = E[sum of L_t over an episode] / E[horizon]``,
     so estimates have one scale and learning rates carry over between estimators.
 
-    Every array in the estimator state has a leading particle axis ``[N, ...]``, and
-    every particle carries its global id; each draw is keyed by ``fold_in(key, id)``.
-    So the state may be split over devices along that axis: each shard's estimate is the
-    mean over its own particles, and the mean of equal shards is the whole estimate.
+    Arrays of the estimator state have a leading particle axis ``[N, ...]`` (all of them,
+    unless ``axes`` says otherwise), and every particle carries its global id; each draw is
+    keyed by ``fold_in(key, id)``. So the state may be split over devices along that axis: each
+    shard's estimate is the mean over its own particles, and the mean of equal shards is the
+    whole estimate.
 
     Attributes:
       init: ``(theta, key) -> state``.
       estimate: ``(theta, state, key) -> (grad, state, metrics)``. ``key`` is different
         at every outer step. ``metrics`` holds means over particles: those of
         ``population_mean`` and whatever else the estimator reports.
+      axes: a prefix of the state's pytree: 0 where a leaf has the particle axis, None where
+        every device holds the whole leaf.
+      rebuild: None, or ``(theta, state, key, message) -> (grad, state)`` of an estimator that
+        exchanges its own messages: its estimates are over all devices already, its metrics
+        hold the ``message``, and from it the estimate can be had again without a loss.
     """
 
     init: Callable[[Theta, jax.Array], Any]
     estimate: Callable[[Theta, Any, jax.Array], tuple[Theta, Any, Metrics]]
+    axes: Any = 0
+    rebuild: Callable[[Theta, Any, jax.Array, Any], tuple[Theta, Any]] | None = None
 
 
 class Horizons(NamedTuple):
@@ -325,6 +334,53 @@ def estimate_windows(window: Callable, chunk: int | None) -> Callable:
         return grad, end_if_nonfinite(particles, finite), metrics
 
     return estimate
+
+
+def estimate_perturbed_windows(
+    window: Callable, perturbations: Callable, chunk: int | None
+) -> Callable:
+    """``estimate_windows`` for a window that also takes this step's ``perturb``, first.
+
+    Args:
+      window: ``(perturb, theta, key, particle) -> (contribution, particle, loss)``.
+      perturbations: from ``perturbations``.
+      chunk: particles computed at a time; see ``map_particles``.
+    """
+
+    def estimate(theta, particles, key):
+        perturb = perturbations(theta, key)
+        return estimate_windows(partial(window, perturb), chunk)(theta, particles, key)
+
+    return estimate
+
+
+def perturbations(sampler: str, num: int, sigma) -> Callable:
+    """The perturbations of ``num`` particles: zero mean, covariance ``sigma^2 I``.
+
+    Args:
+      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers.
+      num: particles (or pairs) that draw together, on all devices.
+
+    Returns:
+      ``(theta, key) -> perturb`` with the ``key`` all particles share, which gives
+      ``perturb(particle_key, particle_id) -> eps``, shaped like theta. What the rows of a block
+      have in common is computed by the first call, once for all particles.
+
+    Raises:
+      ValueError: on an unknown sampler.
+    """
+    block, row = sampler_named(sampler)
+
+    def at_step(theta, key):
+        flat, unravel = ravel_pytree(theta)
+        shared = block(jax.random.fold_in(key, BLOCK), num, flat.size, flat.dtype)
+
+        def perturb(particle_key, particle_id):
+            return unravel(sigma * row(shared, particle_key, particle_id, flat.size, flat.dtype))
+
+        return perturb
+
+    return at_step
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma) -> Theta:

@@ -15,6 +15,7 @@ def full_es(
     num_pairs: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Antithetic evolution strategies over whole episodes.
@@ -31,6 +32,7 @@ def full_es(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -39,15 +41,16 @@ def full_es(
     Source: Vicol et al. 2021, section 3, equation 3 (antithetic form).
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
 
     def init(theta, key):
         del theta, key
         return jnp.arange(num_pairs, dtype=jnp.int32)
 
-    def episode(theta, key, particle_id):
+    def episode(perturb, theta, key, particle_id):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle_id), 3)
         key_horizon, key_begin = jax.random.split(key_restart)
-        eps = base.perturbation(key_eps, theta, sigma)
+        eps = perturb(key_eps, particle_id)
 
         def half(sign, state):
             theta_i = base.add_scaled(theta, sign, eps)
@@ -63,7 +66,8 @@ def full_es(
         return contribution, (positive + negative) / 2
 
     def estimate(theta, ids, key):
-        contributions, losses = base.map_particles(partial(episode, theta, key), ids, chunk)
+        episodes = partial(episode, perturbations(theta, key), theta, key)
+        contributions, losses = base.map_particles(episodes, ids, chunk)
         grad, _, metrics = base.population_mean(contributions, losses)
         return grad, ids, metrics
 
@@ -77,6 +81,7 @@ def truncated_es(
     truncation: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Antithetic evolution strategies on each truncation alone: biased to short horizons.
@@ -91,6 +96,7 @@ def truncated_es(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths, multiples of ``truncation``.
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -101,17 +107,18 @@ def truncated_es(
     covers many tasks and phases.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
         begin = partial(system.init, theta)
         return base.init_particles(num_pairs, horizons, truncation, key, begin, ())
 
-    def window(theta, key, particle):
+    def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         begin = partial(system.init, theta)
         particle = base.restart_if_done(particle, horizons, key_restart, begin)
-        eps = base.perturbation(key_eps, theta, sigma)
+        eps = perturb(key_eps, particle.id)
 
         def branch(sign):
             theta_i = base.add_scaled(theta, sign, eps)
@@ -125,4 +132,6 @@ def truncated_es(
         )
         return contribution, particle, unperturbed
 
-    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
+    return base.GradientEstimator(
+        init, base.estimate_perturbed_windows(window, perturbations, chunk)
+    )

@@ -15,6 +15,7 @@ def gpes(
     noise_period: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Persistent evolution strategies with a perturbation drawn anew every ``noise_period`` steps.
@@ -36,6 +37,7 @@ def gpes(
         ``truncation``.
       horizons: distribution of episode lengths, multiples of ``truncation``.
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -48,6 +50,7 @@ def gpes(
     in mid-episode draws its perturbation there.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
     if noise_period < 1 or noise_period % truncation:
         raise ValueError(
@@ -63,21 +66,23 @@ def gpes(
             num_pairs, horizons, truncation, key_particles, begin, (zeros, zeros)
         )
 
+        perturb = perturbations(theta, key_eps)
+
         def draw(particle):
-            eps = base.perturbation(jax.random.fold_in(key_eps, particle.id), theta, sigma)
+            eps = perturb(jax.random.fold_in(key_eps, particle.id), particle.id)
             started = particle.position % noise_period != 0
             eps = base.select(started, eps, zeros)
             return particle._replace(memory=(eps, eps))
 
         return jax.vmap(draw)(particles)
 
-    def window(theta, key, particle):
+    def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         begin = base.antithetic_starts(system, theta)
         particle = base.restart_if_done(particle, horizons, key_restart, begin)
         xi, eps = particle.memory
         draw = particle.position % noise_period == 0
-        eps = base.select(draw, base.perturbation(key_eps, theta, sigma), eps)
+        eps = base.select(draw, perturb(key_eps, particle.id), eps)
         xi = base.select(draw, base.add_scaled(xi, 1.0, eps), xi)
 
         def half(sign, state):
@@ -91,7 +96,9 @@ def gpes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
+    return base.GradientEstimator(
+        init, base.estimate_perturbed_windows(window, perturbations, chunk)
+    )
 
 
 def nres(
@@ -101,6 +108,7 @@ def nres(
     truncation: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Noise-reuse ES (ES-Single): one perturbation an episode, used in all its truncations.
@@ -127,6 +135,7 @@ def nres(
         noise_period=horizons.max,
         horizons=horizons,
         sigma=sigma,
+        sampler=sampler,
         chunk=chunk,
     )
 

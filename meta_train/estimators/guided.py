@@ -27,6 +27,7 @@ def guided_es(
     horizons: base.Horizons,
     sigma: float,
     alpha: float = 0.5,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Antithetic ES over whole episodes, with perturbations guided by cheap biased gradients.
@@ -49,6 +50,7 @@ def guided_es(
       horizons: distribution of episode lengths, multiples of ``truncation``.
       sigma: standard deviation of the perturbations, root mean square over directions.
       alpha: share of the isotropic part, in ``(0, 1]``.
+      sampler: distribution of the isotropic part; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -60,6 +62,7 @@ def guided_es(
     """
     base.check_positive(num_pairs=num_pairs, num_surrogates=num_surrogates, sigma=sigma)
     base.check_truncation(horizons, truncation)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
     if not 0 < alpha <= 1:
         raise ValueError(
             f"`alpha` must be above 0 and at most 1, got alpha={alpha}; "
@@ -93,7 +96,7 @@ def guided_es(
 
         return ravel_pytree(jax.grad(loss)(theta))[0]
 
-    def episode(theta, key, particle):
+    def episode(perturb, theta, key, particle):
         keys = jax.random.split(jax.random.fold_in(key, particle.id), 4)
         key_restart, key_eps, key_data, key_sub = keys
         key_horizon, key_begin = jax.random.split(key_restart)
@@ -101,7 +104,7 @@ def guided_es(
         basis = jnp.linalg.qr(particle.surrogates.T)[0]
         within = jax.random.normal(key_sub, (num_surrogates,), flat.dtype)
         stretch = sigma * jnp.sqrt((1 - alpha) * flat.size / num_surrogates)
-        eps = jnp.sqrt(alpha) * ravel_pytree(base.perturbation(key_eps, theta, sigma))[0]
+        eps = jnp.sqrt(alpha) * ravel_pytree(perturb(key_eps, particle.id))[0]
         eps = unravel(eps + stretch * basis @ within)
 
         def half(sign, state):
@@ -118,9 +121,8 @@ def guided_es(
         return contribution, GuidedParticle(particle.id, surrogates), (positive + negative) / 2
 
     def estimate(theta, particles, key):
-        contributions, particles, losses = base.map_particles(
-            partial(episode, theta, key), particles, chunk
-        )
+        episodes = partial(episode, perturbations(theta, key), theta, key)
+        contributions, particles, losses = base.map_particles(episodes, particles, chunk)
         grad, _, metrics = base.population_mean(contributions, losses)
         return grad, particles, metrics
 

@@ -14,6 +14,7 @@ def pes(
     truncation: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Persistent evolution strategies: no truncation bias, at the price of truncated ES.
@@ -34,6 +35,7 @@ def pes(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths, multiples of ``truncation``.
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -44,6 +46,7 @@ def pes(
     truncation, not summed.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
@@ -51,11 +54,11 @@ def pes(
         begin = base.antithetic_starts(system, theta)
         return base.init_particles(num_pairs, horizons, truncation, key, begin, zeros)
 
-    def window(theta, key, particle):
+    def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         begin = base.antithetic_starts(system, theta)
         particle = base.restart_if_done(particle, horizons, key_restart, begin)
-        eps = base.perturbation(key_eps, theta, sigma)
+        eps = perturb(key_eps, particle.id)
         xi = base.add_scaled(particle.memory, 1.0, eps)
 
         def half(sign, state):
@@ -69,4 +72,6 @@ def pes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
+    return base.GradientEstimator(
+        init, base.estimate_perturbed_windows(window, perturbations, chunk)
+    )

@@ -16,6 +16,7 @@ def pes_analytic(
     truncation: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """PES whose noisiest term, the effect of theta on the current truncation, is exact.
@@ -38,6 +39,7 @@ def pes_analytic(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths, multiples of ``truncation``.
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -48,6 +50,7 @@ def pes_analytic(
     so a population covers many tasks and phases.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
     def begin(theta, key):
@@ -61,9 +64,9 @@ def pes_analytic(
             num_pairs, horizons, truncation, key, partial(begin, theta), zeros
         )
 
-    def window(theta, key, particle):
+    def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        eps = base.perturbation(key_eps, theta, sigma)
+        eps = perturb(key_eps, particle.id)
 
         def mean_loss(theta):
             started = base.restart_if_done(particle, horizons, key_restart, partial(begin, theta))
@@ -86,4 +89,6 @@ def pes_analytic(
         )
         return contribution, advanced, loss
 
-    return base.GradientEstimator(init, base.estimate_windows(window, chunk))
+    return base.GradientEstimator(
+        init, base.estimate_perturbed_windows(window, perturbations, chunk)
+    )

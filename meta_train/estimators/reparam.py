@@ -17,6 +17,7 @@ def reparam(
     num_pairs: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """The reparameterization gradient of the smoothed loss: ``mean_i grad L(theta +- eps_i)``.
@@ -31,6 +32,7 @@ def reparam(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -40,18 +42,21 @@ def reparam(
     learned optimizers"; Vicol et al. 2021, Table 1.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    perturbations = base.perturbations(sampler, num_pairs, sigma)
 
     def init(theta, key):
         base.check_differentiable("reparam", system, theta, key)
         return jnp.arange(num_pairs, dtype=jnp.int32)
 
-    def episode(theta, key, particle_id):
+    def episode(perturb, theta, key, particle_id):
         key = jax.random.fold_in(key, particle_id)
-        _, by_backprop, loss = _pair_estimates(system, theta, key, horizons, sigma)
+        perturb = partial(perturb, particle_id=particle_id)
+        _, by_backprop, loss = _pair_estimates(system, theta, key, perturb, horizons, sigma)
         return by_backprop, loss
 
     def estimate(theta, ids, key):
-        grads, losses = base.map_particles(partial(episode, theta, key), ids, chunk)
+        episodes = partial(episode, perturbations(theta, key), theta, key)
+        grads, losses = base.map_particles(episodes, ids, chunk)
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
@@ -65,6 +70,7 @@ def reparam_es(
     pairs_per_particle: int,
     horizons: base.Horizons,
     sigma: float,
+    sampler: str = "normal",
     chunk: int | None = None,
 ) -> base.GradientEstimator:
     """Reparameterization and ES gradients of the same draws, combined by inverse variance.
@@ -80,6 +86,7 @@ def reparam_es(
       pairs_per_particle: ``M``, even and at least 4.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
       sigma: standard deviation of the perturbations.
+      sampler: their distribution; see ``base.perturbations``.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
@@ -96,15 +103,27 @@ def reparam_es(
             f"`pairs_per_particle` must be even and at least 4, got pairs_per_particle="
             f"{pairs_per_particle}; each half of the pairs weights the other by its variances."
         )
+    perturbations = base.perturbations(sampler, pairs_per_particle // 2, sigma)
 
     def init(theta, key):
         base.check_differentiable("reparam_es", system, theta, key)
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def group(theta, key, particle_id):
-        keys = jax.random.split(jax.random.fold_in(key, particle_id), pairs_per_particle)
-        one = partial(_pair_estimates, system, theta, horizons=horizons, sigma=sigma)
-        by_es, by_backprop, losses = jax.vmap(one)(keys)
+        key = jax.random.fold_in(key, particle_id)
+        keys = jax.random.split(key, pairs_per_particle).reshape(2, -1)
+
+        def half(which, keys):
+            # A block of its own: its weights must not depend on the draws they weigh.
+            perturb = perturbations(theta, jax.random.fold_in(key, which))
+
+            def one(key, index):
+                own = partial(perturb, particle_id=index)
+                return _pair_estimates(system, theta, key, own, horizons, sigma)
+
+            return jax.vmap(one)(keys, jnp.arange(keys.size))
+
+        by_es, by_backprop, losses = jax.vmap(half)(jnp.arange(2), keys)
         return jax.tree.map(_combine, by_es, by_backprop), jnp.mean(losses)
 
     def estimate(theta, ids, key):
@@ -115,11 +134,11 @@ def reparam_es(
     return base.GradientEstimator(init, estimate)
 
 
-def _pair_estimates(system, theta, key, horizons, sigma):
+def _pair_estimates(system, theta, key, perturb, horizons, sigma):
     """One pair's ES gradient, its reparameterization gradient, and its mean loss."""
     key_restart, key_eps, key_data = jax.random.split(key, 3)
     key_horizon, key_begin = jax.random.split(key_restart)
-    eps = base.perturbation(key_eps, theta, sigma)
+    eps = perturb(key_eps)
 
     def loss(theta):
         state = system.init(theta, key_begin)
@@ -136,8 +155,7 @@ def _pair_estimates(system, theta, key, horizons, sigma):
 
 
 def _combine(by_es: jax.Array, by_backprop: jax.Array) -> jax.Array:
-    """The inverse-variance mean of ``[M, ...]`` and ``[M, ...]``, weights crossed over halves."""
-    half = by_es.shape[0] // 2
+    """The inverse-variance mean of two ``[2, M/2, ...]``, weights crossed over halves."""
 
     def weighted(mine, others):
         w_es, w_backprop = (
@@ -147,5 +165,4 @@ def _combine(by_es: jax.Array, by_backprop: jax.Array) -> jax.Array:
         mean_es, mean_backprop = means
         return (w_es * mean_es + w_backprop * mean_backprop) / (w_es + w_backprop)
 
-    first, second = slice(None, half), slice(half, None)
-    return (weighted(first, second) + weighted(second, first)) / 2
+    return (weighted(0, 1) + weighted(1, 0)) / 2
