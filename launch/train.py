@@ -211,7 +211,7 @@ def describe(job: Job) -> str:
     placed = devices.placed_spec(spec, job.num_devices, trainer.PARTICLE_AXES)
     memory = job.step.lower(placed).compile().memory_analysis()
     total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = "pairs" if config.estimator.name in cfg.ANTITHETIC else "particles"
+    axis = cfg.population_unit(config.estimator)[0]
     return "\n".join(
         [
             json.dumps(cfg.to_dict(config), indent=2),
