@@ -66,7 +66,7 @@ class EstimatorConfig:
     sigma: float = 0.01  # standard deviation of the perturbations, for the ES family
     chunk: int = 0  # particles (or pairs) computed at a time; 0: chosen for the device
     noise_period: int = 0  # gpes: inner steps per perturbation; 0: two truncations
-    pairs_per_group: int = 4  # reparam_es: pairs that share their weights; even
+    pairs_per_group: int = 8  # reparam_es: pairs that share weights; even, few: heavy tails
     num_surrogates: int = 1  # guided_es: surrogate gradients a pair remembers
     guided_alpha: float = 0.5  # guided_es: share of the isotropic part, in (0, 1]
 

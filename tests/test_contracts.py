@@ -107,7 +107,7 @@ def small_job(name, **inner):
         task=cfg.TaskConfig(name="quadratic", noise=0.0),
         optimizer=cfg.OptimizerConfig(name="sgdm", learning_rate=0.01),
         inner=cfg.InnerConfig(horizon=8, **inner),
-        estimator=cfg.EstimatorConfig(name=name, num_particles=16, truncation=4, sigma=0.05),
+        estimator=cfg.EstimatorConfig(name=name, num_particles=32, truncation=4, sigma=0.05),
         meta=cfg.MetaConfig(learning_rate=0.03),
         eval_every=0,
     )

@@ -212,7 +212,7 @@ def test_wandb_run_holds_the_metrics(reference):
         (["--cfg.estimator.num_particles=7"], "must be even for the antithetic estimator"),
         (
             ["--cfg.estimator.name=reparam_es", "--cfg.estimator.num_particles=12"],
-            "must be whole groups for 'reparam_es', a multiple of 8, got 12. Try 16.",
+            "must be whole groups for 'reparam_es', a multiple of 16, got 12. Try 16.",
         ),
         (
             ["--cfg.estimator.name=reparam_es", "--cfg.estimator.pairs_per_group=3"],

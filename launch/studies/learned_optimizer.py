@@ -189,13 +189,12 @@ def draw(inner_steps: np.ndarray, curves: dict[str, Curves]) -> Figure:
     for name, color in COLORS.items():
         found = curves[name]
         line = {"color": color, "linewidth": 1.8, "label": name}
-        band(left, inner_steps, found.losses, **line)
+        band(left, inner_steps / 1000, found.losses, **line)
         band(right, np.median(found.seconds, axis=0), found.losses, **line)
-    left.set_xlabel("inner steps, forward, all particles counted")
-    right.set_xlabel("seconds in outer steps (median over seeds; compilation left out)")
-    left.set_ylabel("meta-loss: mean training loss over an episode (nats)")
-    left.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    left.legend(fontsize=8, frameon=False)
+    left.set_xlabel("inner steps of all particles (thousands)")
+    right.set_xlabel("time in outer steps (s)")
+    left.set_ylabel("meta-loss (nats, mean of an episode)")
+    right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
         axis.set_xlim(0, None)
         axis.grid(alpha=0.25, linewidth=0.5)
