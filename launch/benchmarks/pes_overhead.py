@@ -81,10 +81,7 @@ def measure(num_devices: int) -> dict[str, Any]:
         jax.eval_shape(optimizer.init, jax.random.key(0)),
     )
     meta_optimizer = cfg.make_meta_optimizer(config)
-    shared = {
-        "truncation": config.estimator.truncation,
-        "chunk": devices.default_chunk(),
-    }
+    truncation, chunk = config.estimator.truncation, devices.default_chunk()
 
     def init_theta(key):
         return ravel_pytree(optimizer.init(key))[0]
@@ -93,9 +90,10 @@ def measure(num_devices: int) -> dict[str, Any]:
         estimator = build(
             system,
             num_pairs=num_pairs,
+            truncation=truncation,
             horizons=cfg.make_horizons(config),
             sigma=config.estimator.sigma,
-            **shared,
+            chunk=chunk,
         )
         step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
         state = jax.jit(lambda: trainer.init_state(estimator, meta_optimizer, init_theta, 0))()
@@ -111,7 +109,7 @@ def measure(num_devices: int) -> dict[str, Any]:
         {
             "pes": outer_step(estimators.pes),
             "truncated_es": outer_step(estimators.truncated_es),
-            "forward_unrolls": on_devices(forward_unrolls(system, **shared), runs, 0),
+            "forward_unrolls": on_devices(forward_unrolls(system, truncation, chunk), runs, 0),
         }
     )
     ratios = {name: float(np.median(seconds["pes"] / seconds[name])) for name in LIMITS}
