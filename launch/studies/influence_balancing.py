@@ -197,6 +197,6 @@ def draw(steps: dict, losses: dict) -> Figure:
 
 STUDY = Study(
     "RTRL, PES, NRES find the optimum that short truncations run from (Vicol 2021, Figure 5)",
-    2.0,
+    5.0,
     run,
 )

@@ -6,9 +6,9 @@ The settings of the demo (digits MLP, 16 antithetic pairs or 32 runs, horizon 10
 20, sigma 0.01, Adam at 1e-3 on clipped meta-gradients), with a constant learning rate. The
 meta-loss is that of theta itself, unperturbed: the mean training loss of whole inner runs
 with fixed keys, the same for all. Equal inner compute is equal forward inner steps, all
-particles counted, and those under the mean theta of truncated ES; the backward passes of
-TBPTT show in the time. (At equal *outer* steps PES and truncated ES are about level here: an
-episode of five truncations is too short for the bias of truncation to decide.)
+particles counted, and the unperturbed run of each pair of truncated ES; the backward passes
+of TBPTT show in the time. (At equal *outer* steps truncated ES is ahead of PES here: over five
+truncations an episode its bias costs less than the noise that PES adds to avoid it.)
 """
 
 import dataclasses
@@ -204,7 +204,8 @@ def claims(curves: dict[str, Curves]) -> list[Claim]:
             said(*curves),
         ),
         Claim(
-            "PES ends below truncated ES, which spends a third of its inner steps unperturbed.",
+            "PES ends below truncated ES, which spends a third of its inner steps on unperturbed "
+            "runs.",
             bool((last["PES"] < last["truncated ES"]).all()),
             said("PES", "truncated ES"),
         ),
