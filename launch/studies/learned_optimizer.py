@@ -56,7 +56,7 @@ class Scale(NamedTuple):
 
 
 # Between records every estimator takes whole outer steps: of 640, 960 and 3,200 inner steps.
-FULL = Scale(28_800, 16, 3, cfg.TaskConfig(), cfg.OptimizerConfig())
+FULL = Scale(28_800, 12, 3, cfg.TaskConfig(), cfg.OptimizerConfig())
 QUICK = Scale(
     9_600,
     4,
@@ -239,6 +239,6 @@ def draw(inner_steps: np.ndarray, curves: dict[str, Curves]) -> Figure:
 
 STUDY = Study(
     "the MLP optimizer by PES, NRES, ES and TBPTT at equal inner compute (Vicol 2021, 5)",
-    9.0,
+    8.0,
     run,
 )
