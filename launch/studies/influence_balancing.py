@@ -48,7 +48,7 @@ def methods(num_uoro: int) -> dict[str, tuple[est.GradientEstimator, float]]:
     """
 
     def endless(truncation):
-        return {"truncation": truncation, "horizons": est.fixed_horizon(STEPS * truncation)}
+        return {"truncation": truncation, "horizons": est.fixed_horizon(UORO_STEPS * truncation)}
 
     es = {"num_pairs": NUM_PAIRS, "sigma": SIGMA, **endless(1)}
     found = {
