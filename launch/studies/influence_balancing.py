@@ -178,19 +178,20 @@ def draw(steps: dict, losses: dict) -> Figure:
         curve(right, f"TBPTT, K={truncation}, end loss", color=color)
         curve(right, f"TBPTT, K={truncation}, mean loss", color=color, linestyle=":")
     left.set_title("Truncations of one step", fontsize=10)
-    right.set_title("Longer truncations: loss at the end or mean over the window", fontsize=10)
+    right.set_title("Longer truncations, end or mean loss", fontsize=10)
     left.set_ylabel("loss after 500 inner steps (optimum 0)")
     for axis in last:
         curve(axis, "RTRL", color="black", linestyle="--")
         curve(axis, "UORO", color=COLORS["UORO"])
         axis.set_title("UORO, a tenth of the learning rate", fontsize=10)
+        axis.set_xticks(range(0, UORO_STEPS + 1, 10_000))
     for axis in (left, right, *last):
         axis.set_yscale("log")
         axis.set_ylim(FLOOR, 1e6)
         axis.set_xlim(0, UORO_STEPS if axis in last else STEPS)
         axis.set_xlabel("outer steps")
         axis.grid(alpha=0.25, linewidth=0.5)
-        axis.legend(fontsize=8, frameon=False, loc="lower left")
+        axis.legend(fontsize=8, frameon=False, loc="upper right" if axis in last else "lower left")
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
