@@ -2,9 +2,10 @@
 
   python -m launch.benchmark [--cases=pes,tbptt,loop] [--cores=1,2]
 
-Every case runs in a process of its own, pinned to its cores, and is timed in turns with its
-*floor*: the same population with the same batches, the learned optimizer replaced by plain
-SGD, so bare forward and backward passes. Times are medians; compare ratios, not machines.
+Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those of a train
+step are timed in turns with their *floor*: the same population with the same batches, the
+learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
+medians; compare ratios, not machines.
 """
 
 import dataclasses
@@ -16,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
 
-_CASES = flags.DEFINE_list("cases", ["pes", "truncated_es", "tbptt", "loop"], "Cases to run.")
+from launch.benchmarks import pes_overhead
+
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
 _DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
@@ -30,7 +34,7 @@ _STEPS = 30
 _LOOP_STEPS = 300
 
 
-def case_config(name: str):
+def case_config(name: str, num_devices: int):
     """Digits MLP 64-32-10 with ReLU, batch 64, float32; horizon 100, truncation 20."""
     from launch.config import Config, EstimatorConfig
 
@@ -39,14 +43,14 @@ def case_config(name: str):
     return Config(
         estimator=EstimatorConfig(name=estimator, num_particles=particles, truncation=20),
         num_steps=_LOOP_STEPS,
-        num_devices=_DEVICES.value,
+        num_devices=num_devices,
         eval_every=0,
         wandb_mode="offline",
     )
 
 
-def measure(name: str) -> dict:
-    """One case in this process."""
+def train_step(name: str, num_devices: int) -> dict:
+    """A train step with the estimator of that name, or the whole train loop."""
     import jax
     import optax
 
@@ -55,7 +59,7 @@ def measure(name: str) -> dict:
     from learned_opt import LearnedOptimizer
     from meta_train import devices, trainer
 
-    config = case_config(name)
+    config = case_config(name, num_devices)
     job = train.build(config, None)
     state = devices.place(jax.jit(job.init)(), job.num_devices, job.axes)
     jax.block_until_ready(state)
@@ -67,8 +71,6 @@ def measure(name: str) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     inner_steps = cfg.inner_steps_per_outer_step(config)
     row = {
-        "case": name,
-        "cores": len(os.sched_getaffinity(0)),
         "devices": job.num_devices,
         "compile_seconds": round(compile_seconds, 2),
         "peak_memory_mb": round(peak),
@@ -150,13 +152,31 @@ def _loop(config, job, state, inner_steps) -> dict:
     }
 
 
+# ``num_devices -> row``, run in a process of its own; 0 devices: one per core.
+CASES: dict[str, Callable[[int], dict]] = {
+    "pes": partial(train_step, "pes"),
+    "truncated_es": partial(train_step, "truncated_es"),
+    "tbptt": partial(train_step, "tbptt"),
+    "loop": partial(train_step, "loop"),
+    "pes_overhead": pes_overhead.measure,
+}
+_CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
+flags.register_validator(
+    "cases",
+    lambda names: all(name in CASES for name in names),
+    f"the cases are: {', '.join(CASES)}.",
+)
+
+
 def main(argv) -> None:
     del argv
     available = len(os.sched_getaffinity(0))
     if _CHILD.value:
         logging.set_verbosity(logging.WARNING)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int((_CORES.value or ["1"])[0])])
-        print(json.dumps(measure(_CASES.value[0])))
+        (case,) = _CASES.value
+        row = {"case": case, "cores": len(os.sched_getaffinity(0))}
+        print(json.dumps(row | CASES[case](_DEVICES.value)))
         return
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
     for case in _CASES.value:

@@ -55,13 +55,13 @@ class InnerConfig:
     horizon: int = 100  # inner steps of an episode (the longest, if drawn)
     min_horizon: int = 0  # above 0: horizons log-uniform between this and `horizon`
     meta_loss: str = "train"  # train, fresh or validation
-    reduction: str = "mean"  # mean or last
+    reduction: str = "mean"  # mean, last, or telescoped: the last loss as a sum of differences
     loss_ceiling: float = 0.0  # losses above it, or not finite, count as it; 0: no ceiling
 
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """The gradient estimator."""
+    """The gradient estimator. Fields marked with a name are read by that estimator alone."""
 
     name: str = "pes"
     num_particles: int = 32  # inner runs; antithetic estimators pair them up
@@ -69,6 +69,10 @@ class EstimatorConfig:
     sigma: float = 0.01  # standard deviation of the perturbations, for the ES family
     sampler: str = "normal"  # distribution of the perturbations, for the ES family
     chunk: int = 0  # particles (or pairs) computed at a time; 0: chosen for the device
+    noise_period: int = 0  # gpes: inner steps per perturbation; 0: two truncations
+    pairs_per_group: int = 8  # reparam_es: pairs that share weights; even, few: heavy tails
+    num_surrogates: int = 1  # guided_es: surrogate gradients a pair remembers
+    guided_alpha: float = 0.5  # guided_es: share of the isotropic part, in (0, 1]
 
 
 @dataclass(frozen=True)
@@ -188,13 +192,37 @@ def _particles(build, c: EstimatorConfig, system, horizons, **more):
     )
 
 
+def _groups(c: EstimatorConfig, system, horizons):
+    return estimators.reparam_es(
+        system,
+        num_particles=c.num_particles // (2 * c.pairs_per_group),
+        pairs_per_particle=c.pairs_per_group,
+        horizons=horizons,
+        sigma=c.sigma,
+        chunk=c.chunk or devices.default_chunk(),
+    )
+
+
 ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
     "pes": lambda c, *a: _pairs(estimators.pes, c, *a, truncation=c.truncation),
     "full_es": lambda c, *a: _pairs(estimators.full_es, c, *a),
     "truncated_es": lambda c, *a: _pairs(estimators.truncated_es, c, *a, truncation=c.truncation),
+    "gpes": lambda c, *a: _pairs(
+        estimators.gpes, c, *a, truncation=c.truncation, noise_period=noise_period(c)
+    ),
     "nres": lambda c, *a: _pairs(estimators.nres, c, *a, truncation=c.truncation),
+    "es_single": lambda c, *a: _pairs(estimators.es_single, c, *a, truncation=c.truncation),
     "pes_analytic": lambda c, *a: _pairs(estimators.pes_analytic, c, *a, truncation=c.truncation),
+    "guided_es": lambda c, *a: _pairs(
+        estimators.guided_es,
+        c,
+        *a,
+        truncation=c.truncation,
+        num_surrogates=c.num_surrogates,
+        alpha=c.guided_alpha,
+    ),
     "reparam": lambda c, *a: _pairs(estimators.reparam, c, *a),
+    "reparam_es": _groups,
     "tbptt": lambda c, *a: _particles(estimators.tbptt, c, *a, truncation=c.truncation),
     "bptt": lambda c, *a: _particles(estimators.bptt, c, *a),
     "artbp": lambda c, *a: _particles(estimators.artbp, c, *a, mean_truncation=c.truncation),
@@ -206,11 +234,21 @@ ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
 }
 # Built on one of these, with the exchange between devices: see `make_estimator`.
 HYBRID = "hybrid_es"
-ANTITHETIC = ("pes", "full_es", "truncated_es", "nres", "pes_analytic", "reparam")
+ANTITHETIC = (
+    "pes",
+    "full_es",
+    "truncated_es",
+    "gpes",
+    "nres",
+    "es_single",
+    "pes_analytic",
+    "guided_es",
+    "reparam",
+)
 # Estimators whose outer step is a whole episode.
-WHOLE_EPISODE = ("full_es", "bptt", "artbp", "reparam")
+WHOLE_EPISODE = ("full_es", "bptt", "artbp", "reparam", "reparam_es", "guided_es")
 # Forward runs of the inner problem per particle: these also run theta itself.
-FORWARD_RUNS = {"truncated_es": 1.5, "pes_analytic": 1.5}
+FORWARD_RUNS = {"truncated_es": 1.5, "pes_analytic": 1.5, "guided_es": 1.5}
 
 META_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -251,7 +289,7 @@ def validate(config: Config) -> None:
     _check_choice("--cfg.estimator.name", config.estimator.name, (*ESTIMATORS, HYBRID))
     _check_choice("--cfg.estimator.sampler", config.estimator.sampler, SAMPLERS)
     _check_choice("--cfg.inner.meta_loss", config.inner.meta_loss, META_LOSSES)
-    _check_choice("--cfg.inner.reduction", config.inner.reduction, REDUCTIONS)
+    _check_choice("--cfg.inner.reduction", config.inner.reduction, (*REDUCTIONS, "telescoped"))
     _check_choice("--cfg.meta.optimizer", config.meta.optimizer, META_OPTIMIZERS)
     _check_choice("--cfg.meta.schedule", config.meta.schedule, SCHEDULES)
     _check_choice("--cfg.wandb_mode", config.wandb_mode, WANDB_MODES)
@@ -266,7 +304,9 @@ def validate(config: Config) -> None:
         ("inner.min_horizon", config.inner.min_horizon, 0),
         ("inner.loss_ceiling", config.inner.loss_ceiling, 0),
         ("estimator.num_particles", config.estimator.num_particles, 1),
+        ("estimator.truncation", config.estimator.truncation, 1),
         ("estimator.chunk", config.estimator.chunk, 0),
+        ("estimator.num_surrogates", config.estimator.num_surrogates, 1),
         ("meta.warmup", config.meta.warmup, 0),
         ("meta.clip_value", config.meta.clip_value, 0),
         ("meta.clip_norm", config.meta.clip_norm, 0),
@@ -277,12 +317,7 @@ def validate(config: Config) -> None:
         **{"cfg.estimator.sigma": config.estimator.sigma},
         **{"cfg.meta.learning_rate": config.meta.learning_rate},
     )
-    particles = config.estimator.num_particles
-    if population_of(config) in ANTITHETIC and particles % 2:
-        raise ValueError(
-            f"--cfg.estimator.num_particles must be even for the antithetic estimator "
-            f"{population_of(config)!r}, got {particles}. Try {particles + 1}."
-        )
+    _validate_estimator(population(config))
     if config.trains == "network" and config.inner.horizon != 1:
         raise ValueError(
             f"--cfg.trains=network needs --cfg.inner.horizon=1, got {config.inner.horizon}: a step "
@@ -294,7 +329,7 @@ def validate(config: Config) -> None:
         raise ValueError(
             "--cfg.inner.reduction=last needs one fixed horizon, got --cfg.inner.min_horizon="
             f"{config.inner.min_horizon}: a drawn horizon has no last step known in advance. "
-            "Set --cfg.inner.min_horizon=0, or --cfg.inner.reduction=mean."
+            "Set --cfg.inner.min_horizon=0, or --cfg.inner.reduction=telescoped or mean."
         )
     make_horizons(config)
 
@@ -329,32 +364,65 @@ def _validate_hybrid(config: Config) -> None:
     )
 
 
+def _validate_estimator(c: EstimatorConfig) -> None:
+    if c.name == "reparam_es" and (c.pairs_per_group < 4 or c.pairs_per_group % 2):
+        raise ValueError(
+            f"--cfg.estimator.pairs_per_group must be even and at least 4, got {c.pairs_per_group}."
+        )
+    unit, runs = population_unit(c)
+    if c.num_particles % runs:
+        what = "even for the antithetic estimator" if unit == "pairs" else "whole groups for"
+        more = c.num_particles + -c.num_particles % runs
+        raise ValueError(
+            f"--cfg.estimator.num_particles must be {what} {c.name!r}, a multiple of {runs}, got "
+            f"{c.num_particles}. Try {more}."
+        )
+    if c.name == "gpes" and (c.noise_period < 0 or c.noise_period % c.truncation):
+        raise ValueError(
+            f"--cfg.estimator.noise_period must be a multiple of --cfg.estimator.truncation="
+            f"{c.truncation}, or 0 for two truncations, got {c.noise_period}."
+        )
+    if not 0 < c.guided_alpha <= 1:
+        raise ValueError(
+            f"--cfg.estimator.guided_alpha must be above 0 and at most 1, got {c.guided_alpha}."
+        )
+
+
 def _check_choice(flag: str, value: str, valid) -> None:
     if value not in valid:
         raise ValueError(f"{flag} must be one of {sorted(valid)}, got {value!r}.")
 
 
-def population_of(config: Config) -> str:
+def population(config: Config) -> EstimatorConfig:
     """The estimator that runs the population: the named one, or the one Hybrid-ES is built on."""
-    return config.hybrid.base if config.estimator.name == HYBRID else config.estimator.name
+    hybrid = config.estimator.name == HYBRID
+    name = config.hybrid.base if hybrid else config.estimator.name
+    return dataclasses.replace(config.estimator, name=name)
+
+
+def population_unit(c: EstimatorConfig) -> tuple[str, int]:
+    """What one entry of the particle axis is, and the inner runs it holds."""
+    if c.name == "reparam_es":
+        return "groups", 2 * c.pairs_per_group
+    return ("pairs", 2) if c.name in ANTITHETIC else ("particles", 1)
 
 
 def num_shardable(config: Config) -> int:
-    """Length of the particle axis: pairs for antithetic estimators, else particles."""
-    particles = config.estimator.num_particles
-    return particles // 2 if population_of(config) in ANTITHETIC else particles
+    """Length of the particle axis."""
+    c = population(config)
+    return c.num_particles // population_unit(c)[1]
 
 
 def shards(config: Config) -> tuple[int, str]:
     """How many parts the population may be split into over devices, and what they are."""
     if config.estimator.name == HYBRID:
         return config.hybrid.num_workers, "workers"
-    return num_shardable(config), "particles (pairs, for antithetic estimators)"
+    return num_shardable(config), population_unit(config.estimator)[0]
 
 
 def inner_steps_per_outer_step(config: Config) -> float:
     """Forward inner steps of one outer step, all particles counted; on average, for Hybrid-ES."""
-    name, hybrid = population_of(config), config.hybrid
+    name, hybrid = population(config).name, config.hybrid
     length = config.inner.horizon if name in WHOLE_EPISODE else config.estimator.truncation
     steps = config.estimator.num_particles * FORWARD_RUNS.get(name, 1) * length
     if config.estimator.name != HYBRID:
@@ -387,25 +455,34 @@ def make_optimizer(config: OptimizerConfig) -> LearnedOptimizer:
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
     """Inner training as an unrolled system."""
-    return inner_training(
+    inner = config.inner
+    system = inner_training(
         task,
         optimizer,
-        num_steps=config.inner.horizon,
-        meta_loss=config.inner.meta_loss,
-        reduction=config.inner.reduction,
-        loss_ceiling=config.inner.loss_ceiling or None,
+        num_steps=inner.horizon,
+        meta_loss=inner.meta_loss,
+        reduction="mean" if inner.reduction == "telescoped" else inner.reduction,
+        loss_ceiling=inner.loss_ceiling or None,
     )
+    if inner.reduction == "telescoped":
+        return estimators.telescoped(system, make_horizons(config))
+    return system
 
 
 def make_horizons(config: Config) -> estimators.Horizons:
     """The distribution of episode lengths."""
     inner, truncation = config.inner, config.estimator.truncation
-    if population_of(config) in WHOLE_EPISODE:
+    if population(config).name in WHOLE_EPISODE and population(config).name != "guided_es":
         truncation = 1
     estimators.base.check_multiple(inner.horizon, truncation)
     if not inner.min_horizon:
         return estimators.fixed_horizon(inner.horizon)
     return estimators.log_uniform_horizons(inner.min_horizon, inner.horizon, truncation)
+
+
+def noise_period(c: EstimatorConfig) -> int:
+    """Inner steps a perturbation of ``gpes`` lasts."""
+    return c.noise_period or 2 * c.truncation
 
 
 def make_estimator(
@@ -421,12 +498,13 @@ def make_estimator(
       layers: sizes of the parts of theta, for Hybrid-ES ``per_layer``.
     """
     horizons = make_horizons(config)
-    population = ESTIMATORS[population_of(config)](config.estimator, system, horizons)
+    c = population(config)
+    surrogate = ESTIMATORS[c.name](c, system, horizons)
     if config.estimator.name != HYBRID:
-        return population
+        return surrogate
     return estimators.hybrid_es(
         system,
-        population,
+        surrogate,
         horizons=horizons,
         exchange=exchange,
         **hybrid_arguments(config, layers),

@@ -203,7 +203,7 @@ def describe(job: Job) -> str:
     placed = devices.placed_spec(spec, job.num_devices, job.axes)
     memory = job.step.lower(placed).compile().memory_analysis()
     total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = "pairs" if cfg.population_of(config) in cfg.ANTITHETIC else "particles"
+    axis = cfg.population_unit(cfg.population(config))[0]
     return "\n".join(
         [
             json.dumps(cfg.to_dict(config), indent=2),

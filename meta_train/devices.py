@@ -48,7 +48,7 @@ def configure_cpu_devices(num_devices: int = 0) -> None:
 def choose_num_devices(
     requested: int,
     num_shards: int,
-    noun: str = "particles (pairs, for antithetic estimators)",
+    noun: str = "particles",
 ) -> int:
     """How many local devices to use; ``requested`` 0 is all of them.
 

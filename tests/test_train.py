@@ -210,6 +210,23 @@ def test_wandb_run_holds_the_metrics(reference):
         (["--preset=nope"], "--preset must be one of ['default', 'demo'"),
         (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
         (["--cfg.estimator.num_particles=7"], "must be even for the antithetic estimator"),
+        (
+            ["--cfg.estimator.name=reparam_es", "--cfg.estimator.num_particles=12"],
+            "must be whole groups for 'reparam_es', a multiple of 16, got 12. Try 16.",
+        ),
+        (
+            ["--cfg.estimator.name=reparam_es", "--cfg.estimator.pairs_per_group=3"],
+            "--cfg.estimator.pairs_per_group must be even and at least 4, got 3",
+        ),
+        (
+            ["--cfg.estimator.name=gpes", "--cfg.estimator.noise_period=7"],
+            "noise_period must be a multiple of --cfg.estimator.truncation=5",
+        ),
+        (
+            ["--cfg.estimator.name=guided_es", "--cfg.estimator.num_surrogates=9999"],
+            "`num_surrogates` must be at most the size of theta",
+        ),
+        (["--cfg.estimator.guided_alpha=0"], "guided_alpha must be above 0 and at most 1"),
         (["--cfg.estimator.sigma=0"], "`cfg.estimator.sigma` must be a finite number above 0"),
         (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
         (["--cfg.estimator.sigmaa=1"], "sigmaa"),

@@ -198,6 +198,6 @@ def draw(table: list[dict], size: int, horizon: int) -> Figure:
 
 STUDY = Study(
     "variance of PES and NRES against truncation, LSTM on three kinds of text (Vicol 2021, 4)",
-    10.0,
+    2.5,
     run,
 )

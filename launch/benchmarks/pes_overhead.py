@@ -1,0 +1,135 @@
+"""What PES costs beside truncated ES, and beside nothing but its forward unrolls.
+
+    python -m launch.benchmark --cases=pes_overhead
+
+The three take turns in one process on the same system, population, truncation and devices:
+the default job (digits MLP, MLP optimizer), whose forward pass dominates. An outer step of an
+estimator is all of it, with restarts, draws, the meta-optimizer and the mean over devices.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from launch import config as cfg
+from meta_train import devices, estimators, trainer
+from meta_train.unroll import UnrolledSystem, unroll, with_flat_theta
+
+LIMITS = {"truncated_es": 1.10, "forward_unrolls": 1.15}
+ROUNDS, WARM_UP = 40, 3
+
+
+class Runs(NamedTuple):
+    """One pair of perturbed inner runs (all fields get a leading ``[N]`` axis).
+
+    Attributes:
+      id: int32 scalar.
+      thetas: the perturbed thetas, ``[2, P]``; never drawn anew.
+      states: their inner states, ``[2, ...]``; never restarted.
+      windows: int32 scalar, truncations done.
+    """
+
+    id: jax.Array
+    thetas: jax.Array
+    states: Any
+    windows: jax.Array
+
+
+def begin_runs(system: UnrolledSystem, theta: jax.Array, num_pairs: int, sigma: float) -> Runs:
+    """The pairs at the start of their inner runs."""
+
+    def one(index):
+        key_eps, key_begin = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
+        eps = sigma * jax.random.normal(key_eps, theta.shape, theta.dtype)
+        states = estimators.base.antithetic_starts(system, theta)(key_begin)
+        return Runs(index, jnp.stack([theta + eps, theta - eps]), states, jnp.int32(0))
+
+    return jax.vmap(one)(jnp.arange(num_pairs, dtype=jnp.int32))
+
+
+def forward_unrolls(system: UnrolledSystem, truncation: int, chunk: int | None) -> Callable:
+    """``Runs -> (Runs, mean loss)``: one truncation of all pairs, and nothing else."""
+
+    def window(runs):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(2), runs.windows), runs.id)
+        states, losses = jax.vmap(
+            lambda theta, state: unroll(system, theta, state, key, truncation)
+        )(runs.thetas, runs.states)
+        return runs._replace(states=states, windows=runs.windows + 1), jnp.mean(losses)
+
+    def step(runs):
+        runs, losses = estimators.base.map_particles(window, runs, chunk)
+        return runs, devices.device_mean(jnp.mean(losses))
+
+    return step
+
+
+def measure(num_devices: int) -> dict[str, Any]:
+    """Milliseconds of a step of each, and the ratios to their limits (0 devices: all)."""
+    devices.configure_cpu_devices(num_devices)
+    config = cfg.Config()
+    num_pairs = cfg.num_shardable(config)
+    num_devices = devices.choose_num_devices(num_devices, num_pairs)
+    optimizer = cfg.make_optimizer(config.optimizer)
+    system, _ = with_flat_theta(
+        cfg.make_system(config, cfg.make_task(config.task, None), optimizer),
+        jax.eval_shape(optimizer.init, jax.random.key(0)),
+    )
+    meta_optimizer = cfg.make_meta_optimizer(config)
+    truncation, chunk = config.estimator.truncation, devices.default_chunk()
+
+    def init_theta(key):
+        return ravel_pytree(optimizer.init(key))[0]
+
+    def outer_step(build):
+        estimator = build(
+            system,
+            num_pairs=num_pairs,
+            truncation=truncation,
+            horizons=cfg.make_horizons(config),
+            sigma=config.estimator.sigma,
+            chunk=chunk,
+        )
+        step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
+        state = jax.jit(lambda: trainer.init_state(estimator, meta_optimizer, init_theta, 0))()
+        return on_devices(step, state, trainer.PARTICLE_AXES)
+
+    def on_devices(step, state, axes):
+        state = devices.place(state, num_devices, axes)
+        return devices.population_map(step, num_devices, axes), state
+
+    theta = init_theta(jax.random.key(0))
+    runs = jax.jit(lambda: begin_runs(system, theta, num_pairs, config.estimator.sigma))()
+    seconds = in_turns(
+        {
+            "pes": outer_step(estimators.pes),
+            "truncated_es": outer_step(estimators.truncated_es),
+            "forward_unrolls": on_devices(forward_unrolls(system, truncation, chunk), runs, 0),
+        }
+    )
+    ratios = {name: float(np.median(seconds["pes"] / seconds[name])) for name in LIMITS}
+    return {
+        "devices": num_devices,
+        **{f"{name}_ms": round(1e3 * float(np.median(t)), 2) for name, t in seconds.items()},
+        **{f"pes_over_{name}": round(ratio, 3) for name, ratio in ratios.items()},
+        **{f"limit_over_{name}": limit for name, limit in LIMITS.items()},
+        "within_limits": all(ratios[name] <= limit for name, limit in LIMITS.items()),
+    }
+
+
+def in_turns(steps: dict[str, tuple[Callable, Any]]) -> dict[str, np.ndarray]:
+    """Seconds of each step in each round, ``[ROUNDS]``; ``steps`` maps to a step and its state."""
+    states = {name: state for name, (_, state) in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(WARM_UP + ROUNDS):
+        for name, (step, _) in steps.items():
+            began = time.perf_counter()
+            states[name], metrics = step(states[name])
+            jax.block_until_ready(metrics)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: np.array(times[WARM_UP:]) for name, times in seconds.items()}
