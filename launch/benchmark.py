@@ -1,10 +1,11 @@
-"""Speed, memory and compile time on fixed cases, one JSON line a case.
+"""Speed, memory and compile time on fixed cases, as JSON lines.
 
-  python -m launch.benchmark [--cases=pes,tbptt,loop] [--cores=1,2]
+  python -m launch.benchmark [--cases=pes,tbptt,loop,reversible] [--cores=1,2]
 
-Every case runs in a process of its own, pinned to its cores, and is timed in turns with its
-*floor*: the same population with the same batches, the learned optimizer replaced by plain
-SGD, so bare forward and backward passes. Times are medians; compare ratios, not machines.
+Every case runs in a process of its own, pinned to its cores. An estimator is timed in turns
+with its *floor*: the same population with the same batches, the learned optimizer replaced
+by plain SGD, so bare forward and backward passes. Times are medians; compare ratios, not
+machines. ``reversible`` prints each of its methods, then each of its gates.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,16 @@ _CASES = flags.DEFINE_list("cases", ["pes", "truncated_es", "tbptt", "loop"], "C
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
 _DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
+
+
+def _reversible() -> list[dict]:
+    from launch.benchmarks import reversible
+
+    return reversible.lines()
+
+
+# Cases that are no estimator's: each returns its lines.
+OTHER_CASES: dict[str, Callable[[], list[dict]]] = {"reversible": _reversible}
 
 _STEPS = 30
 _LOOP_STEPS = 300
@@ -67,8 +79,6 @@ def measure(name: str) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     inner_steps = cfg.inner_steps_per_outer_step(config)
     row = {
-        "case": name,
-        "cores": len(os.sched_getaffinity(0)),
         "devices": job.num_devices,
         "compile_seconds": round(compile_seconds, 2),
         "peak_memory_mb": round(peak),
@@ -156,7 +166,10 @@ def main(argv) -> None:
     if _CHILD.value:
         logging.set_verbosity(logging.WARNING)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int((_CORES.value or ["1"])[0])])
-        print(json.dumps(measure(_CASES.value[0])))
+        name = _CASES.value[0]
+        about = {"case": name, "cores": len(os.sched_getaffinity(0))}
+        for row in OTHER_CASES.get(name, lambda: [measure(name)])():
+            print(json.dumps(about | row))
         return
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
     for case in _CASES.value:
@@ -166,8 +179,10 @@ def main(argv) -> None:
             child = subprocess.run(command, capture_output=True, text=True)
             if child.returncode:
                 sys.exit(f"case {case} on {count} cores failed:\n{child.stderr}")
-            row = json.loads(child.stdout.splitlines()[-1])
-            print(json.dumps(row | {"machine": platform.processor() or platform.machine()}))
+            machine = {"machine": platform.processor() or platform.machine()}
+            for line in child.stdout.splitlines():
+                if line.startswith("{"):
+                    print(json.dumps(json.loads(line) | machine), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ MOMENTUM = 0.9
 LEARNING_RATE = 0.1
 MIB = 2.0**20
 
+MEMORY_GATE = 200
+TIME_GATE = 1.2
+ERROR_GATE = 1e-4
+TAPE_GATES = {1000: 1.6, 10_000: 1.1}
+
 Hypergradient = Callable[[Setup], Setup]
 
 
@@ -241,6 +246,49 @@ def tape(num_steps: int) -> dict[str, Any]:
         "bound": bound,
         "ratio": plan.tape_bits / bound,
     }
+
+
+def gates(rows: list[Measurement]) -> list[dict[str, Any]]:
+    """What is asked of exact reversal, with what was measured; ``rows`` are of 1,000 steps."""
+    ours = next(row for row in rows if row.method == "reversible")
+    plain = next(row for row in rows if row.method == "backpropagation")
+    better = [
+        row
+        for row in rows
+        if row.method.startswith("binomial")
+        and row.temporary_mib <= ours.temporary_mib
+        and row.milliseconds <= ours.milliseconds
+    ]
+    fastest = min(row.milliseconds for row in rows)
+    values = (
+        (
+            "temporary memory of backpropagation over ours, at least",
+            plain.temporary_mib / ours.temporary_mib,
+            MEMORY_GATE,
+        ),
+        ("our time over that of the fastest, at most", ours.milliseconds / fastest, TIME_GATE),
+        ("checkpointings no larger and no slower than ours, at most", len(better), 0),
+        ("relative error against backpropagation, at most", ours.error, ERROR_GATE),
+        *(
+            (f"tape over its bound at T={steps}, at most", tape(steps)["ratio"], most)
+            for steps, most in TAPE_GATES.items()
+        ),
+    )
+    return [
+        {
+            "gate": gate,
+            "value": float(f"{value:.4g}"),
+            "limit": limit,
+            "holds": bool(value >= limit if gate.endswith("least") else value <= limit),
+        }
+        for gate, value, limit in values
+    ]
+
+
+def lines() -> list[dict[str, Any]]:
+    """The case of ``launch.benchmark``: every method at 1,000 steps, then every gate."""
+    measured = measure(methods(1000) | frontier(1000), 1000, repeats=9)
+    return [row._asdict() for row in measured] + gates(measured)
 
 
 def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
