@@ -102,9 +102,12 @@ def test_learned_optimizer(name):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimator(name):
     """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
+    optimizer = cfg.OptimizerConfig(name="sgdm", learning_rate=0.01)
+    if name == "reversible":
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp", hidden_sizes=(8,), step_mult=0.01)
     config = cfg.Config(
         task=cfg.TaskConfig(name="quadratic", noise=0.0),
-        optimizer=cfg.OptimizerConfig(name="sgdm", learning_rate=0.01),
+        optimizer=optimizer,
         inner=cfg.InnerConfig(horizon=8),
         estimator=cfg.EstimatorConfig(name=name, num_particles=8, truncation=4, sigma=0.05),
         meta=cfg.MetaConfig(learning_rate=0.03),
@@ -125,9 +128,12 @@ def test_estimator(name):
     assert jax.tree.structure(once[0]) == jax.tree.structure(state)
     for _ in range(100):
         state, metrics = step(state)
+    assert metrics["nonfinite"] == 0
+    if name == "reversible":
+        assert metrics["meta_loss"] < 0.8 * once[1]["meta_loss"]
+        return
     before, after = (t["params"]["log_learning_rate"] for t in (once[0].theta, state.theta))
     assert after > before + 0.5  # A rate of 0.01 is far too small; every estimator sees it.
-    assert metrics["nonfinite"] == 0
 
 
 def test_every_estimator_is_configurable():
@@ -135,8 +141,14 @@ def test_every_estimator_is_configurable():
     config = cfg.Config()
     assert cfg.from_dict(cfg.Config, cfg.to_dict(config)) == config
     for name in ESTIMATORS:
-        cfg.validate(
-            dataclasses.replace(config, estimator=dataclasses.replace(config.estimator, name=name))
-        )
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp" if name == "reversible" else "mlp")
+        estimator = dataclasses.replace(config.estimator, name=name)
+        cfg.validate(dataclasses.replace(config, estimator=estimator, optimizer=optimizer))
     for name in cfg.preset_names():
         cfg.validate(cfg.load_preset(name))
+
+
+def test_reversible_estimator_refuses_an_optimizer_that_cannot_be_undone():
+    config = cfg.Config(estimator=cfg.EstimatorConfig(name="reversible"))
+    with pytest.raises(ValueError, match=r"optimizer.name one of \['reversible_mlp'\], got 'mlp'"):
+        cfg.validate(config)

@@ -58,6 +58,32 @@ class Report(NamedTuple):
         return self.failure == Failure.NONE
 
 
+NO_FAILURE = 2**31 - 1
+
+
+def code(step: jax.Array, failure) -> jax.Array:
+    """A failure at a step as an int32: earlier steps first, then causes before consequences."""
+    return step * len(Failure) + failure
+
+
+def decode(by_step: jax.Array, by_parameter: jax.Array) -> Report:
+    """The first of all failures.
+
+    Args:
+      by_step: codes, or ``NO_FAILURE``, for which no single parameter is to blame.
+      by_parameter: codes, or ``NO_FAILURE``, ``[P]``.
+    """
+    parameter = jax.lax.argmin(by_parameter, 0, jnp.int32)
+    of_step, of_parameter = jnp.min(by_step), by_parameter[parameter]
+    earliest = jnp.minimum(of_step, of_parameter)
+    none = earliest == NO_FAILURE
+    return Report(
+        jnp.where(none, Failure.NONE, earliest % len(Failure)).astype(jnp.int32),
+        jnp.where(none, -1, earliest // len(Failure)),
+        jnp.where(of_parameter < of_step, parameter, -1),
+    )
+
+
 def no_failure() -> Report:
     """Nothing has gone wrong yet."""
     return Report(jnp.int32(Failure.NONE), jnp.int32(-1), jnp.int32(-1))

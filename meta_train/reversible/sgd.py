@@ -154,7 +154,7 @@ def hypergradients(
     cotangents = Cotangents(
         ravel_pytree(d_params)[0],
         jnp.zeros_like(problem.velocity),
-        jnp.zeros_like(ended.losses),
+        jnp.zeros_like(ended.observed),
     )
     gradients, report = reverse(*problem.arguments, ended, cotangents)  # type: ignore[call-arg]
     theta_run, constants = gradients.theta
