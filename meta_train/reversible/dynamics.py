@@ -174,10 +174,7 @@ def run(
 
         bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
         bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
-        cause = jnp.where(bad_a, Failure.ACCUMULATOR, Failure.WEIGHT)
-        cause = jnp.where(jnp.isfinite(gradient), cause, Failure.GRADIENT)
-        failing = jnp.where(bad_a | bad_w, code(t, cause.astype(jnp.int32)), NO_FAILURE)
-        failures = jnp.minimum(failures, failing)
+        failures = jnp.minimum(failures, _failing(t, bad_a, bad_w, ~jnp.isfinite(gradient)))
         return (w, a, buffer, tape, failures), (loss, observed, in_plan)
 
     with jax.enable_x64(True):
@@ -187,7 +184,12 @@ def run(
             a,
             jnp.zeros(a.shape, jnp.int64),
             jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
-            jnp.full(w.shape, NO_FAILURE, jnp.int32),
+            # Out of range or NaN from the start: the grid would hold another number.
+            _failing(
+                jnp.int32(0),
+                ~jnp.all(jnp.abs(accumulators) < fixed.accumulator_range, axis=0),
+                ~(jnp.abs(weights) < fixed.weight_range),
+            ),
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
         smallest = jnp.asarray(plan.numerators, jnp.int32)
@@ -360,6 +362,13 @@ def _in_precision(precise: bool, fn: Callable, *leading) -> Callable:
             return fn(*leading, *args)
 
     return wrapped
+
+
+def _failing(t, bad_accumulators, bad_weights, bad_gradient=False) -> jax.Array:
+    """The code of each parameter's failure at step ``t``, or ``NO_FAILURE``, int32 ``[P]``."""
+    cause = jnp.where(bad_accumulators, Failure.ACCUMULATOR, Failure.WEIGHT)
+    cause = jnp.where(bad_gradient, Failure.GRADIENT, cause).astype(jnp.int32)
+    return jnp.where(bad_accumulators | bad_weights, code(t, cause), NO_FAILURE).astype(jnp.int32)
 
 
 def _out_of_range(state, added, limit):

@@ -27,10 +27,10 @@ CAUSES = {
     "loss.",
     Failure.GRADIENT: "the gradient was not finite although the loss was; look for a derivative "
     "that is infinite (a square root or norm at zero).",
-    Failure.ACCUMULATOR: "the velocity (or another accumulator) left the fixed-point range; lower "
-    "the learning rate, clip the gradient, or lower `accumulator_bits`.",
-    Failure.WEIGHT: "the weights left the fixed-point range; lower the learning rate or "
-    "`weight_bits`.",
+    Failure.ACCUMULATOR: "the velocity (or another accumulator) left the fixed-point range or "
+    "is not finite; lower the learning rate, clip the gradient, or lower `accumulator_bits`.",
+    Failure.WEIGHT: "the weights left the fixed-point range or are not finite; mend or lower the "
+    "learning rate of this step, or lower `weight_bits`.",
     Failure.REPLAY: "the reversal recomputed another loss than the run had recorded; the two "
     "programs rounded differently (on a GPU, set XLA_FLAGS=--xla_gpu_deterministic_ops=true), or "
     "the loss is not a deterministic function of its arguments.",
