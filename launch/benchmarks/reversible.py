@@ -329,7 +329,7 @@ def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
         )
     axes.set(
         xscale="log",
-        ylim=(0, None),
+        ylim=(0, 1.15 * max(row.milliseconds for row in rows)),
         xlabel="temporary memory (MiB)",
         ylabel="time of one hypergradient (ms)",
     )

@@ -102,6 +102,8 @@ def draw(measured, steps) -> Figure:
     time.set(ylim=(0, None))
     for axes in (memory, time):
         axes.set(xscale="log")
+        axes.set_xticks(steps, [f"{num_steps:,}" for num_steps in steps])
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
