@@ -290,7 +290,7 @@ def gates(rows: list[Measurement]) -> list[dict[str, Any]]:
 
 def lines() -> list[dict[str, Any]]:
     """The case of ``launch.benchmark``: every method at 1,000 steps, then every gate."""
-    measured = measure(methods(1000) | frontier(1000), 1000, repeats=15)
+    measured = measure(methods(1000) | frontier(1000), 1000, repeats=30)
     return [row._asdict() for row in measured] + gates(measured)
 
 

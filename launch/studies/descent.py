@@ -129,14 +129,15 @@ def meta_descend(
 
 
 class Outcome(NamedTuple):
-    """Means over seeds: batch losses ``[T]``, and the final loss on both splits."""
+    """Over seeds: mean batch losses ``[T]``, mean final losses, the largest final training loss."""
 
     curve: np.ndarray
     train: float
     test: float
+    worst: float
 
 
-def evaluation(training: Training, num_seeds: int) -> Callable[[Any], Outcome]:
+def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[Any], Outcome]:
     """``theta -> Outcome`` over seeds that ``meta_descend`` never sees; compiled once."""
 
     def one(theta, key):
@@ -151,19 +152,23 @@ def evaluation(training: Training, num_seeds: int) -> Callable[[Any], Outcome]:
 
     @jax.jit
     def seeds(theta):
-        keys = jax.random.split(jax.random.key(99), num_seeds)
+        keys = jax.random.split(jax.random.key(seed), num_seeds)
         return jax.lax.map(lambda key: one(theta, key), keys)
 
     def evaluate(theta):
         curves, train, test = seeds(theta)
-        return Outcome(np.mean(curves, 0), float(jnp.mean(train)), float(jnp.mean(test)))
+        means = (float(jnp.mean(losses)) for losses in (train, test))
+        return Outcome(np.mean(curves, 0), *means, float(jnp.max(train)))
 
     return evaluate
 
 
-def draw_meta_curve(axes, values: list[float]) -> None:
-    """The meta-objective along ``meta_descend``."""
+def draw_meta_curve(axes, values: list[float], chosen: int | None = None) -> None:
+    """The meta-objective along ``meta_descend``, with a line after the chosen meta-step."""
     axes.plot(values, "o-", ms=3, color="C3")
+    if chosen is not None:
+        axes.axvline(chosen, color="0.5", lw=1, ls="--", label="kept: best worst seed")
+        axes.legend(fontsize=8, frameon=False)
     axes.set(
         yscale="log",
         xlabel="meta-step",

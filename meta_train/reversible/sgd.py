@@ -1,6 +1,5 @@
 """SGD with momentum that can be walked back exactly, and its hypergradients."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -157,7 +156,7 @@ def hypergradients(
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.observed),
     )
-    gradients, report = reverse(*problem.arguments, ended, cotangents)  # type: ignore[call-arg]
+    gradients, report = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),
@@ -219,13 +218,25 @@ class _Problem(NamedTuple):
     unravel: Callable[[jax.Array], Params]
 
     @property
-    def arguments(self) -> tuple:
-        return tuple(self)[:8]
+    def arguments(
+        self,
+    ) -> tuple[Dynamics, Any, Any, jax.Array, jax.Array, jax.Array, SpillPlan, FixedPoint]:
+        """Those of ``run``."""
+        return (
+            self.dynamics,
+            self.theta,
+            self.hypers,
+            self.steps,
+            self.weights,
+            self.velocity,
+            self.plan,
+            self.fixed,
+        )
 
 
 def _problem(loss, start, num_steps, fixed, momentum_floor) -> _Problem:
     check_fixed_point(fixed)
-    if not isinstance(num_steps, numbers.Integral) or num_steps < 1:
+    if num_steps != int(num_steps) or num_steps < 1:
         raise ValueError(f"`num_steps` must be an integer of at least 1, got {num_steps}.")
     _check_start(start)
     start = jax.tree.map(_strongly_typed, start)
