@@ -120,6 +120,6 @@ def draw(history, values, sizes) -> Figure:
 STUDY = Study(
     "the initial scale of each layer's weights and biases, by hypergradient (Maclaurin et al. "
     "2015, figures 6-7)",
-    1.0,
+    0.5,
     run,
 )

@@ -138,6 +138,6 @@ def draw(log_rates, meta_curve, chosen, before, best, best_rate, after) -> Figur
 STUDY = Study(
     "a learning rate for every step and layer, by hypergradient (Maclaurin et al. 2015, "
     "figures 2-4)",
-    1.5,
+    1.0,
     run,
 )
