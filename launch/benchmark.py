@@ -1,11 +1,12 @@
-"""Speed, memory and compile time on fixed cases, one JSON line a case.
+"""Speed, memory and compile time on fixed cases, as JSON lines.
 
-  python -m launch.benchmark [--cases=pes,tbptt,loop] [--cores=1,2]
+  python -m launch.benchmark [--cases=pes,tbptt,loop,reversible] [--cores=1,2]
 
 Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those of a train
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
-medians; compare ratios, not machines.
+medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
+its gates.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
 _DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
 
+
 _STEPS = 30
 _LOOP_STEPS = 300
 
@@ -49,7 +51,7 @@ def case_config(name: str, num_devices: int):
     )
 
 
-def train_step(name: str, num_devices: int) -> dict:
+def train_step(name: str, num_devices: int) -> list[dict]:
     """A train step with the estimator of that name, or the whole train loop."""
     import jax
     import optax
@@ -77,7 +79,7 @@ def train_step(name: str, num_devices: int) -> dict:
         "temporary_memory_mb": round(step.memory_analysis().temp_size_in_bytes / 2**20),
     }
     if name == "loop":
-        return row | _loop(config, job, state, inner_steps)
+        return [row | _loop(config, job, state, inner_steps)]
 
     optimizer = cfg.make_optimizer(config.optimizer)
     floor_optimizer = LearnedOptimizer(
@@ -116,11 +118,14 @@ def train_step(name: str, num_devices: int) -> dict:
                 times[label].append(time.perf_counter() - began)
     seconds, floor = (float(np.median(times[label])) for label in ("case", "floor"))
     floor_inner_steps = cfg.inner_steps_per_outer_step(floor_config)
-    return row | {
-        "ms_per_outer_step": round(1e3 * seconds, 2),
-        "inner_steps_per_second": round(inner_steps / seconds),
-        "ratio_to_floor": round((seconds / inner_steps) / (floor / floor_inner_steps), 2),
-    }
+    return [
+        row
+        | {
+            "ms_per_outer_step": round(1e3 * seconds, 2),
+            "inner_steps_per_second": round(inner_steps / seconds),
+            "ratio_to_floor": round((seconds / inner_steps) / (floor / floor_inner_steps), 2),
+        }
+    ]
 
 
 def _loop(config, job, state, inner_steps) -> dict:
@@ -153,12 +158,21 @@ def _loop(config, job, state, inner_steps) -> dict:
 
 
 # ``num_devices -> row``, run in a process of its own; 0 devices: one per core.
-CASES: dict[str, Callable[[int], dict]] = {
+def _reversible(num_devices: int) -> list[dict]:
+    del num_devices  # Its methods run on one.
+    from launch.benchmarks import reversible
+
+    return reversible.lines()
+
+
+# Each from a number of devices to its lines.
+CASES: dict[str, Callable[[int], list[dict]]] = {
     "pes": partial(train_step, "pes"),
     "truncated_es": partial(train_step, "truncated_es"),
     "tbptt": partial(train_step, "tbptt"),
     "loop": partial(train_step, "loop"),
-    "pes_overhead": pes_overhead.measure,
+    "pes_overhead": lambda num_devices: [pes_overhead.measure(num_devices)],
+    "reversible": _reversible,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
 flags.register_validator(
@@ -175,8 +189,9 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int((_CORES.value or ["1"])[0])])
         (case,) = _CASES.value
-        row = {"case": case, "cores": len(os.sched_getaffinity(0))}
-        print(json.dumps(row | CASES[case](_DEVICES.value)))
+        about = {"case": case, "cores": len(os.sched_getaffinity(0))}
+        for row in CASES[case](_DEVICES.value):
+            print(json.dumps(about | row))
         return
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
     for case in _CASES.value:
@@ -186,8 +201,10 @@ def main(argv) -> None:
             child = subprocess.run(command, capture_output=True, text=True)
             if child.returncode:
                 sys.exit(f"case {case} on {count} cores failed:\n{child.stderr}")
-            row = json.loads(child.stdout.splitlines()[-1])
-            print(json.dumps(row | {"machine": platform.processor() or platform.machine()}))
+            machine = {"machine": platform.processor() or platform.machine()}
+            for line in child.stdout.splitlines():
+                if line.startswith("{"):
+                    print(json.dumps(json.loads(line) | machine), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from learned_opt import OPTIMIZERS, LearnedOptimizer
 from meta_train import devices, estimators
 from meta_train.compression import COMPRESSORS
 from meta_train.inner import META_LOSSES, REDUCTIONS, inner_training
+from meta_train.reversible.inner import reversible_inner_training
 from meta_train.samplers import SAMPLERS
 from meta_train.unroll import UnrolledSystem
 from tasks import Task, mlp_classifier, quadratic_family
@@ -41,9 +42,9 @@ class OptimizerConfig:
     """The learned optimizer. Fields marked with a name are read by that optimizer alone."""
 
     name: str = "mlp"
-    hidden_sizes: tuple[int, ...] = (32, 32)  # mlp
-    step_mult: float = 1e-3  # mlp
-    exp_mult: float = 1e-3  # mlp
+    hidden_sizes: tuple[int, ...] = (32, 32)  # mlp, reversible_mlp
+    step_mult: float = 1e-3  # mlp, reversible_mlp
+    exp_mult: float = 1e-3  # mlp, reversible_mlp
     learning_rate: float = 1e-3  # sgdm, adam: where it starts
     momentum: float = 0.9  # sgdm
 
@@ -165,6 +166,7 @@ TASKS: dict[str, Callable[[TaskConfig, str | None], Task]] = {
 
 OPTIMIZER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "mlp": ("hidden_sizes", "step_mult", "exp_mult"),
+    "reversible_mlp": ("hidden_sizes", "step_mult", "exp_mult"),
     "sgdm": ("learning_rate", "momentum"),
     "adam": ("learning_rate",),
 }
@@ -225,6 +227,7 @@ ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
     "reparam_es": _groups,
     "tbptt": lambda c, *a: _particles(estimators.tbptt, c, *a, truncation=c.truncation),
     "bptt": lambda c, *a: _particles(estimators.bptt, c, *a),
+    "reversible": lambda c, *a: _particles(estimators.reversible, c, *a),
     "artbp": lambda c, *a: _particles(estimators.artbp, c, *a, mean_truncation=c.truncation),
     "rtrl": lambda c, *a: _particles(estimators.rtrl, c, *a, truncation=c.truncation),
     "uoro": lambda c, *a: _particles(estimators.uoro, c, *a, truncation=c.truncation),
@@ -246,7 +249,15 @@ ANTITHETIC = (
     "reparam",
 )
 # Estimators whose outer step is a whole episode.
-WHOLE_EPISODE = ("full_es", "bptt", "artbp", "reparam", "reparam_es", "guided_es")
+WHOLE_EPISODE = (
+    "full_es",
+    "bptt",
+    "reversible",
+    "artbp",
+    "reparam",
+    "reparam_es",
+    "guided_es",
+)
 # Forward runs of the inner problem per particle: these also run theta itself.
 FORWARD_RUNS = {"truncated_es": 1.5, "pes_analytic": 1.5, "guided_es": 1.5}
 
@@ -330,6 +341,19 @@ def validate(config: Config) -> None:
             "--cfg.inner.reduction=last needs one fixed horizon, got --cfg.inner.min_horizon="
             f"{config.inner.min_horizon}: a drawn horizon has no last step known in advance. "
             "Set --cfg.inner.min_horizon=0, or --cfg.inner.reduction=telescoped or mean."
+        )
+    undone = population(config).name == "reversible"
+    if undone and not make_optimizer(config.optimizer).reversible:
+        valid = [name for name in sorted(OPTIMIZERS) if OPTIMIZERS[name]().reversible]
+        raise ValueError(
+            "--cfg.estimator.name=reversible needs an optimizer whose steps can be undone, "
+            f"--cfg.optimizer.name one of {valid}, got {config.optimizer.name!r}. For other "
+            "optimizers --cfg.estimator.name=bptt has the same expectation, at more memory."
+        )
+    if undone and config.inner.reduction == "telescoped":
+        raise ValueError(
+            "--cfg.estimator.name=reversible cannot undo differences of losses, got "
+            "--cfg.inner.reduction=telescoped. Set --cfg.inner.reduction=last: the same loss."
         )
     make_horizons(config)
 
@@ -456,7 +480,8 @@ def make_optimizer(config: OptimizerConfig) -> LearnedOptimizer:
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
     """Inner training as an unrolled system."""
     inner = config.inner
-    system = inner_training(
+    undone = population(config).name == "reversible"
+    system = (reversible_inner_training if undone else inner_training)(
         task,
         optimizer,
         num_steps=inner.horizon,

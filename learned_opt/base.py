@@ -9,6 +9,23 @@ import optax
 Theta = Any
 
 
+class ReversibleUpdate(NamedTuple):
+    """An update on flat parameters ``[P]``, in the parts that let it be undone.
+
+    ``a <- decays * a + absorb(g);  w <- w + move(theta, a, count, sizes)``
+
+    Attributes:
+      decays: ``K`` floats, one for each accumulator.
+      absorb: ``gradient [P] -> [K, P]``.
+      move: ``(theta, accumulators [K, P], count, sizes) -> [P]``, with ``sizes`` the number
+        of parameters in each tensor.
+    """
+
+    decays: tuple[float, ...]
+    absorb: Callable[[jax.Array], jax.Array]
+    move: Callable[[Theta, jax.Array, jax.Array, tuple[int, ...]], jax.Array]
+
+
 class LearnedOptimizer(NamedTuple):
     """An optimizer with meta-parameters ``theta``, as two pure functions.
 
@@ -20,7 +37,10 @@ class LearnedOptimizer(NamedTuple):
         inner steps (an int or a traced scalar; only schedules read it). What is
         meta-trained is exactly what ``bind`` returns, so a trained optimizer runs in
         any optax loop: in ``optax.chain``, and under ``jit``, ``vmap`` and ``scan``.
+      reversible: the same update in parts that can be undone, from the few optimizers
+        that have them.
     """
 
     init: Callable[[jax.Array], Theta]
     bind: Callable[[Theta, Any], optax.GradientTransformationExtraArgs]
+    reversible: ReversibleUpdate | None = None

@@ -6,9 +6,9 @@ before it, so the gradient, so the accumulators before it. The raw gradient and 
 parameter are no inputs; an accumulator with decay 1/2 stands in for the gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,35 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.features import TIMESCALES, time_embedding
-
-Theta = Any
+from learned_opt.base import LearnedOptimizer, ReversibleUpdate
+from learned_opt.features import TIMESCALES, time_embedding, unflatten
 
 # Multiples of 1/1024, so that the exact form multiplies by just these.
 MOMENTUM_DECAYS = (512 / 1024, 922 / 1024, 1014 / 1024, 1023 / 1024)
 SECOND_MOMENT_DECAY = 1014 / 1024
 NUM_FEATURES = 2 * len(MOMENTUM_DECAYS)
-
-
-class ReversibleOptimizer(NamedTuple):
-    """A ``LearnedOptimizer`` that also gives its update on flat parameters ``[P]`` in parts.
-
-    ``a <- decays * a + absorb(g);  w <- w + move(theta, a, count, sizes)``
-
-    Attributes:
-      init: ``key -> theta``.
-      bind: ``(theta, num_steps) -> optax.GradientTransformationExtraArgs``.
-      decays: ``K`` floats, one for each accumulator.
-      absorb: ``gradient [P] -> [K, P]``.
-      move: ``(theta, accumulators [K, P], count, sizes) -> [P]``, with ``sizes`` the number
-        of parameters in each tensor.
-    """
-
-    init: Callable[[jax.Array], Theta]
-    bind: Callable[[Theta, Any], optax.GradientTransformationExtraArgs]
-    decays: tuple[float, ...]
-    absorb: Callable[[jax.Array], jax.Array]
-    move: Callable[[Theta, jax.Array, jax.Array, tuple[int, ...]], jax.Array]
 
 
 class ReversibleState(NamedTuple):
@@ -83,7 +61,7 @@ class PostUpdateMLP(nn.Module):
 
 def reversible_mlp_optimizer(
     hidden_sizes: Sequence[int] = (32, 32), step_mult: float = 1e-3, exp_mult: float = 1e-3
-) -> ReversibleOptimizer:
+) -> LearnedOptimizer:
     """The per-parameter MLP optimizer that reads only post-update accumulators and time.
 
     For every parameter, four momenta (decays 1/2, 0.9, 0.99, 0.999 in multiples of 1/1024),
@@ -132,25 +110,24 @@ def reversible_mlp_optimizer(
         def init_fn(params):
             leaves = jax.tree.leaves(params)
             size = sum(leaf.size for leaf in leaves)
-            zeros = jnp.zeros((len(decays), size), jnp.result_type(*leaves))
-            return ReversibleState(jnp.zeros([], jnp.int32), zeros)
+            # At least single precision: half of it cannot tell a decay of 1023/1024 from 1.
+            dtype = jnp.result_type(jnp.float32, *leaves)
+            return ReversibleState(jnp.zeros([], jnp.int32), jnp.zeros((len(decays), size), dtype))
 
         def update_fn(updates, state, params=None, **extra):
             del params, extra
-            leaves, treedef = jax.tree.flatten(updates)
-            sizes = tuple(leaf.size for leaf in leaves)
-            gradient = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
-            kept = np.asarray(decays)[:, None].astype(gradient.dtype) * state.accumulators
+            leaves = jax.tree.leaves(updates)
+            dtype = state.accumulators.dtype
+            gradient = jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
+            kept = np.asarray(decays)[:, None].astype(dtype) * state.accumulators
             accumulators = kept + absorb(gradient)
+            sizes = tuple(leaf.size for leaf in leaves)
             moved = move(theta, accumulators, state.steps, sizes)
-            pieces = jnp.split(moved, np.cumsum(sizes)[:-1])
-            shaped = [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
-            updates = jax.tree.unflatten(treedef, shaped)
-            return updates, ReversibleState(state.steps + 1, accumulators)
+            return unflatten(moved, updates), ReversibleState(state.steps + 1, accumulators)
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-    return ReversibleOptimizer(init, bind, decays, absorb, move)
+    return LearnedOptimizer(init, bind, ReversibleUpdate(decays, absorb, move))
 
 
 def _features(accumulators: jax.Array, sizes: tuple[int, ...]) -> jax.Array:

@@ -51,16 +51,7 @@ def inner_training(
       ValueError: on an unknown ``meta_loss`` or ``reduction``, ``num_steps`` below 1, or a
         non-positive ceiling.
     """
-    for name, value, valid in (
-        ("meta_loss", meta_loss, META_LOSSES),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if value not in valid:
-            raise ValueError(f"`{name}` must be one of {list(valid)}, got {value!r}.")
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-    if loss_ceiling is not None and not loss_ceiling > 0:
-        raise ValueError(f"`loss_ceiling` must be above 0 or None, got {loss_ceiling}.")
+    check_arguments(num_steps, meta_loss, reduction, loss_ceiling)
 
     def init(theta, key):
         key_sample, key_init = jax.random.split(key)
@@ -85,10 +76,34 @@ def inner_training(
             split = "train" if meta_loss == "fresh" else "validation"
             meta_batch = task.batch(state.instance, key_meta_batch, split)
             loss = task.loss(params, state.instance, meta_batch, key_meta_loss)
-        if loss_ceiling is not None:
-            loss = jnp.where(loss < loss_ceiling, loss, loss_ceiling)
-        if reduction == "last":
-            loss = jnp.where(state.step == num_steps - 1, num_steps * loss, 0.0)
+        loss = counted(loss, state.step, num_steps, reduction, loss_ceiling)
         return InnerState(state.instance, params, opt_state, state.step + 1), loss
 
     return UnrolledSystem(init, step)
+
+
+def counted(
+    loss: jax.Array, step: jax.Array, num_steps: int, reduction: str, loss_ceiling: float | None
+) -> jax.Array:
+    """What the loss of ``step`` counts as in the mean: capped, and only in the end if so asked."""
+    if loss_ceiling is not None:
+        loss = jnp.where(loss < loss_ceiling, loss, loss_ceiling)
+    if reduction == "last":
+        loss = jnp.where(step == num_steps - 1, num_steps * loss, 0.0)
+    return loss
+
+
+def check_arguments(
+    num_steps: int, meta_loss: str, reduction: str, loss_ceiling: float | None
+) -> None:
+    """Raises ``ValueError`` as ``inner_training`` says."""
+    for name, value, valid in (
+        ("meta_loss", meta_loss, META_LOSSES),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in valid:
+            raise ValueError(f"`{name}` must be one of {list(valid)}, got {value!r}.")
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    if loss_ceiling is not None and not loss_ceiling > 0:
+        raise ValueError(f"`loss_ceiling` must be above 0 or None, got {loss_ceiling}.")

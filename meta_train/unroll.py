@@ -23,10 +23,13 @@ class UnrolledSystem(NamedTuple):
       step: ``(theta, state, key) -> (state, loss)``. One step; ``loss`` is a scalar.
         All randomness comes from ``key``, so equal keys give equal draws for any
         ``theta`` (common random numbers).
+      reversible: the same system in a form whose episodes can be walked back exactly, where
+        there is one: a ``meta_train.reversible.system.ReversibleForm``.
     """
 
     init: Callable[[Theta, jax.Array], State]
     step: Callable[[Theta, State, jax.Array], tuple[State, jax.Array]]
+    reversible: Any = None
 
 
 def unroll(
@@ -60,5 +63,6 @@ def with_flat_theta(
     flat_system = UnrolledSystem(
         lambda theta, key: system.init(unravel(theta), key),
         lambda theta, state, key: system.step(unravel(theta), state, key),
+        system.reversible and system.reversible.of(unravel),
     )
     return flat_system, unravel

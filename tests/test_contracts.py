@@ -105,10 +105,13 @@ def test_learned_optimizer(name):
 
 
 def small_job(name, **inner):
-    """Learnable SGD on a quadratic with the estimator of that name."""
+    """A small optimizer on a quadratic with the estimator of that name."""
+    optimizer = cfg.OptimizerConfig(name="sgdm", learning_rate=0.01)
+    if name == "reversible":
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp", hidden_sizes=(8,), step_mult=0.01)
     return cfg.Config(
         task=cfg.TaskConfig(name="quadratic", noise=0.0),
-        optimizer=cfg.OptimizerConfig(name="sgdm", learning_rate=0.01),
+        optimizer=optimizer,
         inner=cfg.InnerConfig(horizon=8, **inner),
         estimator=cfg.EstimatorConfig(name=name, num_particles=32, truncation=4, sigma=0.05),
         meta=cfg.MetaConfig(learning_rate=0.03),
@@ -140,9 +143,12 @@ def test_estimator(name, fast_compilation):
     assert jax.tree.structure(once[0]) == jax.tree.structure(state)
     for _ in range(100):
         state, metrics = step(state)
+    assert metrics["nonfinite"] == 0
+    if name == "reversible":
+        assert metrics["meta_loss"] < 0.8 * once[1]["meta_loss"]
+        return
     before, after = (t["params"]["log_learning_rate"] for t in (once[0].theta, state.theta))
     assert after > before + 0.5  # A rate of 0.01 is far too small; every estimator sees it.
-    assert metrics["nonfinite"] == 0
 
 
 def run_job(job, state, num_steps):
@@ -193,8 +199,14 @@ def test_every_estimator_is_configurable():
     config = cfg.Config()
     assert cfg.from_dict(cfg.Config, cfg.to_dict(config)) == config
     for name in ESTIMATORS:
-        cfg.validate(
-            dataclasses.replace(config, estimator=dataclasses.replace(config.estimator, name=name))
-        )
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp" if name == "reversible" else "mlp")
+        estimator = dataclasses.replace(config.estimator, name=name)
+        cfg.validate(dataclasses.replace(config, estimator=estimator, optimizer=optimizer))
     for name in cfg.preset_names():
         cfg.validate(cfg.load_preset(name))
+
+
+def test_reversible_estimator_refuses_an_optimizer_that_cannot_be_undone():
+    config = cfg.Config(estimator=cfg.EstimatorConfig(name="reversible"))
+    with pytest.raises(ValueError, match=r"optimizer.name one of \['reversible_mlp'\], got 'mlp'"):
+        cfg.validate(config)

@@ -7,12 +7,13 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
+from meta_train.inner import inner_training
 from meta_train.reversible import DOUBLE, explain
 from meta_train.reversible.inner import reversible_inner_training
 from meta_train.reversible.system import episode_gradient, plan, reversible_system
-from meta_train.unroll import UnrolledSystem, unroll
+from meta_train.unroll import unroll
 from tasks.base import Task
 
 
@@ -25,9 +26,8 @@ def regression(dtype=np.float32):
         return {"b": jnp.zeros(5, dtype), "w": w[:5], "out": w[5]}
 
     def batch(instance, key, split):
-        del split
         x = jax.random.normal(key, (8, 5), dtype)
-        return x, jnp.sin(x @ instance)
+        return x, jnp.sin(x @ instance) + (0.1 if split == "validation" else 0.0)
 
     def loss(params, instance, batch, key):
         del instance, key
@@ -37,10 +37,10 @@ def regression(dtype=np.float32):
     return Task(lambda key: jax.random.normal(key, (5,), dtype), init, batch, loss)
 
 
-def make(dtype=np.float32, step_mult=0.01, **kwargs):
+def make(dtype=np.float32, step_mult=0.01, kind=reversible_inner_training, **kwargs):
     optimizer = reversible_mlp_optimizer((8,), step_mult=step_mult)
     theta = jax.tree.map(lambda x: x.astype(dtype), optimizer.init(jax.random.key(1)))
-    return reversible_inner_training(regression(dtype), optimizer, **kwargs), theta
+    return kind(regression(dtype), optimizer, **{"num_steps": 60} | kwargs), theta
 
 
 def relative_error(a, b):
@@ -63,6 +63,33 @@ def test_estimate_equals_bptt_in_double(x64):
     assert metrics["exact"] == 1.0
     assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-7)
     assert relative_error(grad, expected) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"meta_loss": "fresh", "loss_ceiling": 1.6},
+        {"meta_loss": "validation"},
+        {"meta_loss": "validation", "reduction": "last"},
+        {"meta_loss": "train", "reduction": "last"},
+    ],
+    ids=lambda kwargs: " ".join(map(str, kwargs.values())),
+)
+def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64):
+    """Two implementations of the inner run, with the same keys."""
+    kwargs = {"dtype": np.float64, "step_mult": 0.003, "num_steps": 30} | kwargs
+    system, theta = make(**kwargs, fixed=DOUBLE)
+    plain, _ = make(**kwargs, kind=inner_training)
+    population = {"num_particles": 2, "horizons": fixed_horizon(30)}
+    grad, metrics = estimates(reversible(system, **population), theta, jax.random.key(7))
+    expected, expected_metrics = estimates(bptt(plain, **population), theta, jax.random.key(7))
+    assert metrics["exact"] == 1.0
+    assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-9)
+    assert relative_error(grad, expected) < 1e-7
+    if "loss_ceiling" in kwargs:
+        state = plain.init(theta, jax.random.key(0))
+        capped = unroll(plain, theta, state, jax.random.key(1), 30)[1] == kwargs["loss_ceiling"]
+        assert 3 < np.sum(capped) < 27, "a ceiling that caps all or nothing proves nothing"
 
 
 def test_estimate_equals_bptt_in_single_on_a_parallel_map():
@@ -98,8 +125,18 @@ def test_diverged_episodes_are_dropped_and_counted():
     assert np.all(ravel_pytree(grad)[0] == 0)
 
 
+def test_diverged_losses_count_as_the_ceiling(x64):
+    system, theta = make(np.float64, step_mult=1e30, num_steps=20, loss_ceiling=3.0)
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
+    value, grad, report = episode_gradient(system.reversible, theta, key, keys, jnp.mean)
+    assert not report.ok
+    assert value == pytest.approx(3.0, rel=0.06)  # all but the first step
+    assert np.all(np.isnan(ravel_pytree(grad)[0]))
+
+
 def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
-    inner, theta = make(np.float64, fixed=DOUBLE)
+    inner = make(np.float64, fixed=DOUBLE)[0].reversible
+    theta = make(np.float64)[1]
 
     def begin(theta, key):
         start = inner.begin(theta["optimizer"], key)
@@ -115,7 +152,7 @@ def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
     system = reversible_system(begin, dynamics, inner.decays, DOUBLE)
     theta = {"optimizer": theta, "scale": jnp.float64(1.2)}
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 30)
-    value, grad, report = episode_gradient(system, theta, key, keys, jnp.mean)
+    value, grad, report = episode_gradient(system.reversible, theta, key, keys, jnp.mean)
     assert explain(report) == "exact: no failure."
 
     def by_backpropagation(theta):
@@ -129,10 +166,20 @@ def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
 
 
 def test_systems_that_cannot_be_undone_are_refused():
-    system, _ = make()
-    plain = UnrolledSystem(system.init, system.step)
-    with pytest.raises(ValueError, match=r"ReversibleSystem, got UnrolledSystem.*bptt"):
+    plain, _ = make(kind=inner_training)
+    with pytest.raises(ValueError, match=r"`system` must have a reversible form.*bptt"):
         reversible(plain, num_particles=1, horizons=fixed_horizon(10))
+    with pytest.raises(ValueError, match=r"`learned_optimizer` must have a reversible form"):
+        reversible_inner_training(regression(), mlp_optimizer(), num_steps=5)
+
+
+def test_tasks_whose_parameters_have_no_one_format_are_refused():
+    task = regression()
+    mixed = task._replace(
+        init=lambda instance, key: task.init(instance, key) | {"h": jnp.zeros(3, jnp.bfloat16)}
+    )
+    with pytest.raises(ValueError, match=r"`task`.*\['bfloat16', 'float32'\].*Cast them"):
+        reversible_inner_training(mixed, reversible_mlp_optimizer(), num_steps=5)
 
 
 def test_other_estimators_take_the_system_as_it_is():
@@ -144,8 +191,7 @@ def test_other_estimators_take_the_system_as_it_is():
 
 
 def test_tape_is_near_the_information_bound():
-    system, _ = make()
-    spills = plan(system, 5000)
+    spills = plan(make()[0].reversible, 5000)
     assert spills.bound_bits / 5000 == pytest.approx(1.181, rel=0.01)
     assert spills.tape_bits < 1.1 * spills.bound_bits
 
@@ -154,7 +200,7 @@ def test_bound_optimizer_takes_the_steps_of_the_system(x64):
     """The optax form that a user runs, against the system that is meta-trained."""
     task, optimizer = regression(np.float64), reversible_mlp_optimizer((8,), step_mult=0.01)
     theta = jax.tree.map(lambda x: x.astype(np.float64), optimizer.init(jax.random.key(1)))
-    system = reversible_inner_training(task, optimizer, fixed=DOUBLE)
+    system = reversible_inner_training(task, optimizer, num_steps=12, fixed=DOUBLE)
     state, losses = unroll(
         system, theta, system.init(theta, jax.random.key(5)), jax.random.key(6), 12
     )
@@ -165,7 +211,7 @@ def test_bound_optimizer_takes_the_steps_of_the_system(x64):
     transform = optimizer.bind(theta, 12)
     opt_state = transform.init(params)
     for i, key in enumerate(jax.random.split(jax.random.key(6), 12)):
-        key_batch, key_loss = jax.random.split(key)
+        key_batch, key_loss, _, _ = jax.random.split(key, 4)
         batch = task.batch(instance, key_batch, "train")
         loss, grads = jax.value_and_grad(task.loss)(params, instance, batch, key_loss)
         assert loss == pytest.approx(float(losses[i]), rel=1e-12)
@@ -175,7 +221,7 @@ def test_bound_optimizer_takes_the_steps_of_the_system(x64):
 
 
 def test_decays_off_the_grid_are_refused():
-    system, _ = make()
+    system = make()[0].reversible
     with pytest.raises(ValueError, match=r"`decays` must be positive multiples of 2\^-10"):
         reversible_system(system.begin, system.dynamics, np.array([0.9]))
 

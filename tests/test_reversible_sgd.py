@@ -350,7 +350,7 @@ def test_overflowing_learning_rate_names_step_and_parameter():
     report = failing(loss, start._replace(learning_rates=rates))
     assert (int(report.failure), int(report.step)) == (Failure.WEIGHT, 6)
     assert "['layer2']['w']" in reversible.explain(report, start.params)
-    assert "lower the learning rate" in reversible.explain(report)
+    assert "mend or lower the learning rate of this step" in reversible.explain(report)
 
 
 def test_overflowing_velocity_is_named():
@@ -360,6 +360,19 @@ def test_overflowing_velocity_is_named():
     report = failing(loss, start._replace(velocity=velocity, momenta=jnp.float32(1.0)))
     assert (int(report.failure), int(report.step)) == (Failure.ACCUMULATOR, 0)
     assert "['layer2']['w'] at flat index 3" in reversible.explain(report, start.params)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e9])
+def test_weights_and_velocities_off_the_grid_from_the_start_are_named(value):
+    """A grid has no NaN: rounded to it, the run would train from another start."""
+    start = make_start("constant", 20)
+    bad = jax.tree.map(lambda x: x, start.params)
+    bad["layer2"]["w"] = bad["layer2"]["w"].at[1, 1].set(value)
+    quiet = lambda params, theta, step: 0.0 * jnp.sum(params["layer1"]["w"])  # noqa: E731
+    for field, failure in (("params", Failure.WEIGHT), ("velocity", Failure.ACCUMULATOR)):
+        report = failing(quiet, start._replace(**{field: bad}))
+        assert (int(report.failure), int(report.step)) == (failure, 0)
+        assert "['layer2']['w'] at flat index 3" in reversible.explain(report, start.params)
 
 
 def test_momentum_below_the_planned_floor_is_reported():
@@ -391,6 +404,34 @@ def test_schedule_of_a_wrong_length_is_refused():
     start = make_start("per layer", 20)
     with pytest.raises(ValueError, match=r"`learning_rates`\['layer1'\]\['b'\].*\(20,\).*\[30\]"):
         reversible.train(loss, start, num_steps=30)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 2.5])
+def test_a_number_of_steps_that_is_none_is_refused(num_steps):
+    with pytest.raises(ValueError, match=f"`num_steps`.*at least 1, got {num_steps}"):
+        reversible.train(loss, make_start("constant", 5), num_steps=num_steps)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64])
+def test_schedules_that_are_not_real_floats_are_refused(dtype):
+    start = make_start("constant", 5)._replace(learning_rates=jnp.ones([], dtype))
+    with pytest.raises(
+        ValueError, match=f"`learning_rates` must be real floats, got.*{dtype(0).dtype}"
+    ):
+        reversible.train(loss, start, num_steps=5)
+
+
+def test_a_schedule_for_other_layers_is_refused():
+    start = make_start("constant", 5)._replace(momenta={"layer1": jnp.float32(0.9)})
+    with pytest.raises(ValueError, match="`momenta` must be a pytree prefix of `params`"):
+        reversible.train(loss, start, num_steps=5)
+
+
+def test_a_velocity_of_another_dtype_is_refused():
+    start = make_start("constant", 5)
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), start.velocity)
+    with pytest.raises(ValueError, match=r"`velocity` must have the structure.*bfloat16"):
+        reversible.train(loss, start._replace(velocity=half), num_steps=5)
 
 
 def test_traced_momenta_need_a_floor():

@@ -227,6 +227,7 @@ def test_wandb_run_holds_the_metrics(reference):
             "`num_surrogates` must be at most the size of theta",
         ),
         (["--cfg.estimator.guided_alpha=0"], "guided_alpha must be above 0 and at most 1"),
+        (["--cfg.estimator.name=reversible"], "--cfg.optimizer.name one of ['reversible_mlp']"),
         (["--cfg.estimator.sigma=0"], "`cfg.estimator.sigma` must be a finite number above 0"),
         (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
         (["--cfg.estimator.sigmaa=1"], "sigmaa"),
@@ -238,6 +239,28 @@ def test_bad_input_is_refused_before_any_compute(tmp_path, flags, message):
     assert done.returncode not in (0, EXIT_PREEMPTED)
     assert message in done.stderr, done.stderr
     assert not (tmp_path / "job").exists()
+
+
+def test_reversible_estimator_trains_and_exports(tmp_path):
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import learned_opt
+
+    names = ["--cfg.estimator.name=reversible", "--cfg.optimizer.name=reversible_mlp"]
+    done = run(tmp_path / "job", *names, "--cfg.inner.meta_loss=validation", num_steps=4)
+    assert done.returncode == 0, done.stderr
+    assert [row["exact"] for row in rows(tmp_path / "job")] == [1.0] * 4
+    assert [row["total_inner_steps"] for row in rows(tmp_path / "job")] == [160, 320, 480, 640]
+    optimizer, trained = learned_opt.load(tmp_path / "job" / "optimizer")
+    first = learned_opt.load(tmp_path / "job" / "optimizer_initial")[1]
+    moved = optax.tree.norm(optax.tree.sub(trained, first))
+    assert 0 < moved < 0.1  # four steps of Adam at 1e-3
+    transform = optimizer.bind(trained, num_steps=10)
+    params = {"w": jnp.ones((3, 2))}
+    updates, _ = jax.jit(transform.update)(params, transform.init(params))
+    assert 0 < optax.tree.norm(updates) < 1
 
 
 def test_dry_run_prints_the_plan(tmp_path):

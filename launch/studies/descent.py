@@ -1,6 +1,7 @@
-"""Gradient descent with an estimator, recorded: what the figures of the studies are drawn from."""
+"""Gradient descent, recorded: what the figures of the studies are drawn from."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from launch.studies import classifier
+from meta_train import reversible
 from meta_train.estimators import GradientEstimator, synchronized
 
 
@@ -64,6 +67,125 @@ def descend(
         thetas.append(jax.block_until_ready(carry[0]))
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *thetas)
     return per_record * np.arange(num_records + 1), stacked
+
+
+class Training(NamedTuple):
+    """Training a classifier on random batches, as a function of meta-parameters theta.
+
+    Attributes:
+      setup: ``(theta, key) -> reversible.Setup``: the network, its learning rates and momenta.
+      train: what it trains on, and the split of the meta-objective, the final loss.
+      test: another split.
+      batch_size: examples a step.
+      num_steps: training steps.
+      momentum_floor: no momentum is below this.
+    """
+
+    setup: Callable[[Any, jax.Array], reversible.Setup]
+    train: classifier.Split
+    test: classifier.Split
+    batch_size: int
+    num_steps: int
+    momentum_floor: float
+
+
+def meta_descend(
+    training: Training, theta: Any, rate: float, num_steps: int
+) -> tuple[list[Any], list[float], bool]:
+    """Adam on the final training loss by exact hypergradients, another seed at every step.
+
+    Returns:
+      Theta after each of ``num_steps`` meta-steps, the final training losses, and whether
+      every run was recovered to the bit.
+    """
+    optimizer = optax.adam(rate)
+
+    def objective(params, theta):
+        del theta
+        return classifier.cross_entropy(params, training.train)
+
+    @jax.jit
+    def step(theta, opt_state, key):
+        start, pull = jax.vjp(lambda theta: training.setup(theta, key), theta)
+        value, grads, trained = reversible.hypergradients(
+            _batch_loss(training, key),
+            objective,
+            start,
+            num_steps=training.num_steps,
+            momentum_floor=training.momentum_floor,
+        )
+        updates, opt_state = optimizer.update(pull(grads)[0], opt_state)
+        return optax.apply_updates(theta, updates), opt_state, value, trained.report.ok
+
+    opt_state = optimizer.init(theta)
+    thetas, values, exact = [], [], True
+    for i in tqdm(range(num_steps), desc="meta-steps"):
+        key = jax.random.fold_in(jax.random.key(1), i)
+        theta, opt_state, value, ok = step(theta, opt_state, key)
+        thetas.append(theta)
+        values.append(float(value))
+        exact &= bool(ok)
+    return thetas, values, exact
+
+
+class Outcome(NamedTuple):
+    """Over seeds: mean batch losses ``[T]``, mean final losses, the largest final training loss."""
+
+    curve: np.ndarray
+    train: float
+    test: float
+    worst: float
+
+
+def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[Any], Outcome]:
+    """``theta -> Outcome`` over seeds that ``meta_descend`` never sees; compiled once."""
+
+    def one(theta, key):
+        trained = reversible.train(
+            _batch_loss(training, key),
+            training.setup(theta, key),
+            num_steps=training.num_steps,
+            momentum_floor=training.momentum_floor,
+        )
+        splits = (training.train, training.test)
+        return trained.losses, *(classifier.cross_entropy(trained.params, s) for s in splits)
+
+    @jax.jit
+    def seeds(theta):
+        keys = jax.random.split(jax.random.key(seed), num_seeds)
+        return jax.lax.map(lambda key: one(theta, key), keys)
+
+    def evaluate(theta):
+        curves, train, test = seeds(theta)
+        means = (float(jnp.mean(losses)) for losses in (train, test))
+        return Outcome(np.mean(curves, 0), *means, float(jnp.max(train)))
+
+    return evaluate
+
+
+def draw_meta_curve(axes, values: list[float], chosen: int | None = None) -> None:
+    """The meta-objective along ``meta_descend``, with a line after the chosen meta-step."""
+    axes.plot(values, "o-", ms=3, color="C3")
+    if chosen is not None:
+        axes.axvline(chosen, color="0.5", lw=1, ls="--", label="kept: best worst seed")
+        axes.legend(fontsize=8, frameon=False)
+    axes.set(
+        yscale="log",
+        xlabel="meta-step",
+        ylabel="final training loss (nats)",
+        title="Meta-descent, a new seed each step",
+    )
+
+
+def _batch_loss(training: Training, key: jax.Array):
+    def loss(params, theta, step):
+        del theta
+        examples = classifier.batch(
+            training.train, jax.random.fold_in(key, step), training.batch_size
+        )
+        return classifier.cross_entropy(params, examples)
+
+    return loss
 
 
 def band(axis, x, runs, **line) -> None:

@@ -13,8 +13,8 @@ from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
 from meta_train.estimators import fixed_horizon, pes, reversible
 from meta_train.reversible.dynamics import Dynamics
-from meta_train.reversible.system import ReversibleSystem, Start, reversible_system
-from meta_train.unroll import unroll
+from meta_train.reversible.system import Start, reversible_system
+from meta_train.unroll import UnrolledSystem, unroll
 
 NUM_STEPS = 50
 TRUNCATION = 10
@@ -34,7 +34,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     repeats = 6 if quick else 12
     exact = reversible(system, num_particles=EPISODES, horizons=fixed_horizon(NUM_STEPS))
     smoothed = pes(
-        system,  # type: ignore[arg-type]  # Its first two fields are an UnrolledSystem.
+        system,
         num_pairs=PAIRS,
         truncation=TRUNCATION,
         horizons=fixed_horizon(NUM_STEPS),
@@ -113,7 +113,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     return Result(claims, rows, figure, data)
 
 
-def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> ReversibleSystem:
+def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> UnrolledSystem:
     """SGD with momentum on a tanh network; theta is the logarithm of its learning rate."""
     unravel = ravel_pytree(classifier.init(jax.random.key(0), sizes))[1]
 

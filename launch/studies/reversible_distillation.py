@@ -142,6 +142,6 @@ def draw(images, real, side, accuracies, ordinary, best) -> Figure:
 STUDY = Study(
     "ten training images learned from noise, against ten real ones (Maclaurin et al. 2015, "
     "figure 9)",
-    0.5,
+    0.3,
     run,
 )

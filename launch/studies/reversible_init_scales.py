@@ -1,15 +1,11 @@
 """The scale of each layer's initial weights, learned by exact hypergradients."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from launch.studies import classifier
+from launch.studies import classifier, descent
 from launch.studies.base import Claim, Result, Study
 from meta_train import reversible
 
@@ -37,64 +33,22 @@ def run(quick: bool, data_dir: str | None) -> Result:
         keys = jax.random.split(jax.random.fold_in(key, 0), len(flat))
         noise = [jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
         noise = jax.tree.unflatten(treedef, noise)
-        return jax.tree.map(lambda n, s: jnp.exp(s) * n, noise, log_scales)
+        params = jax.tree.map(lambda n, s: jnp.exp(s) * n, noise, log_scales)
+        return reversible.setup(params, LEARNING_RATE, MOMENTUM)
 
-    def inner_loss(key, params, theta, step):
-        del theta
-        batch = classifier.batch(train, jax.random.fold_in(key, step), BATCH)
-        return classifier.cross_entropy(params, batch)
-
-    def objective(params, theta):
-        del theta
-        return classifier.cross_entropy(params, train)
-
-    @jax.jit
-    def meta_step(log_scales, opt_state, key):
-        params, pull = jax.vjp(lambda s: setup(s, key), log_scales)
-        value, grads, trained = reversible.hypergradients(
-            partial(inner_loss, key),
-            objective,
-            reversible.setup(params, LEARNING_RATE, MOMENTUM),
-            num_steps=NUM_STEPS,
-            momentum_floor=MOMENTUM - 1e-3,
-        )
-        updates, opt_state = optimizer.update(pull(grads.params)[0], opt_state)
-        return optax.apply_updates(log_scales, updates), opt_state, value, trained.report.ok
-
-    def final_losses(log_scales, key):
-        trained = reversible.train(
-            partial(inner_loss, key),
-            reversible.setup(setup(log_scales, key), LEARNING_RATE, MOMENTUM),
-            num_steps=NUM_STEPS,
-            momentum_floor=MOMENTUM - 1e-3,
-        )
-        return [classifier.cross_entropy(trained.params, split) for split in (train, test)]
-
-    @jax.jit
-    def outcomes(log_scales):
-        keys = jax.random.split(jax.random.key(99), TEST_SEEDS)
-        return jax.lax.map(partial(final_losses, log_scales), keys)
-
-    def evaluate(log_scales):
-        """Means over unseen seeds of the final train and test loss."""
-        return [float(jnp.mean(x)) for x in outcomes(log_scales)]
-
-    log_scales = jax.tree.map(lambda _: jnp.float32(FIRST_LOG_SCALE), shapes)
-    before = evaluate(log_scales)
-    optimizer = optax.adam(META_RATE)
-    opt_state = optimizer.init(log_scales)
-    history, values, exact = [], [], True
-    for i in tqdm(range(meta_steps), desc="meta-steps"):
-        key = jax.random.fold_in(jax.random.key(1), i)
-        log_scales, opt_state, value, ok = meta_step(log_scales, opt_state, key)
-        exact &= bool(ok)
-        values.append(float(value))
-        history.append([[float(layer["w"]), float(layer["b"])] for layer in log_scales])
+    training = descent.Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM - 1e-3)
+    evaluate = descent.evaluation(training, TEST_SEEDS)
+    first = jax.tree.map(lambda _: jnp.float32(FIRST_LOG_SCALE), shapes)
+    before = evaluate(first)
+    thetas, values, exact = descent.meta_descend(training, first, META_RATE, meta_steps)
+    log_scales = thetas[-1]
+    history = [[[float(layer["w"]), float(layer["b"])] for layer in theta] for theta in thetas]
     after = evaluate(log_scales)
     common = {}
     for log_scale in np.linspace(-4.0, 0.5, 5 if quick else 13).tolist():
-        common[log_scale] = evaluate(jax.tree.map(lambda _, s=log_scale: jnp.float32(s), shapes))
-    common = {s: losses for s, losses in common.items() if np.all(np.isfinite(losses))}
+        out = evaluate(jax.tree.map(lambda _, s=log_scale: jnp.float32(s), shapes))
+        if np.isfinite(out.train + out.test):
+            common[log_scale] = out.train, out.test
     best = min(common, key=lambda s: common[s][0])
     table = [
         {
@@ -113,17 +67,18 @@ def run(quick: bool, data_dir: str | None) -> Result:
         ),
         Claim(
             "Learned scales train to a lower loss than the first ones.",
-            after[0] < before[0],
-            f"train {before[0]:.4f} -> {after[0]:.4f}, test {before[1]:.4f} -> {after[1]:.4f}",
+            after.train < before.train,
+            f"train {before.train:.4f} -> {after.train:.4f}, test {before.test:.4f} -> "
+            f"{after.test:.4f}",
         ),
     ]
     if not quick:
         claims.append(
             Claim(
                 "and to a lower one than the best common scale.",
-                after[0] < common[best][0],
+                after.train < common[best][0],
                 f"best common scale {np.exp(best):.2f}: train {common[best][0]:.4f}, test "
-                f"{common[best][1]:.4f}; learned: train {after[0]:.4f}, test {after[1]:.4f}",
+                f"{common[best][1]:.4f}; learned: train {after.train:.4f}, test {after.test:.4f}",
             )
         )
     data = {"history": history, "values": values, "common": [[s, *v] for s, v in common.items()]}
@@ -155,13 +110,7 @@ def draw(history, values, sizes) -> Figure:
         ylabel="initial scale",
         title="Scale of each tensor",
     )
-    right.plot(values, "o-", ms=3, color="C3")
-    right.set(
-        yscale="log",
-        xlabel="meta-step",
-        ylabel="final training loss (nats)",
-        title="Meta-descent, a new seed each step",
-    )
+    descent.draw_meta_curve(right, values)
     left.legend(fontsize=7.5, loc="lower right", framealpha=0.9, edgecolor="none")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -171,6 +120,6 @@ def draw(history, values, sizes) -> Figure:
 STUDY = Study(
     "the initial scale of each layer's weights and biases, by hypergradient (Maclaurin et al. "
     "2015, figures 6-7)",
-    1.0,
+    0.5,
     run,
 )

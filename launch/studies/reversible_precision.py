@@ -149,6 +149,6 @@ def draw(drifts, num_steps: int) -> Figure:
 STUDY = Study(
     "drift of naive float reversal against exact reversal, and its bits against the bound "
     "(Maclaurin et al. 2015, section 3)",
-    1.0,
+    0.5,
     run,
 )

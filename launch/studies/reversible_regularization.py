@@ -126,6 +126,6 @@ def draw(log_l2, side, curve, best) -> Figure:
 
 STUDY = Study(
     "an L2 penalty for every weight, drawn as an image (Maclaurin et al. 2015, figure 8)",
-    0.5,
+    0.3,
     run,
 )

@@ -19,7 +19,8 @@ def rematerialized(system: UnrolledSystem) -> UnrolledSystem:
 
     The backward pass then keeps the states of the unroll and the residuals of one step.
     """
-    return UnrolledSystem(system.init, jax.checkpoint(system.step, prevent_cse=False, policy=_keep_draws))
+    step = jax.checkpoint(system.step, prevent_cse=False, policy=_keep_draws)
+    return UnrolledSystem(system.init, step)
 
 
 def own_thetas(theta: base.Theta, particles) -> base.Theta:

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
-from meta_train.reversible.system import ReversibleSystem, episode_gradient
+from meta_train.reversible.system import episode_gradient
+from meta_train.unroll import UnrolledSystem
 
 
 def reversible(
-    system: ReversibleSystem,
+    system: UnrolledSystem,
     *,
     num_particles: int,
     horizons: base.Horizons,
@@ -37,11 +38,11 @@ def reversible(
     by what its post-update accumulators say.
     """
     base.check_positive(num_particles=num_particles)
-    if not isinstance(system, ReversibleSystem):
+    if system.reversible is None:
         raise ValueError(
-            f"`system` must be a ReversibleSystem, got {type(system).__name__}: its steps cannot "
-            "be undone. Use an optimizer from `learned_opt.reversible` with "
-            "`reversible_inner_training`, or another estimator (`bptt` has the same expectation)."
+            "`system` must have a reversible form, got one whose steps cannot be undone. Make it "
+            "with `reversible_inner_training` and an optimizer from `learned_opt.reversible`, or "
+            "use another estimator (`bptt` has the same expectation)."
         )
 
     def init(theta, key):
@@ -52,7 +53,7 @@ def reversible(
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
         value, grad, report = episode_gradient(
-            system,
+            system.reversible,
             theta,
             key_begin,
             jax.random.split(key_data, horizons.max),

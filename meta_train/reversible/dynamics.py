@@ -33,7 +33,21 @@ from meta_train.reversible.arithmetic import (
     unspill,
 )
 from meta_train.reversible.isolation import isolated
-from meta_train.reversible.report import Failure, Report, first, no_failure, poison
+from meta_train.reversible.report import (
+    NO_FAILURE,
+    Failure,
+    Report,
+    code,
+    decode,
+    first,
+    no_failure,
+    poison,
+)
+
+
+def _its_loss(theta, loss: jax.Array, weights, x) -> jax.Array:
+    del theta, weights, x
+    return loss
 
 
 class Dynamics(NamedTuple):
@@ -44,16 +58,27 @@ class Dynamics(NamedTuple):
     step's slice of the inputs (step number, key, ...), and is not differentiated.
 
     Attributes:
-      loss: ``(theta, weights, x) -> scalar``.
+      loss: ``(theta, weights, x) -> scalar``, of which the gradient is taken.
       decay: ``(theta, hyper) -> [K or 1, P or 1]``, multiples of ``2^-decay_bits`` (``snap``).
       absorb: ``(theta, hyper, gradient, x) -> [K, P]``.
       move: ``(theta, hyper, accumulators, x) -> [P]``.
+      observe: ``(theta, loss, weights, x) -> scalar``, what the step counts as in an
+        objective: the loss before its update, or anything at the weights after it.
     """
 
     loss: Callable[[Any, jax.Array, Any], jax.Array]
     decay: Callable[[Any, Any], jax.Array]
     absorb: Callable[[Any, Any, jax.Array, Any], jax.Array]
     move: Callable[[Any, Any, jax.Array, Any], jax.Array]
+    observe: Callable[[Any, jax.Array, jax.Array, Any], jax.Array] = _its_loss
+
+    def of(self, to_theta: Callable[[Any], Any]) -> "Dynamics":
+        """The same dynamics as functions of what ``to_theta`` maps to their theta."""
+
+        def after(fn):
+            return lambda theta, *args: fn(to_theta(theta), *args)
+
+        return Dynamics(*map(after, self))
 
 
 class Run(NamedTuple):
@@ -65,6 +90,7 @@ class Run(NamedTuple):
       buffer: int64 ``[K, P]``.
       tape: uint32 ``[rows, P]``.
       losses: float ``[T]``.
+      observed: float ``[T]``, what ``Dynamics.observe`` made of each step.
       report: what failed first, if anything.
     """
 
@@ -73,6 +99,7 @@ class Run(NamedTuple):
     buffer: jax.Array
     tape: jax.Array
     losses: jax.Array
+    observed: jax.Array
     report: Report
 
 
@@ -81,7 +108,7 @@ class Cotangents(NamedTuple):
 
     weights: jax.Array
     accumulators: jax.Array
-    losses: jax.Array
+    observed: jax.Array
 
 
 class Gradients(NamedTuple):
@@ -125,7 +152,7 @@ def run(
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, tape, report = carry
+        w, a, buffer, tape, failures = carry
         t, hyper, x, slots, smallest = xs
         buffer, tape = spill(buffer, tape, slots, num_rows)
         with jax.enable_x64(precise):
@@ -141,23 +168,14 @@ def run(
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
         moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w + quantize(moved, fixed.weight_bits)
+        w_after = dequantize(w, fixed.weight_bits, dtype)
+        with jax.enable_x64(precise):
+            observed = dynamics.observe(theta, loss, w_after, x)
 
-        bad_gradient = ~jnp.isfinite(gradient)
         bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
         bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
-        failed = ~in_plan | ~jnp.isfinite(loss) | jnp.any(bad_a) | jnp.any(bad_w)
-        report = jax.lax.cond(
-            failed & report.ok,
-            _blame,
-            lambda *_: report,
-            t,
-            in_plan,
-            loss,
-            bad_gradient,
-            bad_a,
-            bad_w,
-        )
-        return (w, a, buffer, tape, report), loss
+        failures = jnp.minimum(failures, _failing(t, bad_a, bad_w, ~jnp.isfinite(gradient)))
+        return (w, a, buffer, tape, failures), (loss, observed, in_plan)
 
     with jax.enable_x64(True):
         w, a = _start(weights, accumulators, fixed)
@@ -166,14 +184,28 @@ def run(
             a,
             jnp.zeros(a.shape, jnp.int64),
             jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
-            no_failure(),
+            # Out of range or NaN from the start: the grid would hold another number.
+            _failing(
+                jnp.int32(0),
+                ~jnp.all(jnp.abs(accumulators) < fixed.accumulator_range, axis=0),
+                ~(jnp.abs(weights) < fixed.weight_range),
+            ),
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
         smallest = jnp.asarray(plan.numerators, jnp.int32)
-        end, losses = jax.lax.scan(
+        end, (losses, observed, in_plan) = jax.lax.scan(
             step, begin, (steps, hypers, inputs, jnp.asarray(plan.slots), smallest)
         )
-        return Run(*end[:4], losses, end[4])
+        by_step = jnp.where(
+            in_plan,
+            jnp.where(
+                jnp.isfinite(losses) & jnp.isfinite(observed),
+                NO_FAILURE,
+                code(steps, Failure.LOSS),
+            ),
+            code(steps, Failure.DECAY),
+        )
+        return Run(*end[:4], losses, observed, decode(by_step, end[4]))
 
 
 def reverse(
@@ -198,7 +230,7 @@ def reverse(
 
     Args:
       outcome: of ``run`` with the same arguments.
-      cotangents: of its final weights, final accumulators and losses.
+      cotangents: of its final weights, final accumulators and observed losses.
 
     Returns:
       Gradients, and the report of the run and the reversal together.
@@ -208,8 +240,9 @@ def reverse(
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, d_w, d_a, d_theta, report = carry
-        t, hyper, x, slots, loss_then, d_loss = xs
+        w, a, buffer, d_w, d_a, d_theta = carry
+        t, hyper, x, slots, d_observed = xs
+        w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
         moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w - quantize(moved, fixed.weight_bits)
@@ -223,17 +256,26 @@ def reverse(
         a, buffer = divide(a, buffer, numerator.astype(jnp.int64), fixed.decay_bits)
         buffer = unspill(buffer, outcome.tape, slots, num_rows)
         a_before = dequantize(a, fixed.accumulator_bits, dtype)
-        replayed = Report(
-            jnp.where(loss == loss_then, Failure.NONE, Failure.REPLAY).astype(jnp.int32),
-            t,
-            jnp.int32(-1),
-        )
         with jax.enable_x64(precise):
-            d_theta_t, d_hyper, d_w, d_a = _adjoint(
-                dynamics, theta, hyper, x, w_float, gradient, a_before, a_float, d_w, d_a, d_loss
+            _, pull = jax.vjp(
+                lambda theta, loss, w: dynamics.observe(theta, loss, w, x), theta, loss, w_after
             )
-            d_theta = jax.tree.map(jnp.add, d_theta, d_theta_t)
-        return (w, a, buffer, d_w, d_a, d_theta, first(report, replayed)), d_hyper
+            theta_observed, d_loss, w_observed = pull(d_observed)
+            d_theta_t, d_hyper, d_w, d_a = _adjoint(
+                dynamics,
+                theta,
+                hyper,
+                x,
+                w_float,
+                gradient,
+                a_before,
+                a_float,
+                d_w + w_observed,
+                d_a,
+                d_loss,
+            )
+            d_theta = jax.tree.map(lambda *parts: sum(parts), d_theta, d_theta_t, theta_observed)
+        return (w, a, buffer, d_w, d_a, d_theta), (d_hyper, loss)
 
     with jax.enable_x64(True):
         begin = (
@@ -243,29 +285,34 @@ def reverse(
             cotangents.weights,
             cotangents.accumulators,
             jax.tree.map(jnp.zeros_like, theta),
-            outcome.report,
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
-        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), outcome.losses, cotangents.losses)
-        (w, a, buffer, d_w, d_a, d_theta, report), d_hypers = jax.lax.scan(
+        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
+        (w, a, buffer, d_w, d_a, d_theta), (d_hypers, losses) = jax.lax.scan(
             step, begin, xs, reverse=True
+        )
+        replayed = losses == outcome.losses
+        another = no_failure()._replace(
+            failure=jnp.where(jnp.all(replayed), Failure.NONE, Failure.REPLAY).astype(jnp.int32),
+            step=jnp.max(jnp.where(replayed, -1, steps)),
         )
         w_start, a_start = _start(weights, accumulators, fixed)
         exact = jnp.all(w == w_start) & jnp.all(a == a_start) & jnp.all(buffer == 0)
         started = no_failure()._replace(
             failure=jnp.where(exact, Failure.NONE, Failure.START).astype(jnp.int32)
         )
-        report = first(report, started)
+        report = first(first(outcome.report, another), started)
         return poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a)), report
 
 
 def float_step(
     dynamics: Dynamics, theta, hyper, x, weights: jax.Array, accumulators: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same step in ordinary floating point: ``(weights, accumulators, loss)``."""
+    """The same step in ordinary floating point: ``(weights, accumulators, observed loss)``."""
     loss, _, absorbed = push(dynamics, theta, hyper, weights, x)
     accumulators = dynamics.decay(theta, hyper) * accumulators + absorbed
-    return weights + dynamics.move(theta, hyper, accumulators, x), accumulators, loss
+    weights = weights + dynamics.move(theta, hyper, accumulators, x)
+    return weights, accumulators, dynamics.observe(theta, loss, weights, x)
 
 
 def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_w, d_a, d_loss):
@@ -317,6 +364,13 @@ def _in_precision(precise: bool, fn: Callable, *leading) -> Callable:
     return wrapped
 
 
+def _failing(t, bad_accumulators, bad_weights, bad_gradient=False) -> jax.Array:
+    """The code of each parameter's failure at step ``t``, or ``NO_FAILURE``, int32 ``[P]``."""
+    cause = jnp.where(bad_accumulators, Failure.ACCUMULATOR, Failure.WEIGHT)
+    cause = jnp.where(bad_gradient, Failure.GRADIENT, cause).astype(jnp.int32)
+    return jnp.where(bad_accumulators | bad_weights, code(t, cause), NO_FAILURE).astype(jnp.int32)
+
+
 def _out_of_range(state, added, limit):
     """Which parameters' state or increment left the range, bool ``[P]``.
 
@@ -324,19 +378,3 @@ def _out_of_range(state, added, limit):
     """
     inside = (jnp.abs(added) < limit) & (state < 1 << 62) & (state > -(1 << 62))
     return ~jnp.all(inside, axis=0)
-
-
-def _blame(t, in_plan, loss, bad_gradient, bad_a, bad_w):
-    """The report of a step in which something failed: causes first, consequences last."""
-    causes = (
-        (~in_plan, Failure.DECAY, jnp.int32(-1)),
-        (~jnp.isfinite(loss), Failure.LOSS, jnp.int32(-1)),
-        (jnp.any(bad_gradient), Failure.GRADIENT, jax.lax.argmax(bad_gradient, 0, jnp.int32)),
-        (jnp.any(bad_a), Failure.ACCUMULATOR, jax.lax.argmax(bad_a, 0, jnp.int32)),
-        (jnp.any(bad_w), Failure.WEIGHT, jax.lax.argmax(bad_w, 0, jnp.int32)),
-    )
-    report = no_failure()
-    for failed, failure, parameter in causes:
-        blamed = Report(jnp.where(failed, failure, 0).astype(jnp.int32), t, parameter)
-        report = first(report, blamed)
-    return report

@@ -5,34 +5,69 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from learned_opt.reversible import ReversibleOptimizer
+from learned_opt.base import LearnedOptimizer
+from meta_train.inner import check_arguments, counted
 from meta_train.reversible.arithmetic import SINGLE, FixedPoint
 from meta_train.reversible.dynamics import Dynamics
-from meta_train.reversible.system import ReversibleSystem, Start, reversible_system
+from meta_train.reversible.system import Start, reversible_system
+from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
 
 def reversible_inner_training(
-    task: Task, optimizer: ReversibleOptimizer, *, fixed: FixedPoint = SINGLE
-) -> ReversibleSystem:
-    """Training ``task`` with ``optimizer``; ``L_t`` is the training loss before the update.
+    task: Task,
+    learned_optimizer: LearnedOptimizer,
+    *,
+    num_steps: int,
+    meta_loss: str = "train",
+    reduction: str = "mean",
+    loss_ceiling: float | None = None,
+    fixed: FixedPoint = SINGLE,
+) -> UnrolledSystem:
+    """Training ``task`` with ``learned_optimizer``, in a form that can be walked back too.
 
-    The parameters are one flat vector, in the order of ``jax.tree.leaves``.
+    Up to rounding the system of ``inner_training`` with the same arguments: equal keys give
+    equal runs. The parameters are one flat vector, in the order of ``jax.tree.leaves``.
+    A run that diverges to non-finite or out-of-range weights has no exact gradient; with a
+    ``loss_ceiling`` its losses still count as the ceiling.
 
     Args:
-      task: all its parameters of one dtype.
-      optimizer: from ``learned_opt.reversible``.
+      task: its parameters all float32, or all float64.
+      learned_optimizer: one with a reversible form, from ``learned_opt.reversible``.
+      num_steps, meta_loss, reduction, loss_ceiling: as in ``inner_training``. A validation or
+        fresh loss costs a forward pass more, and another gradient on the way back; with
+        ``reduction="last"`` at the last step only.
       fixed: resolution of the exact state.
 
     Raises:
-      ValueError: on decays that the fixed-point format cannot express.
+      ValueError: on an optimizer without a reversible form, other parameters, decays that
+        the fixed-point format cannot express, or as ``inner_training``.
     """
-    decays = np.asarray(optimizer.decays)
+    check_arguments(num_steps, meta_loss, reduction, loss_ceiling)
+    if learned_optimizer.reversible is None:
+        raise ValueError(
+            "`learned_optimizer` must have a reversible form, got one whose steps cannot be "
+            "undone: they depend on the raw gradient or the weights. Use "
+            "`learned_opt.reversible_mlp_optimizer`, or `inner_training` and another estimator."
+        )
+    update = learned_optimizer.reversible
+    decays = np.asarray(update.decays)
 
     # The shapes of the parameters do not depend on the instance or the key.
     instance = jax.eval_shape(task.sample, jax.random.key(0))
-    like = jax.eval_shape(task.init, instance, jax.random.key(0))
-    sizes = tuple(leaf.size for leaf in jax.tree.leaves(like))
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(task.init, instance, jax.random.key(0)))
+    sizes = tuple(leaf.size for leaf in leaves)
+    dtypes = sorted({str(leaf.dtype) for leaf in leaves})
+    if dtypes not in (["float32"], ["float64"]):
+        raise ValueError(
+            f"`task` must have parameters that are all float32 or all float64, got {dtypes}: the "
+            "exact state has one format. Cast them in `task.init`, and in `task.loss` as needed."
+        )
+
+    def unravel(flat):
+        pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
+        shaped = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, shaped)
 
     def begin(theta, key):
         del theta
@@ -42,38 +77,40 @@ def reversible_inner_training(
         return Start(instance, weights, jnp.zeros((len(decays), weights.size), weights.dtype))
 
     def dynamics(instance):
-        unravel = _unravel(like, sizes)
-
         def loss(theta, weights, x):
             del theta
-            key_batch, key_loss = jax.random.split(x[1])
+            key_batch, key_loss, _, _ = jax.random.split(x[1], 4)
             batch = task.batch(instance, key_batch, "train")
             return task.loss(unravel(weights), instance, batch, key_loss)
 
         def decay(theta, hyper):
             del theta, hyper
-            leaf = jax.tree.leaves(like)[0]
-            return jnp.asarray(decays[:, None], leaf.dtype)
+            return jnp.asarray(decays[:, None], leaves[0].dtype)
 
         def absorb(theta, hyper, gradient, x):
             del theta, hyper, x
-            return optimizer.absorb(gradient)
+            return update.absorb(gradient)
 
         def move(theta, hyper, accumulators, x):
             del hyper
-            return optimizer.move(theta, accumulators, x[0], sizes)
+            return update.move(theta, accumulators, x[0], sizes)
 
-        return Dynamics(loss, decay, absorb, move)
+        def loss_after(weights, key):
+            _, _, key_batch, key_loss = jax.random.split(key, 4)
+            batch = task.batch(instance, key_batch, "train" if meta_loss == "fresh" else meta_loss)
+            return task.loss(unravel(weights), instance, batch, key_loss)
+
+        def observe(theta, loss, weights, x):
+            del theta
+            step, key = x
+            if meta_loss != "train" and reduction == "last":
+                loss = jax.lax.cond(
+                    step == num_steps - 1, loss_after, lambda *_: loss, weights, key
+                )
+            elif meta_loss != "train":
+                loss = loss_after(weights, key)
+            return counted(loss, step, num_steps, reduction, loss_ceiling)
+
+        return Dynamics(loss, decay, absorb, move, observe)
 
     return reversible_system(begin, dynamics, decays, fixed)
-
-
-def _unravel(like, sizes):
-    leaves, treedef = jax.tree.flatten(like)
-
-    def unravel(flat):
-        pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
-        shaped = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, shaped)
-
-    return unravel

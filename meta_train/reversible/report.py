@@ -27,10 +27,10 @@ CAUSES = {
     "loss.",
     Failure.GRADIENT: "the gradient was not finite although the loss was; look for a derivative "
     "that is infinite (a square root or norm at zero).",
-    Failure.ACCUMULATOR: "the velocity (or another accumulator) left the fixed-point range; lower "
-    "the learning rate, clip the gradient, or lower `accumulator_bits`.",
-    Failure.WEIGHT: "the weights left the fixed-point range; lower the learning rate or "
-    "`weight_bits`.",
+    Failure.ACCUMULATOR: "the velocity (or another accumulator) left the fixed-point range or "
+    "is not finite; lower the learning rate, clip the gradient, or lower `accumulator_bits`.",
+    Failure.WEIGHT: "the weights left the fixed-point range or are not finite; mend or lower the "
+    "learning rate of this step, or lower `weight_bits`.",
     Failure.REPLAY: "the reversal recomputed another loss than the run had recorded; the two "
     "programs rounded differently (on a GPU, set XLA_FLAGS=--xla_gpu_deterministic_ops=true), or "
     "the loss is not a deterministic function of its arguments.",
@@ -56,6 +56,32 @@ class Report(NamedTuple):
     @property
     def ok(self) -> jax.Array:
         return self.failure == Failure.NONE
+
+
+NO_FAILURE = 2**31 - 1
+
+
+def code(step: jax.Array, failure) -> jax.Array:
+    """A failure at a step as an int32: earlier steps first, then causes before consequences."""
+    return step * len(Failure) + failure
+
+
+def decode(by_step: jax.Array, by_parameter: jax.Array) -> Report:
+    """The first of all failures.
+
+    Args:
+      by_step: codes, or ``NO_FAILURE``, for which no single parameter is to blame.
+      by_parameter: codes, or ``NO_FAILURE``, ``[P]``.
+    """
+    parameter = jax.lax.argmin(by_parameter, 0, jnp.int32)
+    of_step, of_parameter = jnp.min(by_step), by_parameter[parameter]
+    earliest = jnp.minimum(of_step, of_parameter)
+    none = earliest == NO_FAILURE
+    return Report(
+        jnp.where(none, Failure.NONE, earliest % len(Failure)).astype(jnp.int32),
+        jnp.where(none, -1, earliest // len(Failure)),
+        jnp.where(of_parameter < of_step, parameter, -1),
+    )
 
 
 def no_failure() -> Report:

@@ -19,6 +19,11 @@ def check_schedule(name: str, schedule: Any, params: Any, num_steps: int) -> Any
 
     def one(path, array, covered):
         array = jnp.asarray(array)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}`{jax.tree_util.keystr(path)} must be real floats, got {array.dtype}; "
+                "cast it (`reversible.setup` does)."
+            )
         tensors = jax.tree.leaves(covered)
         shapes = {()} | ({jnp.shape(tensors[0])} if len(tensors) == 1 else set())
         fits = array.ndim == 0 or (array.shape[0] in (1, num_steps) and array.shape[1:] in shapes)
@@ -30,6 +35,13 @@ def check_schedule(name: str, schedule: Any, params: Any, num_steps: int) -> Any
             )
         return array[None] if array.ndim == 0 else array
 
+    try:
+        jax.tree.map(lambda *_: None, schedule, params)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be a pytree prefix of `params`, one array for all of them or one for "
+            f"each part: {error}"
+        ) from None
     return jax.tree_util.tree_map_with_path(one, schedule, params)
 
 

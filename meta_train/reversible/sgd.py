@@ -84,7 +84,7 @@ class Trained(NamedTuple):
 
 def setup(params: Params, learning_rates: Any, momenta: Any, theta: Any = ()) -> Setup:
     """A run that starts at rest; schedules may be Python floats."""
-    dtype = jax.tree.leaves(params)[0].dtype
+    dtype = jnp.result_type(*jax.tree.leaves(params), jnp.float32)
     as_float = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)  # noqa: E731
     velocity = jax.tree.map(jnp.zeros_like, params)
     return Setup(params, as_float(learning_rates), as_float(momenta), velocity, theta)
@@ -154,9 +154,9 @@ def hypergradients(
     cotangents = Cotangents(
         ravel_pytree(d_params)[0],
         jnp.zeros_like(problem.velocity),
-        jnp.zeros_like(ended.losses),
+        jnp.zeros_like(ended.observed),
     )
-    gradients, report = reverse(*problem.arguments, ended, cotangents)  # type: ignore[call-arg]
+    gradients, report = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),
@@ -218,13 +218,27 @@ class _Problem(NamedTuple):
     unravel: Callable[[jax.Array], Params]
 
     @property
-    def arguments(self) -> tuple:
-        return tuple(self)[:8]
+    def arguments(
+        self,
+    ) -> tuple[Dynamics, Any, Any, jax.Array, jax.Array, jax.Array, SpillPlan, FixedPoint]:
+        """Those of ``run``."""
+        return (
+            self.dynamics,
+            self.theta,
+            self.hypers,
+            self.steps,
+            self.weights,
+            self.velocity,
+            self.plan,
+            self.fixed,
+        )
 
 
 def _problem(loss, start, num_steps, fixed, momentum_floor) -> _Problem:
     check_fixed_point(fixed)
-    _check_params(start)
+    if num_steps != int(num_steps) or num_steps < 1:
+        raise ValueError(f"`num_steps` must be an integer of at least 1, got {num_steps}.")
+    _check_start(start)
     start = jax.tree.map(_strongly_typed, start)
     rates = check_schedule("learning_rates", start.learning_rates, start.params, num_steps)
     momenta = check_schedule("momenta", start.momenta, start.params, num_steps)
@@ -282,24 +296,30 @@ def _strongly_typed(x) -> jax.Array:
     return jax.lax.convert_element_type(x, jnp.result_type(x))
 
 
-def _check_params(start: Setup) -> None:
+def _check_start(start: Setup) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(start.params)
     if not leaves:
         raise ValueError("`params` must hold at least one array, got an empty pytree.")
     for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"`params` must be real floats, got {leaf.dtype} at params"
+                f"`params` must be real floats, got {jnp.result_type(leaf)} at params"
                 f"{jax.tree_util.keystr(path)}; cast them, or split complex numbers into parts."
             )
-    dtypes = {str(leaf.dtype) for _, leaf in leaves}
+    dtypes = {str(jnp.result_type(leaf)) for _, leaf in leaves}
     if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
         raise ValueError(
             f"`params` must all be float32 or all float64, got {sorted(dtypes)}; cast them to one."
         )
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (start.params, start.velocity)]
-    if shapes[0] != shapes[1]:
-        raise ValueError("`velocity` must have the structure and shapes of `params`.")
+    like = [
+        jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), tree)
+        for tree in (start.params, start.velocity)
+    ]
+    if like[0] != like[1]:
+        raise ValueError(
+            "`velocity` must have the structure, shapes and dtypes of `params`, got (shape, dtype) "
+            f"{like[1]} for params {like[0]}."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(start.theta):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(

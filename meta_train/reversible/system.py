@@ -16,6 +16,7 @@ from meta_train.reversible.arithmetic import (
 )
 from meta_train.reversible.dynamics import Cotangents, Dynamics, float_step, reverse, run
 from meta_train.reversible.report import Report
+from meta_train.unroll import UnrolledSystem
 
 Theta = Any
 
@@ -43,27 +44,27 @@ class State(NamedTuple):
     step: jax.Array
 
 
-class ReversibleSystem(NamedTuple):
-    """An ``UnrolledSystem`` that also offers its exact, reversible form.
-
-    Its first two fields are those of an ``UnrolledSystem``, so every estimator takes it;
-    up to rounding, both forms are the same system.
+class ReversibleForm(NamedTuple):
+    """A system in the form whose episodes can be walked back; see ``reversible_system``.
 
     Attributes:
-      init: ``(theta, key) -> State``.
-      step: ``(theta, State, key) -> (State, loss)``.
       begin: ``(theta, key) -> Start``.
       dynamics: ``context -> Dynamics`` with ``hyper = ()`` and inputs ``(step, key)``.
       decays: float ``[K]``, the decays of the accumulators.
       fixed: resolution of the exact state.
     """
 
-    init: Callable[[Theta, jax.Array], State]
-    step: Callable[[Theta, State, jax.Array], tuple[State, jax.Array]]
     begin: Callable[[Theta, jax.Array], Start]
     dynamics: Callable[[Any], Dynamics]
     decays: np.ndarray
     fixed: FixedPoint
+
+    def of(self, to_theta: Callable[[Any], Theta]) -> "ReversibleForm":
+        """The same system as a function of what ``to_theta`` maps to its theta."""
+        return self._replace(
+            begin=lambda theta, key: self.begin(to_theta(theta), key),
+            dynamics=lambda context: self.dynamics(context).of(to_theta),
+        )
 
 
 def reversible_system(
@@ -71,8 +72,10 @@ def reversible_system(
     dynamics: Callable[[Any], Dynamics],
     decays: np.ndarray,
     fixed: FixedPoint = SINGLE,
-) -> ReversibleSystem:
-    """The system with these dynamics; see ``ReversibleSystem``.
+) -> UnrolledSystem:
+    """The system with these dynamics, in ordinary floats for every estimator, and reversible.
+
+    Up to rounding, both forms are the same system. Arguments as in ``ReversibleForm``.
 
     Raises:
       ValueError: on a decay that is no multiple of ``2^-decay_bits`` in (0, 1].
@@ -101,17 +104,18 @@ def reversible_system(
         )
         return State(state.context, weights, accumulators, state.step + 1), loss
 
-    return ReversibleSystem(init, step, begin, dynamics, np.asarray(decays), fixed)
+    form = ReversibleForm(begin, dynamics, np.asarray(decays), fixed)
+    return UnrolledSystem(init, step, form)
 
 
-def plan(system: ReversibleSystem, num_steps: int) -> SpillPlan:
+def plan(system: ReversibleForm, num_steps: int) -> SpillPlan:
     """When the buffers of an episode of ``num_steps`` spill, and how large its tape is."""
     numerators = np.round(system.decays * 2**system.fixed.decay_bits).astype(np.int64)
     return plan_spills(np.tile(numerators, (num_steps, 1)), system.fixed.decay_bits)
 
 
 def episode_gradient(
-    system: ReversibleSystem,
+    system: ReversibleForm,
     theta: Theta,
     key_begin: jax.Array,
     step_keys: jax.Array,
@@ -144,7 +148,7 @@ def episode_gradient(
         system.fixed,
     )
     ended = run(*arguments)
-    value, d_losses = jax.value_and_grad(objective)(ended.losses)
+    value, d_losses = jax.value_and_grad(objective)(ended.observed)
     cotangents = Cotangents(jnp.zeros_like(weights), jnp.zeros_like(accumulators), d_losses)
     gradients, report = reverse(*arguments, ended, cotangents)
     no_gradient = jax.tree.map(_zero_cotangent, context)
