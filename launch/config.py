@@ -41,8 +41,10 @@ class OptimizerConfig:
     hidden_sizes: tuple[int, ...] = (32, 32)  # mlp
     step_mult: float = 1e-3  # mlp
     exp_mult: float = 1e-3  # mlp
-    learning_rate: float = 1e-3  # sgdm, adam: where it starts
-    momentum: float = 0.9  # sgdm
+    learning_rate: float = 1e-3  # all but mlp: where it starts
+    momentum: float = 0.9  # sgdm, per_tensor_sgdm: where it starts; schedule: fixed
+    decay: float = 1.0  # schedule: where it starts
+    num_tensors: int = 4  # per_tensor_sgdm: arrays of the task's parameters
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ OPTIMIZER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "mlp": ("hidden_sizes", "step_mult", "exp_mult"),
     "sgdm": ("learning_rate", "momentum"),
     "adam": ("learning_rate",),
+    "schedule": ("learning_rate", "decay", "momentum"),
+    "per_tensor_sgdm": ("num_tensors", "learning_rate", "momentum"),
 }
 
 
