@@ -1,5 +1,8 @@
 """Gradient descent with an estimator, recorded: what the figures of the studies are drawn from."""
 
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,6 +12,9 @@ import optax
 from tqdm import tqdm
 
 from meta_train.estimators import GradientEstimator, synchronized
+from meta_train.unroll import UnrolledSystem, unroll
+
+HELD_OUT_SEED = 1_000_003  # Far from the seeds of the descents.
 
 
 def descend(
@@ -26,6 +32,7 @@ def descend(
 
     Args:
       name: what the progress bar says.
+      theta: where to start, or ``key -> theta`` to start each seed elsewhere.
       num_steps: outer steps, a multiple of ``num_records``.
       together: all particles restart in the first truncation, instead of staggered phases.
 
@@ -34,10 +41,15 @@ def descend(
       ``[num_seeds, num_records + 1, ...]``.
     """
 
-    theta = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), theta)  # No weak types: one compile.
+    draw = theta if callable(theta) else lambda key: theta
 
     def begin(seed):
         key_init, key_steps = jax.random.split(jax.random.key(seed))
+        # No weak types: one compile.
+        theta = jax.tree.map(
+            lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype),
+            draw(jax.random.fold_in(key_init, 1)),
+        )
         particles = estimator.init(theta, key_init)
         if together and hasattr(particles, "position"):
             particles = synchronized(particles)
@@ -64,6 +76,51 @@ def descend(
         thetas.append(jax.block_until_ready(carry[0]))
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *thetas)
     return per_record * np.arange(num_records + 1), stacked
+
+
+def held_out_losses(
+    system: UnrolledSystem,
+    thetas: Mapping[str, Any],
+    num_steps: int,
+    num_runs: int,
+    *,
+    seed: int = HELD_OUT_SEED,
+    chunk: int = 8,
+) -> dict[str, np.ndarray]:
+    """The mean per-step loss of each theta, over the same runs, which no descent has seen.
+
+    Args:
+      thetas: name -> thetas ``[..., P]`` with any leading axes.
+      num_runs: inner runs averaged, with fixed keys drawn from ``seed``.
+      chunk: thetas computed at a time.
+
+    Returns:
+      Name -> float array of the leading axes.
+    """
+    keys = jax.random.split(jax.random.key(seed), num_runs)
+
+    def one(theta):
+        def run(key):
+            key_init, key_steps = jax.random.split(key)
+            losses = unroll(system, theta, system.init(theta, key_init), key_steps, num_steps)[1]
+            return jnp.mean(losses)
+
+        return jnp.mean(jax.vmap(run)(keys))
+
+    rows = [np.asarray(x, np.float32).reshape(-1, np.shape(x)[-1]) for x in thetas.values()]
+    losses = jax.jit(lambda t: jax.lax.map(one, t, batch_size=chunk))(np.concatenate(rows))
+    pieces = np.split(np.asarray(losses), np.cumsum([len(row) for row in rows])[:-1])
+    return {
+        name: piece.reshape(np.shape(x)[:-1])
+        for (name, x), piece in zip(thetas.items(), pieces, strict=True)
+    }
+
+
+def in_parallel(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The result of each job, one thread a core: small programs leave XLA's own threads idle."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        return {name: future.result() for name, future in futures.items()}
 
 
 def band(axis, x, runs, **line) -> None:
