@@ -129,3 +129,11 @@ def band(axis, x, runs, **line) -> None:
         x, runs.min(axis=0), runs.max(axis=0), color=line.get("color"), alpha=0.2, linewidth=0
     )
     axis.plot(x, np.median(runs, axis=0), **line)
+
+
+def log_ticks(axis, places=(0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)) -> None:
+    """Labels a logarithmic y axis at ``places`` alone, in plain numbers."""
+    low, high = axis.get_ylim()
+    axis.minorticks_off()
+    axis.set_yticks(places, [f"{place:g}" for place in places])
+    axis.set_ylim(low, high)

@@ -28,7 +28,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band, descend, held_out_losses, in_parallel
+from launch.studies.descent import band, descend, held_out_losses, in_parallel, log_ticks
 from learned_opt import learnable_schedule
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -207,17 +207,17 @@ def claims(found: dict, at_best: np.ndarray, best: float) -> list[Claim]:
     found_claims = [
         Claim(
             f"PES and NRES come within {NEAR - 1:.0%} of the loss of the grid's best schedule.",
-            max(last[name].max() for name in unbiased) < NEAR * best,
+            bool(max(last[name].max() for name in unbiased) < NEAR * best),
             f"{of(unbiased)}; grid optimum {best:.3f}; start {start:.3f}",
         ),
         Claim(
             "Truncated ES and TBPTT over 10 steps end at worse schedules than PES in every seed.",
-            min(last[name].min() for name in short) > last["PES, K=10"].max(),
+            bool(min(last[name].min() for name in short) > last["PES, K=10"].max()),
             of(["PES, K=10", *short]),
         ),
         Claim(
             "They decay the learning rate too fast: a larger exponent than PES and the optimum.",
-            min(decay[name] for name in short) > max(decay["PES, K=10"], np.exp(at_best[1])),
+            bool(min(decay[name] for name in short) > max(decay["PES, K=10"], np.exp(at_best[1]))),
             ", ".join(f"{name} {decay[name]:.3g}" for name in ["PES, K=10", *short])
             + f"; grid optimum {np.exp(at_best[1]):.3g}",
         ),
@@ -241,6 +241,8 @@ def draw(sizes: Sizes, rates, decays, surface, best, found) -> Figure:
     panels = len(sizes.truncations)
     figure = Figure(figsize=(5.2 + 3.6 * panels, 3.7), layout="constrained")
     axes = figure.subplots(1, 1 + panels, width_ratios=(1.25, *[1] * panels))
+    if panels > 1:
+        axes[2].sharey(axes[1])
     left = axes[0]
     mesh = left.pcolormesh(
         np.exp(rates),
@@ -251,7 +253,8 @@ def draw(sizes: Sizes, rates, decays, surface, best, found) -> Figure:
         shading="gouraud",
         rasterized=True,
     )
-    figure.colorbar(mesh, ax=left, label="mean training loss (nats)")
+    bar = figure.colorbar(mesh, ax=left, label="mean training loss (nats)")
+    log_ticks(bar.ax)
     shown = sizes.truncations[0]
     for name, color in COLORS.items():
         theta = np.exp(found[name if name == "full ES" else f"{name}, K={shown}"][1])
@@ -276,14 +279,15 @@ def draw(sizes: Sizes, rates, decays, surface, best, found) -> Figure:
             band(axis, steps, losses, color=color, label=name, linewidth=1.8, linestyle=style)
         axis.axhline(best[2], color="black", linewidth=0.9, linestyle="--", label="grid optimum")
         axis.set_yscale("log")
+        log_ticks(axis)
         axis.set_xlim(0, sizes.inner_steps)
         axis.set_title(f"Truncations of K = {truncation} inner steps", fontsize=9)
         axis.set_xlabel("inner steps in total")
-        axis.set_ylabel("mean training loss (nats), held-out runs")
         axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axis.grid(alpha=0.25, linewidth=0.5, which="both")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].legend(fontsize=8, frameon=False)
+    axes[1].set_ylabel("mean training loss (nats), held-out runs")
+    axes[1].legend(fontsize=8, frameon=False, loc="upper right")
     return figure
 
 

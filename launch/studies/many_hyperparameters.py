@@ -6,16 +6,16 @@ The network has 5 hidden layers, so 6 linear layers with weights and biases: 12 
 with its own learning rate and momentum (SGD), and for each hidden layer the share of its units
 that are switched on (``floor(share * width)``, a step function no derivative sees):
 12 + 12 + 5 = 29. Rates are tuned as logs, momenta and shares as logits. The meta-loss is the
-mean validation loss on a fresh batch after each of T = 1,000 steps; K = 10, sigma = 0.3, Adam
-0.01, 5 pairs, each seed from another random start (rates 1e-4..1e-2, momenta 0.01..0.9, shares
-0.2..0.8). Random search draws from the paper's wider ranges (1e-8..10, 0.01..0.999,
-0.01..0.999), uniformly in logs and logits; a draw costs one run of T steps, and the best so far
-by that run counts.
+mean validation loss on a fresh batch after each of T = 1,000 steps; K = 10, sigma = 0.3, 5
+pairs, each seed from another random start (rates 1e-4..1e-2, momenta 0.01..0.9, shares 0.2..0.8).
+Random search draws from the paper's wider ranges (1e-8..10, 0.01..0.999, 0.01..0.999), uniformly
+in logs and logits; a draw costs one run of T steps (paper: ten), and the best so far by that
+run counts.
 
-Smaller than the paper: bundled digits (``--data_dir``: Fashion-MNIST), 16 units a layer on
-batches of 16 instead of 100 on 100; 600,000 inner steps a run instead of 5 million and
-more; full ES runs one pair an outer step, at Adam 0.1, having fewer of them. Losses above
-1.5 ln 10 nats, and diverged runs, count as that. Quick: T = 200, fewer inner steps.
+Smaller than the paper: bundled digits (``--data_dir``: Fashion-MNIST), 32 units a layer on
+batches of 16 instead of 100 on 100; 400,000 inner steps a run instead of 5 million and
+more, and so Adam at 0.03 instead of 0.01; full ES runs one pair an outer step, at Adam 0.1.
+Losses above 1.5 ln 10 nats, and diverged runs, count as that. Quick: T = 200, fewer inner steps.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from jax.scipy.special import logit
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band, descend, held_out_losses, in_parallel
+from launch.studies.descent import band, descend, held_out_losses, in_parallel, log_ticks
 from learned_opt import per_tensor_sgdm
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -38,7 +38,7 @@ from meta_train.unroll import UnrolledSystem
 from tasks import Task, mlp_classifier
 from tasks.data import load_images
 
-LAYERS, WIDTH, BATCH = 5, 16, 16
+LAYERS, WIDTH, BATCH = 5, 32, 16
 TENSORS = 2 * (LAYERS + 1)
 NUM_HYPERPARAMETERS = 2 * TENSORS + LAYERS
 TRUNCATION, PAIRS, SIGMA = 10, 5, 0.3
@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
     rate: float  # of Adam, for the truncated estimators
 
 
-FULL = Sizes(1000, 600_000, 3, 12, 0.03)
+FULL = Sizes(1000, 400_000, 3, 10, 0.03)
 QUICK = Sizes(200, 150_000, 2, 6, 0.03)
 HELD_OUT = 4  # inner runs of an evaluation
 
@@ -261,6 +261,7 @@ def draw(sizes: Sizes, found: dict, best: dict) -> Figure:
             linestyle=style,
         )
     left.set_yscale("log")
+    log_ticks(left)
     left.set_xlim(0, sizes.inner_steps)
     left.set_xlabel("inner steps in total")
     left.set_ylabel("best validation loss so far (nats)")
