@@ -225,7 +225,7 @@ def claims(found: dict, rates, decays, surface) -> list[Claim]:
             of(["PES, K=10", *short]),
         ),
         Claim(
-            "They decay too fast: by more than PES, and than is best on the grid at their first rate.",
+            "They decay too fast: by more than PES, and than is best at their own first rate.",
             all(bool(decay[name] > max(decay["PES, K=10"], fit[name])) for name in short),
             f"exponents: PES, K=10 {decay['PES, K=10']:.3g}, "
             + ", ".join(f"{name} {decay[name]:.3g} (best {fit[name]:.3g})" for name in short),
