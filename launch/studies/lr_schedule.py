@@ -302,6 +302,6 @@ def draw(sizes: Sizes, rates, decays, surface, best, found) -> Figure:
 
 STUDY = Study(
     "PES finds the learning-rate schedule that truncated ES and TBPTT miss (Vicol 2021, 5.3)",
-    8.0,
+    4.0,
     run,
 )

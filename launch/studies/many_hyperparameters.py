@@ -81,12 +81,16 @@ HELD_OUT = 4  # inner runs of an evaluation
 
 def draw_theta(ranges: Ranges, key: jax.Array) -> jax.Array:
     """Theta ``[29]``: logs of the rates, logits of the momenta, logits of the shares."""
-    sizes = (TENSORS, TENSORS, LAYERS)
+    keys = jax.random.split(key, 3)
+
+    def piece(key, size, transform, ends):
+        low, high = transform(np.float32(ends[0])), transform(np.float32(ends[1]))
+        return jax.random.uniform(key, (size,), minval=low, maxval=high)
+
     pieces = [
-        jax.random.uniform(k, (size,), minval=transform(low), maxval=transform(high))
-        for k, size, transform, (low, high) in zip(
-            jax.random.split(key, 3), sizes, (jnp.log, logit, logit), ranges, strict=True
-        )
+        piece(keys[0], TENSORS, jnp.log, ranges.rate),
+        piece(keys[1], TENSORS, logit, ranges.momentum),
+        piece(keys[2], LAYERS, logit, ranges.share),
     ]
     return jnp.concatenate(pieces)
 
@@ -303,5 +307,5 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 STUDY = Study(
-    "29 hyperparameters of a deep MLP by PES, ES and random search (Vicol 2021, 5.4)", 8.0, run
+    "29 hyperparameters of a deep MLP by PES, ES and random search (Vicol 2021, 5.4)", 5.0, run
 )
