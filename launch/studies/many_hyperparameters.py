@@ -238,7 +238,7 @@ def claims(quick: bool, found: dict, best: dict) -> list[Claim]:
     moved = {name: bool(np.median(losses) < 0.9 * start) for name, losses in last.items()}
     found_claims = [
         Claim(
-            "From slow random starts PES and full ES find the way; truncated ES stays behind them.",
+            "From slow starts the median seed of PES and full ES improves; truncated ES is behind.",
             moved["PES"]
             and moved["full ES"]
             and bool(
