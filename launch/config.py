@@ -45,8 +45,10 @@ class OptimizerConfig:
     hidden_sizes: tuple[int, ...] = (32, 32)  # mlp, reversible_mlp
     step_mult: float = 1e-3  # mlp, reversible_mlp
     exp_mult: float = 1e-3  # mlp, reversible_mlp
-    learning_rate: float = 1e-3  # sgdm, adam: where it starts
-    momentum: float = 0.9  # sgdm
+    learning_rate: float = 1e-3  # sgdm, adam, schedule, per_tensor_sgdm: where it starts
+    momentum: float = 0.9  # sgdm, per_tensor_sgdm: where it starts; schedule: fixed
+    decay: float = 1.0  # schedule: where it starts
+    num_tensors: int = 4  # per_tensor_sgdm: arrays of the task's parameters
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ OPTIMIZER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "reversible_mlp": ("hidden_sizes", "step_mult", "exp_mult"),
     "sgdm": ("learning_rate", "momentum"),
     "adam": ("learning_rate",),
+    "schedule": ("learning_rate", "decay", "momentum"),
+    "per_tensor_sgdm": ("num_tensors", "learning_rate", "momentum"),
 }
 
 

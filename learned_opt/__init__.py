@@ -3,17 +3,24 @@
 from learned_opt.base import LearnedOptimizer
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
-from learned_opt.tuned import learnable_adam, learnable_sgdm
+from learned_opt.tuned import (
+    learnable_adam,
+    learnable_schedule,
+    learnable_sgdm,
+    per_tensor_sgdm,
+)
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
 
 __all__ = [
     "OPTIMIZERS",
     "LearnedOptimizer",
     "learnable_adam",
+    "learnable_schedule",
     "learnable_sgdm",
     "load",
     "load_config",
     "mlp_optimizer",
+    "per_tensor_sgdm",
     "reversible_mlp_optimizer",
     "save",
 ]

@@ -15,13 +15,20 @@ from safetensors.numpy import load_file, save_file
 from learned_opt.base import LearnedOptimizer, Theta
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
-from learned_opt.tuned import learnable_adam, learnable_sgdm
+from learned_opt.tuned import (
+    learnable_adam,
+    learnable_schedule,
+    learnable_sgdm,
+    per_tensor_sgdm,
+)
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
+    "schedule": learnable_schedule,
+    "per_tensor_sgdm": per_tensor_sgdm,
 }
 
 

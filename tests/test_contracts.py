@@ -70,7 +70,7 @@ PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.ara
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_learned_optimizer(name):
-    optimizer = OPTIMIZERS[name]()
+    optimizer = OPTIMIZERS[name](**({"num_tensors": 3} if name == "per_tensor_sgdm" else {}))
     theta = optimizer.init(jax.random.key(0))
     assert leaves_equal(theta, optimizer.init(jax.random.key(0)))
     grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)

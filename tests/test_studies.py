@@ -9,7 +9,15 @@ from launch import reproduce
 
 @pytest.mark.parametrize(
     "name",
-    ["estimator_variance", "influence_balancing", "learned_optimizer", "table1", "toy_regression"],
+    [
+        "estimator_variance",
+        "influence_balancing",
+        "learned_optimizer",
+        "lr_schedule",
+        "many_hyperparameters",
+        "table1",
+        "toy_regression",
+    ],
 )
 def test_quick_study(name, tmp_path):
     result = reproduce.reproduce(name, str(tmp_path), quick=True)
