@@ -109,6 +109,29 @@ def device_mean(tree: Any) -> Any:
     return jax.lax.pmean(tree, _AXIS)
 
 
+def device_gather(tree: Any) -> Any:
+    """Leaves ``[n, ...]`` of every device as ``[devices * n, ...]``; inside ``population_map``."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, _AXIS, tiled=True), tree)
+
+
+def device_tree_mean(tree: Any) -> Any:
+    """The mean over devices, summed in pairs; inside ``population_map`` only.
+
+    Neighbours add, then pairs of neighbours, and so on: with ``sum_in_pairs`` on each device,
+    the same sum to the bit on 1, 2, 4, ... devices. Sends ``log2(devices)`` times the tree.
+    For another number of devices it is ``device_mean``.
+    """
+    num_devices = jax.lax.axis_size(_AXIS)
+    if num_devices & (num_devices - 1):
+        return device_mean(tree)
+    stride = 1
+    while stride < num_devices:
+        swap = [(i, i ^ stride) for i in range(num_devices)]
+        tree = jax.tree.map(lambda x, s=swap: x + jax.lax.ppermute(x, _AXIS, s), tree)
+        stride *= 2
+    return jax.tree.map(lambda x: x / num_devices, tree)
+
+
 def place(state: Any, num_devices: int, axes: Any) -> Any:
     """The device-free state as ``population_map`` takes it: split, and already in place.
 

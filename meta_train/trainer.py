@@ -17,7 +17,8 @@ class TrainState(NamedTuple):
       step: int32 scalar, outer steps done.
       theta: meta-parameters.
       meta_opt_state: state of the optax meta-optimizer.
-      estimator_state: the population; every leaf is ``[particles, ...]``.
+      estimator_state: the population; leaves are ``[particles, ...]`` as the estimator's
+        ``axes`` say.
       key: the job's root key; never changes, every draw is addressed from it.
     """
 
@@ -28,8 +29,14 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-# Which part of the state has the particle axis, for `devices.population_map`.
+# Which part of the state has the particle axis, for `devices.population_map`: where all of
+# the estimator's state has it, as in all estimators but those that say otherwise.
 PARTICLE_AXES: Any = TrainState(None, None, None, 0, None)  # type: ignore[arg-type]
+
+
+def state_axes(estimator: GradientEstimator) -> Any:
+    """``PARTICLE_AXES`` for this estimator."""
+    return PARTICLE_AXES._replace(estimator_state=estimator.axes)
 
 
 def init_state(
@@ -62,7 +69,8 @@ def make_step(
     not finite already contribute zero), theta and the meta-optimizer stay as they are.
 
     Args:
-      population_mean: the mean over devices, inside ``devices.population_map``.
+      population_mean: the mean over devices, inside ``devices.population_map``; not applied
+        to an estimator that exchanges its own messages.
 
     Returns:
       The step. Its metrics are float32 scalars: ``meta_loss`` (mean per-step loss of the
@@ -74,7 +82,8 @@ def make_step(
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step + 1)  # 0 is the initialization's.
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
-        grad, metrics = population_mean((grad, metrics))
+        if estimator.rebuild is None:
+            grad, metrics = population_mean((grad, metrics))
         updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
         grad_norm = optax.tree.norm(grad)
         usable = jnp.isfinite(grad_norm)

@@ -13,15 +13,20 @@ from meta_train.estimators.es import full_es, truncated_es
 from meta_train.estimators.forward import forward_gradient, rtrl, uoro
 from meta_train.estimators.gpes import es_single, gpes, nres
 from meta_train.estimators.guided import guided_es
+from meta_train.estimators.hybrid import Exchange, hybrid_es
+from meta_train.estimators.noise import Noise
 from meta_train.estimators.pes import pes
 from meta_train.estimators.pes_analytic import pes_analytic
+from meta_train.estimators.prediction import learned_features
 from meta_train.estimators.reparam import reparam, reparam_es
 from meta_train.estimators.reversible import reversible
 from meta_train.estimators.telescoped import telescoped
 
 __all__ = [
+    "Exchange",
     "GradientEstimator",
     "Horizons",
+    "Noise",
     "artbp",
     "bptt",
     "es_single",
@@ -30,6 +35,8 @@ __all__ = [
     "full_es",
     "gpes",
     "guided_es",
+    "hybrid_es",
+    "learned_features",
     "log_uniform_horizons",
     "nres",
     "pes",

@@ -24,20 +24,28 @@ class GradientEstimator(NamedTuple):
     The mean per-step loss is ``F(theta) = E[sum of L_t over an episode] / E[horizon]``,
     so estimates have one scale and learning rates carry over between estimators.
 
-    Every array in the estimator state has a leading particle axis ``[N, ...]``, and
-    every particle carries its global id; each draw is keyed by ``fold_in(key, id)``.
-    So the state may be split over devices along that axis: each shard's estimate is the
-    mean over its own particles, and the mean of equal shards is the whole estimate.
+    Arrays of the estimator state have a leading particle axis ``[N, ...]`` (all of them,
+    unless ``axes`` says otherwise), and every particle carries its global id; each draw is
+    keyed by ``fold_in(key, id)``. So the state may be split over devices along that axis: each
+    shard's estimate is the mean over its own particles, and the mean of equal shards is the
+    whole estimate.
 
     Attributes:
       init: ``(theta, key) -> state``.
       estimate: ``(theta, state, key) -> (grad, state, metrics)``. ``key`` is different
         at every outer step. ``metrics`` holds means over particles: those of
         ``population_mean`` and whatever else the estimator reports.
+      axes: a prefix of the state's pytree: 0 where a leaf has the particle axis, None where
+        every device holds the whole leaf.
+      rebuild: None, or ``(theta, state, key, message) -> (grad, state)`` of an estimator that
+        exchanges its own messages: its estimates are over all devices already, its metrics
+        hold the ``message``, and from it the estimate can be had again without a loss.
     """
 
     init: Callable[[Theta, jax.Array], Any]
     estimate: Callable[[Theta, Any, jax.Array], tuple[Theta, Any, Metrics]]
+    axes: Any = 0
+    rebuild: Callable[[Theta, Any, jax.Array, Any], tuple[Theta, Any]] | None = None
 
 
 class Horizons(NamedTuple):

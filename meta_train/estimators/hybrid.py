@@ -1,0 +1,661 @@
+"""Hybrid-ES: a gradient now and then, evolution around the old one in between."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from meta_train.compression import Compressor, with_feedback
+from meta_train.estimators import base
+from meta_train.estimators import noise as noises
+from meta_train.estimators.prediction import Predictor
+from meta_train.reversible.isolation import isolated
+from meta_train.samplers import BLOCK, sampler_named
+from meta_train.unroll import UnrolledSystem, unroll
+
+MODES = ("select", "control_variate", "guided", "past_descent", "stale", "skip")
+COMBINES = ("argmin", "worker_mean", "top", "rank")
+PAIRED = ("control_variate", "guided", "past_descent")  # Modes of antithetic pairs.
+IDLE = ("stale", "skip")  # Modes that evaluate no candidate.
+# The address of the candidates' draws; no particle has this id.
+SEARCH = 2**32 - 2
+
+
+class Exchange(NamedTuple):
+    """How devices exchange.
+
+    Attributes:
+      mean: the mean of a tree over devices, summed in pairs.
+      gather: leaves ``[n, ...]`` of every device, in order, as ``[devices * n, ...]``.
+    """
+
+    mean: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
+
+
+ALONE = Exchange(lambda tree: tree, lambda tree: tree)
+
+
+class Costs(NamedTuple):
+    """What the workers tell each other in an in-between step, and nothing else.
+
+    Attributes:
+      ids: uint32 ``[N]``, the best candidate of each worker; ``()`` if all costs are sent.
+      costs: the best candidates' costs ``[N]``, or those of all candidates ``[M]``; inf where
+        not finite; ``()`` if none was evaluated.
+      successes: int32 ``[N]``, how many of a worker's candidates beat the stale step; ``()``
+        without the success rule.
+    """
+
+    ids: Any = ()
+    costs: Any = ()
+    successes: Any = ()
+
+
+class Message(NamedTuple):
+    """All that crosses between workers in one step, and all a replay needs.
+
+    Attributes:
+      refreshed: bool, whether ``gradient`` was sent (else it is zeros).
+      gradient: the refresh gradient ``[P]``, or each shard's compressed one, ``[N, ...]``.
+      searched: bool, whether ``costs`` were sent (else they are zeros).
+      costs: see ``Costs``.
+    """
+
+    refreshed: jax.Array
+    gradient: Any
+    searched: jax.Array
+    costs: Costs
+
+
+class Shared(NamedTuple):
+    """What every device knows; all of it follows from the messages.
+
+    Attributes:
+      step: int32, outer steps done.
+      surrogate: the stale gradient ``d``, ``[P]``.
+      past: the last surrogates, ``[k, P]`` (mode ``guided``; else ``[0, P]``).
+      scale: what sigma has learned.
+      prediction: the predictor's state, or ``()``.
+    """
+
+    step: jax.Array
+    surrogate: jax.Array
+    past: jax.Array
+    scale: noises.Scale
+    prediction: Any
+
+
+class HybridState(NamedTuple):
+    """The state of ``hybrid_es``.
+
+    Attributes:
+      particles: the surrogate estimator's population.
+      workers: int32 ``[N]``, global worker ids.
+      residuals: what compression left out, ``[N, P]``; ``()`` without.
+      shared: replicated.
+    """
+
+    particles: Any
+    workers: jax.Array
+    residuals: Any
+    shared: Shared
+
+
+class _Setting(NamedTuple):
+    """What all candidates of a step share: the surrogate, sigma and whether perturbed, each
+    ``[P]``, what the sampler's rows share, and the directions of ``guided`` (a basis) and
+    ``past_descent`` (the rows themselves)."""
+
+    surrogate: jax.Array
+    sigma: jax.Array
+    allowed: jax.Array
+    block: Any
+    directions: jax.Array
+
+
+def hybrid_es(
+    system: UnrolledSystem,
+    surrogate: base.GradientEstimator,
+    *,
+    horizons: base.Horizons,
+    refresh_every: int,
+    num_workers: int,
+    candidates_per_worker: int,
+    noise: noises.Noise,
+    step_size: float = 1.0,
+    mode: str = "select",
+    combine: str = "argmin",
+    top: int = 1,
+    antithetic: bool = False,
+    assist: bool = False,
+    num_tasks: int = 1,
+    num_surrogates: int = 1,
+    alpha: float = 0.5,
+    predictor: Predictor | None = None,
+    compressor: Compressor | None = None,
+    exchange: Exchange = ALONE,
+    chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Hybrid-ES: every ``r`` steps a gradient ``d``, in between evolution around the stale one.
+
+    In-between steps evaluate ``M = N K`` candidates of theta, all on the same tasks, starts
+    and data. The cost of a candidate is its mean loss per step over whole episodes from fresh
+    starts. With perturbations ``e_c`` of standard deviation ``sigma``:
+
+    - ``select`` (the poster): candidates ``theta - a (d + e_c)`` with ``a = step_size``, and
+      ``g = d + sum_c w_c e_c``. ``combine`` chooses the weights: ``argmin`` the best of all,
+      ``worker_mean`` the best of each worker alike, ``top`` the best ``m`` alike, ``rank``
+      logarithmic in the rank over the better half. A search, not an estimate: biased to lower
+      cost after a step of plain gradient descent at rate ``a``.
+    - ``control_variate``: ``g = d + mean_p ((L(theta + e_p) - L(theta - e_p)) / 2 - d . e_p)
+      e_p / sigma^2`` over ``M / 2`` pairs: unbiased for the gradient of the loss smoothed by the
+      perturbation, whatever ``d``; its variance grows with ``|grad L - d|^2`` only.
+    - ``guided``: ``g = mean_p (L(theta + e_p) - L(theta - e_p)) / 2 * e_p / sigma^2`` with
+      ``e ~ N(0, sigma^2 [alpha I + (1 - alpha) P/k U U^T])``, ``U`` the span of the last ``k``
+      surrogates: the smoothed gradient stretched along ``U``.
+    - ``past_descent``: central differences along ``d`` and ``M / 2 - 1`` random directions, all
+      orthonormal; ``g`` is the projection of the gradient on their span, and the next ``d``.
+    - ``stale``: ``g = d``. ``skip``: ``g = 0``. The controls, which evaluate nothing.
+
+    A candidate whose cost is not finite is never chosen, and a pair with one contributes
+    zero; if no candidate is finite, ``select`` gives zero. ``r = 1`` is ``surrogate`` itself,
+    except with ``assist``: then the in-between step follows every gradient, in the same step.
+
+    Workers are spread over devices. What crosses between them is a ``Message``: from it and
+    the keys every device builds the same step, bit for bit. The arithmetic of a worker does
+    not depend on what else its device does, and sums over workers are taken in pairs, so on
+    1, 2, 4, ... devices (``num_workers`` a power of two) runs are equal to the bit too.
+    Metrics: ``loss`` is the mean of the costs that were exchanged (for ``argmin`` and
+    ``worker_mean`` only the bests), NaN where nothing was; ``refresh`` and ``sigma``.
+
+    Args:
+      system: what candidates run on.
+      surrogate: the estimator of ``d``, over the same ``system``.
+      horizons: distribution of the candidates' episode lengths.
+      refresh_every: ``r``, outer steps per gradient.
+      num_workers: ``N``; must divide the surrogate's particles.
+      candidates_per_worker: ``K``; even where candidates come in pairs.
+      noise: the perturbations; see ``Noise``.
+      step_size: ``a``, the meta-optimizer's learning rate (``select``).
+      mode: one of ``MODES``.
+      combine: one of ``COMBINES`` (``select``).
+      top: ``m`` (``combine="top"``).
+      antithetic: candidates ``2 p`` and ``2 p + 1`` are mirrored (``select``; the paired modes
+        always are).
+      assist: in-between steps after the gradient steps too, with the fresh gradient.
+      num_tasks: episodes averaged for a cost.
+      num_surrogates: ``k`` (``guided``).
+      alpha: isotropic share, in ``(0, 1]`` (``guided``).
+      predictor: predicts the gradient in between; its prediction is used in place of ``d``.
+      compressor: of the refresh gradients, with error feedback at every worker.
+      exchange: how devices exchange; ``ALONE`` on one.
+      chunk: candidates evaluated at a time, dividing ``K``; ``None``: ``K``.
+
+    Raises:
+      ValueError: on a value out of range, arguments that exclude each other, or (from
+        ``init``) sizes that do not fit theta or the population.
+
+    Source: Bartolo, "Hybrid-ES" (poster); guided: Maheswaranathan et al. 2019; past descent:
+    Meier et al. 2019; recombination weights: Hansen and Ostermeier 2001. Differs: the poster
+    leaves its combination and its in-between branch open. Meier et al. take the derivative
+    along ``d`` as given; here it is a central difference, exact for quadratics.
+    """
+    spec = noise
+    num_candidates = num_workers * candidates_per_worker
+    paired = mode in PAIRED or (mode == "select" and antithetic)
+    best_only = mode == "select" and combine in ("argmin", "worker_mean")
+    _check(
+        surrogate, refresh_every, num_workers, candidates_per_worker, step_size, mode, combine, top
+    )
+    _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha)
+    noises.check_noise(spec)
+    base.check_positive(num_tasks=num_tasks)
+    chunk = candidates_per_worker if chunk is None else chunk
+    if paired and candidates_per_worker % 2:
+        raise ValueError(
+            f"`candidates_per_worker` must be even where candidates come in pairs, got "
+            f"{candidates_per_worker}. Try {candidates_per_worker + 1}."
+        )
+    if chunk < 1 or candidates_per_worker % chunk:
+        raise ValueError(
+            f"`chunk` must divide `candidates_per_worker`, got chunk={chunk}, "
+            f"candidates_per_worker={candidates_per_worker}."
+        )
+    num_rows = num_candidates // 2 if paired else num_candidates
+    weights = _weights(combine, num_workers, num_candidates, top)
+    block, row = sampler_named(spec.sampler)
+
+    def init(theta, key):
+        flat = ravel_pytree(theta)[0]
+        particles = surrogate.init(theta, key)
+        num_particles = jax.tree.leaves(particles)[0].shape[0]
+        if num_particles % num_workers:
+            raise ValueError(
+                f"`num_workers` must divide the surrogate's particles (pairs, for antithetic "
+                f"estimators), got num_workers={num_workers} for {num_particles}."
+            )
+        noises.check_layers(spec, flat.size)
+        wanted = {"guided": num_surrogates, "past_descent": num_rows}.get(mode, 0)
+        if wanted > flat.size:
+            raise ValueError(
+                f"`mode` {mode!r} needs {wanted} independent directions, but theta has "
+                f"{flat.size} entries; lower `num_surrogates` or the number of candidates."
+            )
+        past = num_surrogates if mode == "guided" else 0
+        shared = Shared(
+            jnp.zeros([], jnp.int32),
+            jnp.zeros_like(flat),
+            jnp.zeros((past, flat.size), flat.dtype),
+            noises.init_scale(spec, flat.dtype),
+            predictor.init(jax.random.fold_in(key, SEARCH), flat.size, flat.dtype)
+            if predictor
+            else (),
+        )
+        residuals = jnp.zeros((num_workers, flat.size), flat.dtype) if compressor else ()
+        return HybridState(particles, jnp.arange(num_workers, dtype=jnp.int32), residuals, shared)
+
+    # The refresh: every worker's gradient, then what all make of them.
+
+    def measure_gradient(theta, state, key):
+        """This device's part: the new state, what is sent, metrics."""
+
+        def one(shard):
+            particles, residual = shard
+
+            def run(theta, particles, residual, key):
+                grad, particles, metrics = surrogate.estimate(theta, particles, key)
+                grad = ravel_pytree(grad)[0]
+                if compressor:
+                    grad, residual = with_feedback(compressor, grad, residual)
+                return grad, particles, residual, metrics
+
+            return isolated(state.shared.step, run, theta, particles, residual, key)
+
+        shards = state.workers.shape[0]
+        split = jax.tree.map(
+            lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:]), state.particles
+        )
+        sent, particles, residuals, metrics = jax.lax.map(one, (split, state.residuals))
+        particles = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
+        if compressor:
+            metrics = exchange.mean(mean_in_pairs(metrics))
+            sent = exchange.gather(sent)
+        else:
+            sent, metrics = exchange.mean(mean_in_pairs((sent, metrics)))
+        return state._replace(particles=particles, residuals=residuals), sent, metrics
+
+    def absorb_gradient(shared, sent):
+        """What every device makes of the refresh."""
+        size, dtype = shared.surrogate.shape[0], shared.surrogate.dtype
+        if compressor:
+            sent = mean_in_pairs(jax.vmap(lambda code: compressor.decode(code, size, dtype))(sent))
+        past = jnp.concatenate([sent[None], shared.past])[: shared.past.shape[0]]
+        return Shared(
+            shared.step,
+            sent,
+            past,
+            noises.observe_gradient(spec, shared.scale, sent),
+            predictor.learn(shared.prediction, sent) if predictor else (),
+        )
+
+    # In between: the candidates, their costs, and the step all make of them.
+
+    def keys_of(key):
+        return jax.random.split(jax.random.fold_in(key, SEARCH), 3)  # Noise, mask, tasks.
+
+    def prepare(shared, key):
+        key_noise, key_mask, _ = keys_of(key)
+        d = predictor.predict(shared.prediction) if predictor else shared.surrogate
+        directions = jnp.zeros((0, d.size), d.dtype)
+        shared_rows = block(jax.random.fold_in(key_noise, BLOCK), num_rows, d.size, d.dtype)
+        if mode == "guided":
+            directions = jnp.linalg.qr(shared.past.T)[0].T
+        if mode == "past_descent":
+            random = [unit(shared_rows, key_noise, p, d) for p in range(1, num_rows)]
+            directions = jnp.linalg.qr(jnp.stack([d, *random], axis=1))[0].T
+        return _Setting(
+            d,
+            noises.standard_deviation(spec, shared.scale, d.size),
+            noises.mask(spec, key_mask, d),
+            shared_rows,
+            directions,
+        )
+
+    def unit(shared_rows, key_noise, index, like):
+        key = jax.random.fold_in(key_noise, index)
+        return row(shared_rows, key, index, like.size, like.dtype)
+
+    def direction(setting, key_noise, index):
+        """The perturbation of row ``index``, ``[P]``."""
+        d = setting.surrogate
+        if mode == "past_descent":
+            return setting.sigma * setting.directions[index]
+        eps = unit(setting.block, key_noise, index, d)
+        if mode == "guided":
+            key = jax.random.fold_in(jax.random.fold_in(key_noise, index), 1)
+            within = jax.random.normal(key, (num_surrogates,), d.dtype)
+            stretch = jnp.sqrt((1 - alpha) * d.size / num_surrogates)
+            eps = jnp.sqrt(alpha) * eps + stretch * within @ setting.directions
+        return jnp.where(setting.allowed, setting.sigma * eps, 0.0)
+
+    def candidate(flat, setting, key_noise, index):
+        """Theta of candidate ``index``."""
+        if paired:
+            sign = (1 - 2 * (index % 2)).astype(flat.dtype)
+            eps = sign * direction(setting, key_noise, index // 2)
+        else:
+            eps = direction(setting, key_noise, index)
+        return flat - step_size * (setting.surrogate + eps) if mode == "select" else flat + eps
+
+    def cost_of(unravel, key_tasks, flat):
+        """Mean loss per step of ``num_tasks`` episodes; inf if not finite."""
+
+        def episode(index):
+            key_restart, key_data = jax.random.split(jax.random.fold_in(key_tasks, index))
+            key_horizon, key_begin = jax.random.split(key_restart)
+            theta = unravel(flat)
+            losses = unroll(system, theta, system.init(theta, key_begin), key_data, horizons.max)[1]
+            return base.episode_loss(losses, horizons, key_horizon)
+
+        cost = jnp.mean(jax.vmap(episode)(jnp.arange(num_tasks, dtype=jnp.int32)))
+        return jnp.where(jnp.isfinite(cost), cost, jnp.inf)
+
+    def measure_costs(theta, state, setting, key):
+        """What crosses between the workers."""
+        flat, unravel = ravel_pytree(theta)
+        key_noise, _, key_tasks = keys_of(key)
+        cost = partial(cost_of, unravel)
+
+        def some(flat, setting, key_noise, key_tasks, indices):
+            place = partial(candidate, flat, setting, key_noise)
+            return jax.vmap(lambda i: cost(key_tasks, place(i)))(indices)
+
+        def one(indices):
+            return isolated(state.shared.step, some, flat, setting, key_noise, key_tasks, indices)
+
+        first = state.workers[:, None] * candidates_per_worker
+        indices = first + jnp.arange(candidates_per_worker, dtype=jnp.int32)
+        costs = jax.lax.map(one, indices.reshape(-1, chunk)).reshape(indices.shape)
+        successes: Any = ()
+        if spec.success_rate:
+            # Every worker can do this on its own; it costs one episode more, and no message.
+            unperturbed = isolated(
+                state.shared.step, cost, key_tasks, flat - step_size * setting.surrogate
+            )
+            successes = jnp.sum(costs < unperturbed, axis=1, dtype=jnp.int32)
+        if not best_only:
+            return exchange.gather(Costs((), costs.reshape(-1), successes))
+        best = jnp.argmin(costs, axis=1)[:, None]
+        sent = Costs(
+            jnp.take_along_axis(indices, best, axis=1)[:, 0].astype(jnp.uint32),
+            jnp.take_along_axis(costs, best, axis=1)[:, 0],
+            successes,
+        )
+        return exchange.gather(sent)
+
+    def weighted_sum(setting, key_noise, indices, coefficients):
+        """``sum_i coefficients[i] * direction(indices[i])``, one direction in memory at a time."""
+
+        def add(total, term):
+            index, coefficient = term
+            return total + coefficient * direction(setting, key_noise, index), None
+
+        zeros = jnp.zeros_like(setting.surrogate)
+        return jax.lax.scan(add, zeros, (indices, coefficients))[0]
+
+    def selected(setting, key_noise, sent):
+        order = jnp.argsort(sent.costs)[: len(weights)]
+        kept = jnp.where(jnp.isfinite(sent.costs[order]), weights, 0.0)
+        kept = kept.astype(setting.surrogate.dtype)
+        total = jnp.sum(kept)
+        kept = kept / jnp.where(total > 0, total, 1.0)
+        chosen = (sent.ids[order] if best_only else order).astype(jnp.int32)
+        if paired:
+            kept, chosen = kept * (1 - 2 * (chosen % 2)), chosen // 2
+        step = setting.surrogate + weighted_sum(setting, key_noise, chosen, kept)
+        return jnp.where(total > 0, step, 0.0)
+
+    def estimated(setting, key_noise, sent):
+        d = setting.surrogate
+        slopes = ((sent.costs[0::2] - sent.costs[1::2]) / 2).astype(d.dtype)
+        rows = jnp.arange(num_rows, dtype=jnp.int32)
+        if mode == "control_variate":
+            expected = jax.lax.map(lambda i: jnp.vdot(d, direction(setting, key_noise, i)), rows)
+            slopes = slopes - expected
+        slopes = jnp.where(jnp.isfinite(slopes), slopes, 0.0)
+        total = weighted_sum(setting, key_noise, rows, slopes)
+        if mode != "past_descent":
+            total = total / num_rows
+        total = jnp.where(setting.sigma > 0, total / setting.sigma**2, 0.0)
+        return d + total if mode == "control_variate" else total
+
+    def follow_costs(shared, setting, key, sent):
+        """What every device makes of the costs: the step, the new shared state, metrics."""
+        key_noise = keys_of(key)[0]
+        if mode == "skip":
+            grad = jnp.zeros_like(setting.surrogate)
+        elif mode == "stale":
+            grad = setting.surrogate
+        else:
+            grad = (selected if mode == "select" else estimated)(setting, key_noise, sent)
+            grad = jnp.where(setting.allowed, grad, setting.surrogate)
+        scale = shared.scale
+        if spec.success_rate:
+            share = jnp.sum(sent.successes) / num_candidates
+            scale = noises.observe_success(spec, scale, share.astype(grad.dtype))
+        surrogate = grad if mode == "past_descent" else shared.surrogate
+        metrics = {
+            "loss": jnp.full([], jnp.nan),
+            "finite": jnp.ones([]),
+            "grad_sq_norm": jnp.vdot(grad, grad),
+            "sigma": jnp.mean(setting.sigma),
+        }
+        if mode not in IDLE:
+            finite = jnp.isfinite(sent.costs)
+            metrics["loss"] = jnp.mean(jnp.where(finite, sent.costs, 0.0))
+            metrics["finite"] = jnp.mean(finite.astype(sent.costs.dtype))
+        return grad, shared._replace(surrogate=surrogate, scale=scale), metrics
+
+    # The two kinds of step, from what was sent; and how it is obtained and sent.
+
+    def refreshed(theta, state, key, obtain_gradient, obtain_costs):
+        state, sent, metrics = obtain_gradient(theta, state, key)
+        step = state.shared.step
+        shared = isolated(step, absorb_gradient, state.shared, sent)
+        state = state._replace(shared=shared)
+        if assist:
+            grad, state, costs, more = searched(theta, state, key, obtain_costs)
+            return grad, state, sent, costs, metrics | {"sigma": more["sigma"]}
+        return shared.surrogate, state, sent, None, metrics
+
+    def searched(theta, state, key, obtain_costs):
+        step = state.shared.step
+        setting = isolated(step, prepare, state.shared, key)
+        costs = Costs() if mode in IDLE else obtain_costs(theta, state, setting, key)
+        grad, shared, metrics = isolated(step, follow_costs, state.shared, setting, key, costs)
+        return grad, state._replace(shared=shared), costs, metrics
+
+    def advance(theta, state, key, obtain_gradient, obtain_costs):
+        """One step of either kind: the gradient, state, message, metrics."""
+        unravel = ravel_pytree(theta)[1]
+
+        def with_gradient(state):
+            return refreshed(theta, state, key, obtain_gradient, obtain_costs)
+
+        def without(state):
+            return searched(theta, state, key, obtain_costs)
+
+        # What the kind of step that is not taken would have sent, as zeros; as metrics, NaN.
+        spec_with = jax.eval_shape(with_gradient, state)
+        spec_without = jax.eval_shape(without, state)
+        names = spec_with[4] | spec_without[3]
+
+        def complete(metrics, refresh):
+            filled = {
+                name: jnp.asarray(metrics.get(name, jnp.nan), leaf.dtype)
+                for name, leaf in names.items()
+            }
+            return filled | {"refresh": jnp.asarray(refresh, jnp.float32)}
+
+        def full_with(state):
+            grad, state, sent, costs, metrics = with_gradient(state)
+            costs = _zeros(spec_without[2]) if costs is None else costs
+            message = Message(jnp.array(True), sent, jnp.array(assist), costs)
+            return grad, state, message, complete(metrics, 1)
+
+        def full_without(state):
+            grad, state, costs, metrics = without(state)
+            sent = _zeros(spec_with[2])
+            message = Message(jnp.array(False), sent, jnp.array(True), costs)
+            return grad, state, message, complete(metrics, 0)
+
+        if refresh_every == 1:
+            grad, state, message, metrics = full_with(state)
+        else:
+            grad, state, message, metrics = jax.lax.cond(
+                state.shared.step % refresh_every == 0, full_with, full_without, state
+            )
+        shared = state.shared._replace(step=state.shared.step + 1)
+        return unravel(grad), state._replace(shared=shared), message, metrics
+
+    def estimate(theta, state, key):
+        grad, state, message, metrics = advance(theta, state, key, measure_gradient, measure_costs)
+        return grad, state, metrics | {"message": message}
+
+    def rebuild(theta, state, key, message):
+        """``estimate`` from its message; the population stays where it was."""
+
+        def gradient(theta, state, key):
+            return state, message.gradient, {}
+
+        def costs(theta, state, setting, key):
+            return message.costs
+
+        grad, state, _, _ = advance(theta, state, key, gradient, costs)
+        return grad, state
+
+    axes = HybridState(surrogate.axes, 0, 0, None)  # type: ignore[arg-type]
+    return base.GradientEstimator(init, estimate, axes, rebuild)
+
+
+def mean_in_pairs(tree: Any) -> Any:
+    """The mean over the leading axis; neighbours are added, then pairs of neighbours, and so on.
+
+    So the sum of a part of the axis is a term of the sum of the whole, to the bit, if both
+    lengths are powers of two. Other lengths are summed in some order.
+    """
+
+    def one(x):
+        num = x.shape[0]
+        if num & (num - 1):
+            return jnp.mean(x, axis=0)
+        while x.shape[0] > 1:
+            x = x[0::2] + x[1::2]
+        return x[0] / num
+
+    return jax.tree.map(one, tree)
+
+
+class Traffic(NamedTuple):
+    """Bytes sent in one step, all workers together: a ``refresh`` and an in-between step."""
+
+    refresh: int
+    between: int
+
+
+def traffic(
+    size: int,
+    *,
+    num_workers: int,
+    candidates_per_worker: int,
+    mode: str = "select",
+    combine: str = "argmin",
+    success_rule: bool = False,
+    compressor: Compressor | None = None,
+    itemsize: int = 4,
+) -> Traffic:
+    """What ``hybrid_es`` sends, by formula, for a theta of ``size`` entries.
+
+    A refresh: each worker's gradient. In between: the best candidate's id and cost of each
+    worker where the combination needs only those, else the costs of all candidates (their
+    ids are known); 4 bytes a worker more for the success rule; nothing in ``stale`` and
+    ``skip``.
+    """
+    gradient = compressor.num_bytes(size) if compressor else itemsize * size
+    per_worker = candidates_per_worker * itemsize
+    if mode == "select" and combine in ("argmin", "worker_mean"):
+        per_worker = 4 + itemsize
+    if success_rule:
+        per_worker += 4
+    if mode in IDLE:
+        per_worker = 0
+    return Traffic(num_workers * gradient, num_workers * per_worker)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _weights(combine: str, num_workers: int, num_candidates: int, top: int) -> np.ndarray:
+    """The weights of the best candidates, best first."""
+    if combine == "rank":
+        num = max(1, num_candidates // 2)
+        logs = math.log(num_candidates / 2 + 0.5) - np.log(np.arange(1, num + 1))
+        return logs / logs.sum()
+    num = {"argmin": 1, "worker_mean": num_workers, "top": top}[combine]
+    return np.full(num, 1 / num)
+
+
+def _check(surrogate, refresh_every, num_workers, candidates, step_size, mode, combine, top):
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+    if combine not in COMBINES:
+        raise ValueError(f"`combine` must be one of {list(COMBINES)}, got {combine!r}.")
+    for name, value in (
+        ("refresh_every", refresh_every),
+        ("num_workers", num_workers),
+        ("candidates_per_worker", candidates),
+        ("top", top),
+    ):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if top > num_workers * candidates:
+        raise ValueError(
+            f"`top` must be at most the number of candidates, got top={top} for "
+            f"{num_workers} x {candidates}."
+        )
+    base.check_positive(step_size=step_size)
+    if surrogate.axes != 0:
+        raise ValueError("`surrogate` must keep its whole state in particles, as all but hybrids.")
+
+
+def _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha):
+    if mode in ("guided", "past_descent") and (spec.mask != "none" or spec.layers):
+        raise ValueError(
+            f"`mode` {mode!r} chooses its own directions, got a mask or layers in `noise`; "
+            "use them with 'select' or 'control_variate'."
+        )
+    if mode != "select" and spec.success_rate:
+        raise ValueError(
+            f"`success_rate` needs mode='select', got mode={mode!r}: only there a candidate is a "
+            "step that may succeed. Set success_rate=0."
+        )
+    if mode == "past_descent" and predictor is not None:
+        raise ValueError(
+            "`predictor` cannot be used with mode='past_descent', whose surrogate is its own last "
+            "step; leave one of them out."
+        )
+    if antithetic and mode != "select":
+        raise ValueError(
+            f"`antithetic` is for mode='select', got mode={mode!r}; the other modes that "
+            "evaluate candidates always pair them. Leave it out."
+        )
+    base.check_positive(num_surrogates=num_surrogates)
+    if not 0 < alpha <= 1:
+        raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={alpha}.")

@@ -1,0 +1,140 @@
+"""How far, and in which entries, the candidates of Hybrid-ES leave the surrogate gradient."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meta_train.estimators import base
+from meta_train.samplers import sampler_named
+
+MASKS = ("none", "random", "layers", "largest")
+_DECAY = 0.9  # Of the running variance, per refresh.
+_FLOOR = 1e-6  # Of a layer's variance, as a share of the mean over layers.
+_TARGET = 1 / 5
+
+
+class Noise(NamedTuple):
+    """The perturbations of Hybrid-ES.
+
+    Attributes:
+      sigma: standard deviation of the perturbations; with ``relative``, in units of that of
+        the gradient's components (the poster's optimum is then 1).
+      sampler: their distribution, a name of ``samplers.SAMPLERS``.
+      relative: multiply by the running standard deviation of the refresh gradient's components.
+      layers: sizes of the consecutive parts of theta that are scaled (and masked) each on its
+        own; empty: one part.
+      success_rate: above 0, the speed of the 1/5th success rule: after a step in which a share
+        ``p`` of the candidates beat the stale step, sigma grows by
+        ``exp(success_rate * (p - 1/5))``. A sensible speed is 0.5.
+      mask: which entries are perturbed, drawn anew each step, for all candidates alike.
+        ``none``: all. ``random``: each with probability ``fraction``. ``layers``: that share of
+        the layers. ``largest``: that share of the entries, where the surrogate is largest.
+      fraction: of entries or layers, in ``(0, 1]``.
+    """
+
+    sigma: Any
+    sampler: str = "normal"
+    relative: bool = False
+    layers: tuple[int, ...] = ()
+    success_rate: float = 0.0
+    mask: str = "none"
+    fraction: float = 1.0
+
+
+class Scale(NamedTuple):
+    """What sigma has learned: running ``variance`` ``[layers]``, of ``count`` refreshes (int32),
+    and ``log_stretch``, the success rule's factor."""
+
+    variance: jax.Array
+    count: jax.Array
+    log_stretch: jax.Array
+
+
+def check_noise(noise: Noise) -> None:
+    """Raises ``ValueError`` naming the first field that is out of range."""
+    base.check_positive(sigma=noise.sigma)
+    sampler_named(noise.sampler)
+    if noise.mask not in MASKS:
+        raise ValueError(f"`mask` must be one of {list(MASKS)}, got {noise.mask!r}.")
+    if not 0 < noise.fraction <= 1:
+        raise ValueError(
+            f"`fraction` must be above 0 and at most 1, got fraction={noise.fraction}; "
+            "with nothing perturbed use the mode 'stale'."
+        )
+    if noise.mask == "none" and noise.fraction != 1:
+        raise ValueError(
+            f"`fraction` needs a mask, got fraction={noise.fraction} with mask='none'. "
+            f"Choose one of {list(MASKS[1:])}, or fraction=1."
+        )
+    if noise.success_rate < 0:
+        raise ValueError(f"`success_rate` must be at least 0, got {noise.success_rate}.")
+
+
+def check_layers(noise: Noise, size: int) -> None:
+    """Raises ``ValueError`` unless the layers make up a theta of ``size`` entries."""
+    if noise.layers and sum(noise.layers) != size:
+        raise ValueError(
+            f"`layers` must sum to the size of theta, got {noise.layers}, in total "
+            f"{sum(noise.layers)}, for {size} entries."
+        )
+
+
+def init_scale(noise: Noise, dtype: Any) -> Scale:
+    """The state before the first refresh."""
+    zeros = jnp.zeros(max(1, len(noise.layers)), dtype)
+    return Scale(zeros, jnp.zeros([], jnp.int32), jnp.zeros([], dtype))
+
+
+def observe_gradient(noise: Noise, scale: Scale, gradient: jax.Array) -> Scale:
+    """The scale after a refresh gradient ``[P]``."""
+    variance = jnp.stack([jnp.var(part) for part in _split(noise, gradient)])
+    variance = _DECAY * scale.variance + (1 - _DECAY) * variance
+    return scale._replace(variance=variance, count=scale.count + 1)
+
+
+def observe_success(noise: Noise, scale: Scale, share: jax.Array) -> Scale:
+    """The scale after a step in which a ``share`` of the candidates beat the stale step."""
+    stretch = scale.log_stretch + noise.success_rate * (share - _TARGET)
+    return scale._replace(log_stretch=stretch)
+
+
+def standard_deviation(noise: Noise, scale: Scale, size: int) -> jax.Array:
+    """Sigma of every entry, ``[P]``."""
+    sigma = noise.sigma * jnp.exp(scale.log_stretch)
+    if not noise.relative:
+        return jnp.broadcast_to(sigma, (size,))
+    weight = 1 - _DECAY ** scale.count.astype(scale.variance.dtype)
+    variance = scale.variance / weight
+    floored = jnp.maximum(variance, _FLOOR * jnp.mean(variance))
+    return sigma * _spread(noise, jnp.sqrt(floored), size)
+
+
+def mask(noise: Noise, key: jax.Array, surrogate: jax.Array) -> jax.Array:
+    """Which entries are perturbed, bool ``[P]``."""
+    size = surrogate.size
+    if noise.mask == "random":
+        return jax.random.bernoulli(key, noise.fraction, (size,))
+    if noise.mask == "layers":
+        num = max(1, len(noise.layers))
+        chosen = jax.random.permutation(key, num) < math.ceil(noise.fraction * num)
+        return _spread(noise, chosen, size)
+    if noise.mask == "largest":
+        magnitude = jnp.abs(surrogate)
+        kept = jax.lax.top_k(magnitude, math.ceil(noise.fraction * size))[0]
+        return magnitude >= kept[-1]
+    return jnp.ones(size, bool)
+
+
+def _split(noise: Noise, vector: jax.Array) -> list[jax.Array]:
+    ends = [sum(noise.layers[:i]) for i in range(1, len(noise.layers))]
+    return jnp.split(vector, ends)
+
+
+def _spread(noise: Noise, values: jax.Array, size: int) -> jax.Array:
+    """One value a layer, ``[layers]``, as one an entry, ``[P]``."""
+    layers = noise.layers or (size,)
+    return jnp.concatenate(
+        [jnp.broadcast_to(value, (n,)) for value, n in zip(values, layers, strict=True)]
+    )
