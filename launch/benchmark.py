@@ -57,7 +57,7 @@ def measure(name: str) -> dict:
 
     config = case_config(name)
     job = train.build(config, None)
-    state = devices.place(jax.jit(job.init)(), job.num_devices, trainer.PARTICLE_AXES)
+    state = devices.place(jax.jit(job.init)(), job.num_devices, job.axes)
     jax.block_until_ready(state)
     began = time.perf_counter()
     step = job.step.lower(state).compile()

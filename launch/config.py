@@ -12,6 +12,7 @@ import optax
 import launch.configs
 from learned_opt import OPTIMIZERS, LearnedOptimizer
 from meta_train import devices, estimators
+from meta_train.compression import COMPRESSORS
 from meta_train.inner import META_LOSSES, REDUCTIONS, inner_training
 from meta_train.samplers import SAMPLERS
 from meta_train.unroll import UnrolledSystem
@@ -70,6 +71,33 @@ class EstimatorConfig:
 
 
 @dataclass(frozen=True)
+class HybridConfig:
+    """Hybrid-ES, read by the estimator ``hybrid_es`` alone; see ``estimators.hybrid_es``."""
+
+    base: str = "tbptt"  # the estimator of the gradients, with the fields of `estimator`
+    refresh_every: int = 5  # outer steps per gradient
+    assist: bool = False  # search after the gradient steps too
+    num_workers: int = 8  # split over the devices; must divide the particles (or pairs)
+    candidates_per_worker: int = 4
+    num_tasks: int = 1  # episodes averaged for a candidate's cost
+    mode: str = "control_variate"
+    combine: str = "argmin"  # select
+    top: int = 1  # select, combine=top
+    antithetic: bool = False  # select
+    num_surrogates: int = 4  # guided
+    alpha: float = 0.5  # guided
+    relative_sigma: bool = False  # `estimator.sigma` in units of the gradient's own spread
+    per_layer: bool = False  # sigma (if relative) and the mask by layers of theta
+    success_rate: float = 0.0  # select: speed of the 1/5th success rule; 0: off
+    mask: str = "none"  # none, random, layers or largest
+    fraction: float = 1.0  # of the entries or layers perturbed
+    predict: bool = False  # in between, a learned prediction in place of the stale gradient
+    compression: str = "none"  # of the gradients: none, int8 or top_k
+    kept: float = 0.01  # top_k: share of the entries kept
+    replay_log: bool = False  # write WORKDIR/replay.log, from which the weights can be rebuilt
+
+
+@dataclass(frozen=True)
 class MetaConfig:
     """The meta-optimizer."""
 
@@ -83,8 +111,9 @@ class MetaConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A meta-training job."""
+    """A training job."""
 
+    trains: str = "optimizer"  # optimizer: meta-training; network: the task's own parameters
     seed: int = 0
     num_steps: int = 1000  # outer steps
     num_devices: int = 0  # local devices; 0: all (on a CPU, one virtual device per core)
@@ -99,6 +128,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
 
 
@@ -172,6 +202,8 @@ ESTIMATORS: dict[str, Callable[..., estimators.GradientEstimator]] = {
         estimators.forward_gradient, c, *a, truncation=c.truncation
     ),
 }
+# Built on one of these, with the exchange between devices: see `make_estimator`.
+HYBRID = "hybrid_es"
 ANTITHETIC = ("pes", "full_es", "truncated_es", "nres", "pes_analytic", "reparam")
 # Estimators whose outer step is a whole episode.
 WHOLE_EPISODE = ("full_es", "bptt", "artbp", "reparam")
@@ -185,6 +217,7 @@ META_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
 }
 SCHEDULES = ("constant", "cosine")
+TRAINS = ("optimizer", "network")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -209,10 +242,11 @@ def validate(config: Config) -> None:
     Raises:
       ValueError: naming the flag, what was given, and what to do.
     """
+    _check_choice("--cfg.trains", config.trains, TRAINS)
     _check_choice("--cfg.task.name", config.task.name, TASKS)
     _check_choice("--cfg.task.activation", config.task.activation, ACTIVATIONS)
     _check_choice("--cfg.optimizer.name", config.optimizer.name, OPTIMIZERS)
-    _check_choice("--cfg.estimator.name", config.estimator.name, ESTIMATORS)
+    _check_choice("--cfg.estimator.name", config.estimator.name, (*ESTIMATORS, HYBRID))
     _check_choice("--cfg.estimator.sampler", config.estimator.sampler, SAMPLERS)
     _check_choice("--cfg.inner.meta_loss", config.inner.meta_loss, META_LOSSES)
     _check_choice("--cfg.inner.reduction", config.inner.reduction, REDUCTIONS)
@@ -242,11 +276,18 @@ def validate(config: Config) -> None:
         **{"cfg.meta.learning_rate": config.meta.learning_rate},
     )
     particles = config.estimator.num_particles
-    if config.estimator.name in ANTITHETIC and particles % 2:
+    if population_of(config) in ANTITHETIC and particles % 2:
         raise ValueError(
             f"--cfg.estimator.num_particles must be even for the antithetic estimator "
-            f"{config.estimator.name!r}, got {particles}. Try {particles + 1}."
+            f"{population_of(config)!r}, got {particles}. Try {particles + 1}."
         )
+    if config.trains == "network" and config.inner.horizon != 1:
+        raise ValueError(
+            f"--cfg.trains=network needs --cfg.inner.horizon=1, got {config.inner.horizon}: a step "
+            "of supervised training is a whole episode. Set --cfg.estimator.truncation=1 too."
+        )
+    if config.estimator.name == HYBRID:
+        _validate_hybrid(config)
     if config.inner.reduction == "last" and config.inner.min_horizon:
         raise ValueError(
             "--cfg.inner.reduction=last needs one fixed horizon, got --cfg.inner.min_horizon="
@@ -256,23 +297,73 @@ def validate(config: Config) -> None:
     make_horizons(config)
 
 
+def _validate_hybrid(config: Config) -> None:
+    """What can be checked of Hybrid-ES without a system; the estimator checks the rest."""
+    hybrid, meta = config.hybrid, config.meta
+    _check_choice("--cfg.hybrid.base", hybrid.base, ESTIMATORS)
+    _check_choice("--cfg.hybrid.mode", hybrid.mode, estimators.hybrid.MODES)
+    _check_choice("--cfg.hybrid.compression", hybrid.compression, COMPRESSORS)
+    if hybrid.num_workers < 1 or num_shardable(config) % hybrid.num_workers:
+        raise ValueError(
+            f"--cfg.hybrid.num_workers must divide the population of {hybrid.base!r}, "
+            f"{num_shardable(config)} particles (pairs, for antithetic estimators), got "
+            f"{hybrid.num_workers}: every worker computes a part of the gradient."
+        )
+    plain = meta.optimizer == "sgd" and meta.schedule == "constant" and not meta.warmup
+    if hybrid.mode == "select" and (not plain or meta.clip_value or meta.clip_norm):
+        raise ValueError(
+            "--cfg.hybrid.mode=select tries steps of plain gradient descent, but the "
+            f"meta-optimizer would take others (--cfg.meta is {meta}). Set "
+            "--cfg.meta.optimizer=sgd with a constant rate and no clipping, or another mode."
+        )
+    if hybrid.mask == "layers" and not hybrid.per_layer:
+        raise ValueError("--cfg.hybrid.mask=layers needs --cfg.hybrid.per_layer=true.")
+    nothing: Any = None  # Nothing is called yet.
+    estimators.hybrid_es(
+        nothing,
+        estimators.GradientEstimator(nothing, nothing),
+        horizons=make_horizons(config),
+        **hybrid_arguments(config),
+    )
+
+
 def _check_choice(flag: str, value: str, valid) -> None:
     if value not in valid:
         raise ValueError(f"{flag} must be one of {sorted(valid)}, got {value!r}.")
 
 
+def population_of(config: Config) -> str:
+    """The estimator that runs the population: the named one, or the one Hybrid-ES is built on."""
+    return config.hybrid.base if config.estimator.name == HYBRID else config.estimator.name
+
+
 def num_shardable(config: Config) -> int:
     """Length of the particle axis: pairs for antithetic estimators, else particles."""
     particles = config.estimator.num_particles
-    return particles // 2 if config.estimator.name in ANTITHETIC else particles
+    return particles // 2 if population_of(config) in ANTITHETIC else particles
+
+
+def shards(config: Config) -> tuple[int, str]:
+    """How many parts the population may be split into over devices, and what they are."""
+    if config.estimator.name == HYBRID:
+        return config.hybrid.num_workers, "workers"
+    return num_shardable(config), "particles (pairs, for antithetic estimators)"
 
 
 def inner_steps_per_outer_step(config: Config) -> float:
-    """Forward inner steps of one outer step, all particles counted."""
-    whole = config.estimator.name in WHOLE_EPISODE
-    length = config.inner.horizon if whole else config.estimator.truncation
-    runs = config.estimator.num_particles * FORWARD_RUNS.get(config.estimator.name, 1)
-    return runs * length
+    """Forward inner steps of one outer step, all particles counted; on average, for Hybrid-ES."""
+    name, hybrid = population_of(config), config.hybrid
+    length = config.inner.horizon if name in WHOLE_EPISODE else config.estimator.truncation
+    steps = config.estimator.num_particles * FORWARD_RUNS.get(name, 1) * length
+    if config.estimator.name != HYBRID:
+        return steps
+    candidates = hybrid.num_workers * hybrid.candidates_per_worker
+    candidates += hybrid.num_workers if hybrid.success_rate else 0
+    if hybrid.mode in estimators.hybrid.IDLE:
+        candidates = 0
+    searches = 1.0 if hybrid.assist else 1 - 1 / hybrid.refresh_every
+    search_steps = candidates * hybrid.num_tasks * config.inner.horizon
+    return steps / hybrid.refresh_every + searches * search_steps
 
 
 def make_task(config: TaskConfig, data_dir: str | None) -> Task:
@@ -307,7 +398,7 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
 def make_horizons(config: Config) -> estimators.Horizons:
     """The distribution of episode lengths."""
     inner, truncation = config.inner, config.estimator.truncation
-    if config.estimator.name in WHOLE_EPISODE:
+    if population_of(config) in WHOLE_EPISODE:
         truncation = 1
     estimators.base.check_multiple(inner.horizon, truncation)
     if not inner.min_horizon:
@@ -315,10 +406,61 @@ def make_horizons(config: Config) -> estimators.Horizons:
     return estimators.log_uniform_horizons(inner.min_horizon, inner.horizon, truncation)
 
 
-def make_estimator(config: Config, system: UnrolledSystem) -> estimators.GradientEstimator:
-    """The gradient estimator."""
-    build = ESTIMATORS[config.estimator.name]
-    return build(config.estimator, system, make_horizons(config))
+def make_estimator(
+    config: Config,
+    system: UnrolledSystem,
+    exchange: estimators.Exchange = estimators.ALONE,
+    layers: tuple[int, ...] = (),
+) -> estimators.GradientEstimator:
+    """The gradient estimator.
+
+    Args:
+      exchange: how Hybrid-ES exchanges between devices; the others leave that to the trainer.
+      layers: sizes of the parts of theta, for Hybrid-ES ``per_layer``.
+    """
+    horizons = make_horizons(config)
+    population = ESTIMATORS[population_of(config)](config.estimator, system, horizons)
+    if config.estimator.name != HYBRID:
+        return population
+    return estimators.hybrid_es(
+        system,
+        population,
+        horizons=horizons,
+        exchange=exchange,
+        **hybrid_arguments(config, layers),
+    )
+
+
+def hybrid_arguments(config: Config, layers: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The keyword arguments of ``estimators.hybrid_es`` that are mere values."""
+    hybrid = config.hybrid
+    same = (
+        "refresh_every",
+        "num_workers",
+        "candidates_per_worker",
+        "mode",
+        "combine",
+        "top",
+        "antithetic",
+        "assist",
+        "num_tasks",
+        "num_surrogates",
+        "alpha",
+    )
+    return {name: getattr(hybrid, name) for name in same} | {
+        "noise": estimators.Noise(
+            config.estimator.sigma,
+            config.estimator.sampler,
+            hybrid.relative_sigma,
+            layers if hybrid.per_layer else (),
+            hybrid.success_rate,
+            hybrid.mask,
+            hybrid.fraction,
+        ),
+        "step_size": config.meta.learning_rate,
+        "predictor": estimators.learned_features() if hybrid.predict else None,
+        "compressor": COMPRESSORS[hybrid.compression](hybrid.kept),
+    }
 
 
 def make_meta_optimizer(config: Config) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Meta-trains a learned optimizer. Run again with the same flags, it continues.
+"""Meta-trains a learned optimizer (or trains a network). With the same flags, it continues.
 
 python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 from jax.flatten_util import ravel_pytree
 
 from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
-from learned_opt import weights
-from meta_train import devices, evaluate, trainer
+from launch.subjects import SUBJECTS, Subject
+from meta_train import devices, estimators, trainer
 from meta_train.checkpoint import Checkpoints
+from meta_train.replay import ReplayLog
 from meta_train.tracking import Tracker
 from meta_train.unroll import with_flat_theta
 
@@ -36,9 +36,11 @@ class Job(NamedTuple):
 
     config: cfg.Config
     num_devices: int
-    unravel: Any  # theta as the vector the job trains -> theta as the optimizer's pytree
+    subject: Subject  # what theta is
+    unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
     init: Any  # () -> TrainState, device-free
     step: Any  # TrainState -> (TrainState, metrics), over the devices
+    axes: Any  # which part of the state has the particle axis
     evaluate: Any  # theta -> {"eval/...": scalar}
 
 
@@ -58,32 +60,32 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
     """
     cfg.validate(config)
     devices.configure_cpu_devices(config.num_devices)
-    num_devices = devices.choose_num_devices(config.num_devices, cfg.num_shardable(config))
-    task = cfg.make_task(config.task, data_dir)
-    optimizer = cfg.make_optimizer(config.optimizer)
-    theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
-    system, unravel = with_flat_theta(cfg.make_system(config, task, optimizer), theta_spec)
-    estimator = cfg.make_estimator(config, system)
+    num_devices = devices.choose_num_devices(config.num_devices, *cfg.shards(config))
+    subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
+    theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
+    system, unravel = with_flat_theta(subject.system, theta_spec)
+    estimator = cfg.make_estimator(
+        config,
+        system,
+        estimators.Exchange(devices.device_tree_mean, devices.device_gather),
+        tuple(leaf.size for leaf in jax.tree.leaves(theta_spec)),
+    )
     meta_optimizer = cfg.make_meta_optimizer(config)
     step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
+    axes = trainer.state_axes(estimator)
 
     def init_theta(key):
-        return ravel_pytree(optimizer.init(key))[0]
-
-    def evaluation(theta):
-        losses = evaluate.inner_curves(
-            task, optimizer, unravel(theta), config.inner.horizon, config.eval_seeds, config.seed
-        )
-        tail = losses[:, -max(1, config.inner.horizon // 10) :]
-        return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
+        return ravel_pytree(subject.init(key))[0]
 
     return Job(
         config,
         num_devices,
+        subject,
         unravel,
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
-        devices.population_map(step, num_devices, trainer.PARTICLE_AXES),
-        jax.jit(evaluation),
+        devices.population_map(step, num_devices, axes),
+        axes,
+        jax.jit(lambda theta: subject.evaluate(unravel(theta))),
     )
 
 
@@ -104,19 +106,20 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         host_state = checkpoints.restore(start, devices.host_like(spec))
         state = devices.from_host(host_state, spec)
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
-    state = devices.place(state, job.num_devices, trainer.PARTICLE_AXES)
+    state = devices.place(state, job.num_devices, job.axes)
 
     description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
     (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
 
     def save(step, state):
-        host_state = devices.to_host(state, trainer.PARTICLE_AXES)
+        host_state = devices.to_host(state, job.axes)
         checkpoints.save(step, host_state, description)
         return host_state
 
     if start == 0:
         host_state = save(0, state)
-        export(config, workdir / "optimizer_initial", job.unravel(host_state.theta), 0)
+        name = job.subject.name
+        job.subject.export(workdir / f"{name}_initial", job.unravel(host_state.theta), 0)
     tracker = Tracker(
         workdir,
         config=description["config"],
@@ -126,6 +129,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         project=config.wandb_project,
         mode=config.wandb_mode,
     )
+    replay_log = ReplayLog(workdir / "replay.log", start) if _keeps_log(config) else None
 
     inner_steps = cfg.inner_steps_per_outer_step(config)
     num_particles = cfg.num_shardable(config)
@@ -136,6 +140,9 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     def log_oldest():
         nonlocal last
         step, metrics = in_flight.popleft()
+        message = metrics.pop("message", None)
+        if replay_log:
+            replay_log.append(step, jax.device_get(message))
         row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
         now = time.perf_counter()
         if step % config.log_every and step != config.num_steps:
@@ -171,34 +178,11 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     host_state = save(step, state)
     checkpoints.close()
     tracker.close()
+    if replay_log:
+        replay_log.close()
     if not preempted:
-        export(config, workdir / "optimizer", job.unravel(host_state.theta), step)
+        job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
     return Outcome(step, preempted, tracker.wandb_dir)
-
-
-def export(config: cfg.Config, path: Path, theta: Any, step: int) -> None:
-    """Writes theta as a trained optimizer for ``learned_opt.load``."""
-    training = {
-        "task": config.task.name,
-        "dataset": config.task.dataset,
-        "horizon": config.inner.horizon,
-        "meta_loss": config.inner.meta_loss,
-        "estimator": config.estimator.name,
-        "num_particles": config.estimator.num_particles,
-        "truncation": config.estimator.truncation,
-        "sigma": config.estimator.sigma,
-        "outer_steps": step,
-        "inner_steps": step * cfg.inner_steps_per_outer_step(config),
-        "seed": config.seed,
-    }
-    theta = jax.tree.map(np.asarray, theta)
-    weights.save(
-        path,
-        config.optimizer.name,
-        cfg.optimizer_arguments(config.optimizer),
-        theta,
-        training=training,
-    )
 
 
 def describe(job: Job) -> str:
@@ -208,10 +192,10 @@ def describe(job: Job) -> str:
     theta = sum(leaf.size for leaf in jax.tree.leaves(spec.theta))
     host = jax.tree.map(lambda leaf: leaf.nbytes, devices.host_like(spec))
     population = sum(jax.tree.leaves(host.estimator_state))
-    placed = devices.placed_spec(spec, job.num_devices, trainer.PARTICLE_AXES)
+    placed = devices.placed_spec(spec, job.num_devices, job.axes)
     memory = job.step.lower(placed).compile().memory_analysis()
     total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = "pairs" if config.estimator.name in cfg.ANTITHETIC else "particles"
+    axis = "pairs" if cfg.population_of(config) in cfg.ANTITHETIC else "particles"
     return "\n".join(
         [
             json.dumps(cfg.to_dict(config), indent=2),
@@ -226,6 +210,10 @@ def describe(job: Job) -> str:
             f"inner steps in total     {total:,.0f}",
         ]
     )
+
+
+def _keeps_log(config: cfg.Config) -> bool:
+    return config.estimator.name == cfg.HYBRID and config.hybrid.replay_log
 
 
 def _refuse_contradictions(config: cfg.Config, saved: dict[str, Any], workdir: Path) -> None:
@@ -277,7 +265,7 @@ def main(config: cfg.Config) -> int:
     if outcome.preempted:
         print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
         return EXIT_PREEMPTED
-    print(f"optimizer    {workdir / 'optimizer'}")
+    print(f"{config.trains:<13}{workdir / config.trains}")
     print(f"metrics      {workdir / 'metrics.jsonl'}")
     print(f"checkpoints  {workdir / 'checkpoints'}")
     print(f"W&B run      {outcome.wandb_dir}")

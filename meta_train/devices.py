@@ -45,12 +45,21 @@ def configure_cpu_devices(num_devices: int = 0) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 
-def choose_num_devices(requested: int, num_particles: int) -> int:
+def choose_num_devices(
+    requested: int,
+    num_shards: int,
+    noun: str = "particles (pairs, for antithetic estimators)",
+) -> int:
     """How many local devices to use; ``requested`` 0 is all of them.
 
+    Args:
+      requested: how many; 0 is all.
+      num_shards: into how many parts the population can be split.
+      noun: what the parts are.
+
     Raises:
-      ValueError: if more devices are requested than there are, or if the particles (pairs,
-        for antithetic estimators) do not divide evenly, with the nearest counts that do.
+      ValueError: if more devices are requested than there are, or if the parts do not
+        divide evenly, with the nearest counts that do.
     """
     available = jax.local_device_count()
     if not 0 <= requested <= available:
@@ -59,12 +68,12 @@ def choose_num_devices(requested: int, num_particles: int) -> int:
             f"{jax.default_backend()} devices, got {requested}."
         )
     num_devices = requested or available
-    if num_particles % num_devices:
-        lower = num_particles // num_devices * num_devices
+    if num_shards % num_devices:
+        lower = num_shards // num_devices * num_devices
         near = [count for count in (lower, lower + num_devices) if count > 0]
         raise ValueError(
-            f"The population must divide evenly over {num_devices} devices, got {num_particles} "
-            f"particles (pairs, for antithetic estimators). Nearest that do: "
+            f"The population must divide evenly over {num_devices} devices, got {num_shards} "
+            f"{noun}. Nearest that do: "
             f"{' and '.join(map(str, near))}; or choose another `num_devices`."
         )
     return num_devices

@@ -1,6 +1,7 @@
 """One train step from an estimator and an optax optimizer, and the state it evolves."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import GradientEstimator, Metrics, select
+from meta_train.reversible.isolation import isolated
 
 
 class TrainState(NamedTuple):
@@ -76,7 +78,8 @@ def make_step(
       The step. Its metrics are float32 scalars: ``meta_loss`` (mean per-step loss of the
       finite particles), ``meta_grad_norm``, ``meta_grad_spread`` (root mean square distance
       of the particles' contributions from their mean), ``theta_norm``, ``update_norm``,
-      ``nonfinite`` (fraction of particles), and the estimator's own.
+      ``nonfinite`` (fraction of particles), and the estimator's own. An estimator that
+      exchanges its own messages also leaves the ``message`` there.
     """
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -84,29 +87,55 @@ def make_step(
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         if estimator.rebuild is None:
             grad, metrics = population_mean((grad, metrics))
-        updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
-        grad_norm = optax.tree.norm(grad)
-        usable = jnp.isfinite(grad_norm)
-        updates = select(usable, updates, jax.tree.map(jnp.zeros_like, updates))
-        theta = optax.apply_updates(state.theta, updates)
+            moved = _move(meta_optimizer, state, grad)
+        else:
+            moved = move(meta_optimizer, state, grad)
         metrics = dict(metrics)
         loss, finite = metrics.pop("loss"), metrics.pop("finite")
-        spread = metrics.pop("grad_sq_norm") - grad_norm**2
+        spread = metrics.pop("grad_sq_norm") - moved.grad_norm**2
         metrics |= {
             "meta_loss": loss / finite,
-            "meta_grad_norm": grad_norm,
+            "meta_grad_norm": moved.grad_norm,
             "meta_grad_spread": jnp.sqrt(jnp.maximum(spread, 0.0)),
-            "theta_norm": optax.tree.norm(theta),
-            "update_norm": optax.tree.norm(updates),
+            "theta_norm": optax.tree.norm(moved.theta),
+            "update_norm": optax.tree.norm(moved.updates),
             "nonfinite": 1.0 - finite,
         }
         state = TrainState(
             state.step + 1,
-            theta,
-            select(usable, meta_opt_state, state.meta_opt_state),
+            moved.theta,
+            moved.meta_opt_state,
             estimator_state,
             state.key,
         )
         return state, metrics
 
     return step
+
+
+class Moved(NamedTuple):
+    """One step of the meta-optimizer: what it gave, and the norm of the gradient it took."""
+
+    theta: Any
+    meta_opt_state: Any
+    updates: Any
+    grad_norm: jax.Array
+
+
+def _move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any) -> Moved:
+    updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
+    grad_norm = optax.tree.norm(grad)
+    usable = jnp.isfinite(grad_norm)
+    updates = select(usable, updates, jax.tree.map(jnp.zeros_like, updates))
+    return Moved(
+        optax.apply_updates(state.theta, updates),
+        select(usable, meta_opt_state, state.meta_opt_state),
+        updates,
+        grad_norm,
+    )
+
+
+def move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any) -> Moved:
+    """The meta-optimizer's step along ``grad``, rounded the same wherever it is compiled."""
+    start = state._replace(estimator_state=())
+    return isolated(state.step, partial(_move, meta_optimizer), start, grad)

@@ -27,9 +27,12 @@ class Task(NamedTuple):
         equal keys give equal batches.
       loss: ``(params, instance, batch, key) -> scalar``. The loss of ``params`` on
         ``batch``; ``key`` feeds any noise in the model (dropout and the like).
+      score: None, or ``(params, instance, split) -> {name: scalar}``, how well ``params`` do
+        on a whole split (for a classifier, ``loss`` and ``accuracy``).
     """
 
     sample: Callable[[jax.Array], Instance]
     init: Callable[[Instance, jax.Array], Params]
     batch: Callable[[Instance, jax.Array, Split], Batch]
     loss: Callable[[Params, Instance, Batch, jax.Array], jax.Array]
+    score: Callable[[Params, Instance, Split], dict[str, jax.Array]] | None = None

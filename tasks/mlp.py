@@ -76,9 +76,16 @@ def mlp_classifier(
         log_probs = jax.nn.log_softmax(logits(params, images))
         return -jnp.mean(jnp.sum(log_probs * jax.nn.one_hot(labels, data.num_classes), axis=-1))
 
+    def score(params, instance, split):
+        images, labels = data.images[split].astype(jnp.float32) / 255, data.labels[split]
+        right = jnp.argmax(logits(params, images), axis=-1) == labels
+        mean_loss = loss(params, instance, (images, labels), None)
+        return {"loss": mean_loss, "accuracy": jnp.mean(right.astype(jnp.float32))}
+
     return Task(
         sample=lambda key: (),
         init=init,
         batch=lambda instance, key, split: data.batch(key, split, batch_size),
         loss=loss,
+        score=score,
     )

@@ -13,7 +13,7 @@ from meta_train.estimators.es import full_es, truncated_es
 from meta_train.estimators.forward import forward_gradient, rtrl, uoro
 from meta_train.estimators.gpes import es_single, gpes, nres
 from meta_train.estimators.guided import guided_es
-from meta_train.estimators.hybrid import Exchange, hybrid_es
+from meta_train.estimators.hybrid import ALONE, Exchange, hybrid_es
 from meta_train.estimators.noise import Noise
 from meta_train.estimators.pes import pes
 from meta_train.estimators.pes_analytic import pes_analytic
@@ -23,6 +23,7 @@ from meta_train.estimators.reversible import reversible
 from meta_train.estimators.telescoped import telescoped
 
 __all__ = [
+    "ALONE",
     "Exchange",
     "GradientEstimator",
     "Horizons",

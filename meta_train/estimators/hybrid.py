@@ -67,9 +67,9 @@ class Message(NamedTuple):
       costs: see ``Costs``.
     """
 
-    refreshed: jax.Array
+    refreshed: Any
     gradient: Any
-    searched: jax.Array
+    searched: Any
     costs: Costs
 
 
@@ -79,14 +79,14 @@ class Shared(NamedTuple):
     Attributes:
       step: int32, outer steps done.
       surrogate: the stale gradient ``d``, ``[P]``.
-      past: the last surrogates, ``[k, P]`` (mode ``guided``; else ``[0, P]``).
+      past: the last surrogates, ``[k, P]`` (mode ``guided``; else ``()``).
       scale: what sigma has learned.
       prediction: the predictor's state, or ``()``.
     """
 
     step: jax.Array
     surrogate: jax.Array
-    past: jax.Array
+    past: Any
     scale: noises.Scale
     prediction: Any
 
@@ -116,7 +116,7 @@ class _Setting(NamedTuple):
     sigma: jax.Array
     allowed: jax.Array
     block: Any
-    directions: jax.Array
+    directions: Any
 
 
 def hybrid_es(
@@ -247,11 +247,11 @@ def hybrid_es(
                 f"`mode` {mode!r} needs {wanted} independent directions, but theta has "
                 f"{flat.size} entries; lower `num_surrogates` or the number of candidates."
             )
-        past = num_surrogates if mode == "guided" else 0
+        past = jnp.zeros((num_surrogates, flat.size), flat.dtype)
         shared = Shared(
             jnp.zeros([], jnp.int32),
             jnp.zeros_like(flat),
-            jnp.zeros((past, flat.size), flat.dtype),
+            past if mode == "guided" else (),
             noises.init_scale(spec, flat.dtype),
             predictor.init(jax.random.fold_in(key, SEARCH), flat.size, flat.dtype)
             if predictor
@@ -295,7 +295,9 @@ def hybrid_es(
         size, dtype = shared.surrogate.shape[0], shared.surrogate.dtype
         if compressor:
             sent = mean_in_pairs(jax.vmap(lambda code: compressor.decode(code, size, dtype))(sent))
-        past = jnp.concatenate([sent[None], shared.past])[: shared.past.shape[0]]
+        past = shared.past
+        if mode == "guided":
+            past = jnp.concatenate([sent[None], past[:-1]])
         return Shared(
             shared.step,
             sent,
@@ -312,7 +314,7 @@ def hybrid_es(
     def prepare(shared, key):
         key_noise, key_mask, _ = keys_of(key)
         d = predictor.predict(shared.prediction) if predictor else shared.surrogate
-        directions = jnp.zeros((0, d.size), d.dtype)
+        directions: Any = ()
         shared_rows = block(jax.random.fold_in(key_noise, BLOCK), num_rows, d.size, d.dtype)
         if mode == "guided":
             directions = jnp.linalg.qr(shared.past.T)[0].T

@@ -44,11 +44,11 @@ class Noise(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What sigma has learned: running ``variance`` ``[layers]``, of ``count`` refreshes (int32),
+    """What sigma has learned: running ``variance`` ``[layers]``, of ``seen`` refreshes (int32),
     and ``log_stretch``, the success rule's factor."""
 
     variance: jax.Array
-    count: jax.Array
+    seen: jax.Array
     log_stretch: jax.Array
 
 
@@ -91,7 +91,7 @@ def observe_gradient(noise: Noise, scale: Scale, gradient: jax.Array) -> Scale:
     """The scale after a refresh gradient ``[P]``."""
     variance = jnp.stack([jnp.var(part) for part in _split(noise, gradient)])
     variance = _DECAY * scale.variance + (1 - _DECAY) * variance
-    return scale._replace(variance=variance, count=scale.count + 1)
+    return scale._replace(variance=variance, seen=scale.seen + 1)
 
 
 def observe_success(noise: Noise, scale: Scale, share: jax.Array) -> Scale:
@@ -105,7 +105,7 @@ def standard_deviation(noise: Noise, scale: Scale, size: int) -> jax.Array:
     sigma = noise.sigma * jnp.exp(scale.log_stretch)
     if not noise.relative:
         return jnp.broadcast_to(sigma, (size,))
-    weight = 1 - _DECAY ** scale.count.astype(scale.variance.dtype)
+    weight = 1 - _DECAY ** scale.seen.astype(scale.variance.dtype)
     variance = scale.variance / weight
     floored = jnp.maximum(variance, _FLOOR * jnp.mean(variance))
     return sigma * _spread(noise, jnp.sqrt(floored), size)

@@ -34,7 +34,7 @@ class PredictionState(NamedTuple):
     opt_state: Any
     past: jax.Array
     means: jax.Array
-    count: jax.Array
+    seen: jax.Array
 
 
 class _PerParameter(nn.Module):
@@ -116,17 +116,17 @@ def learned_features(
 
         before = state.params, state.opt_state
         after = jax.lax.scan(update, before, None, length=updates)[0]
-        known = state.count > 0
+        known = state.seen > 0
         params, opt_state = jax.tree.map(lambda a, b: jnp.where(known, a, b), after, before)
         decays = jnp.asarray(_DECAYS, gradient.dtype)[:, None]
         # Bias-corrected as it goes: the first gradient is the first mean.
-        decays = jnp.minimum(decays, state.count / (state.count + 1.0))
+        decays = jnp.minimum(decays, state.seen / (state.seen + 1.0))
         return PredictionState(
             params,
             opt_state,
             jnp.concatenate([gradient[None], state.past[:-1]]),
             (decays * state.means + (1 - decays) * gradient).astype(gradient.dtype),
-            state.count + 1,
+            state.seen + 1,
         )
 
     return Predictor(init, predict, learn)
