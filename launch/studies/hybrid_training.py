@@ -1,6 +1,6 @@
 """The classifier that the Hybrid-ES studies train, and one step of its training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -19,11 +19,12 @@ from tasks.data.images import load_images
 
 HIDDEN = 32
 BATCH = 144
+MEASURED = 10_000
 HORIZON = est.fixed_horizon(1)
 
 
 class Problem(NamedTuple):
-    """The data of a sigmoid classifier with layers of ``sizes`` units."""
+    """A sigmoid classifier with layers of ``sizes`` units, and its data."""
 
     train: Split
     dev: Split
@@ -36,7 +37,7 @@ class Problem(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """After every step: accuracies and the mean loss on the whole training split, ``[..., T]``."""
+    """At each measurement: accuracies, and the mean training loss in nats; ``[..., T]``."""
 
     train: jax.Array
     dev: jax.Array
@@ -94,6 +95,7 @@ def estimator(
     rate: float,
     num_candidates: int = 32,
     combine: str = "rank",
+    top: int = 1,
     antithetic: bool = True,
     assist: bool = False,
 ) -> GradientEstimator:
@@ -115,6 +117,7 @@ def estimator(
         step_size=rate,
         mode=mode,
         combine=combine,
+        top=top,
         antithetic=antithetic and mode == "select",
         assist=assist,
     )
@@ -137,8 +140,15 @@ def key_of(seed: Any, step: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
 
 
-def trainer(problem: Problem, num_steps: int, rate: float, **how) -> Callable[..., Curve]:
-    """``(sigma, seed) -> Curve``, compiled once for all sigmas and seeds; see ``estimator``."""
+def trainer(
+    problem: Problem, num_steps: int, rate: float, every: int = 1, **how
+) -> Callable[..., Curve]:
+    """``(sigma, seed) -> Curve``, compiled once for all sigmas and seeds; see ``estimator``.
+
+    Args:
+      num_steps: a multiple of ``every``.
+      every: steps between measurements.
+    """
 
     def run(sigma, seed):
         built = estimator(problem, sigma, rate=rate, **how)
@@ -146,18 +156,22 @@ def trainer(problem: Problem, num_steps: int, rate: float, **how) -> Callable[..
         def body(carry, step):
             theta, state = carry
             grad, state, _ = built.estimate(theta, state, key_of(seed, step))
-            theta = descend(theta, grad, rate)
-            return (theta, state), measure(problem, theta)
+            return (descend(theta, grad, rate), state), None
 
-        return jax.lax.scan(body, init(problem, built, seed), jnp.arange(num_steps))[1]
+        def stretch(carry, steps):
+            carry = jax.lax.scan(body, carry, steps)[0]
+            return carry, measure(problem, carry[0])
+
+        steps = jnp.arange(num_steps).reshape(-1, every)
+        return jax.lax.scan(stretch, init(problem, built, seed), steps)[1]
 
     return jax.jit(run)
 
 
 def measure(problem: Problem, theta) -> Curve:
-    """Of one theta."""
-    scores = (accuracy(theta, problem.train), accuracy(theta, problem.dev))
-    return Curve(*scores, loss(theta, problem.train))
+    """Of one theta, on at most 10,000 examples of each split."""
+    train, dev = (Split(*(x[:MEASURED] for x in part)) for part in (problem.train, problem.dev))
+    return Curve(accuracy(theta, train), accuracy(theta, dev), loss(theta, train))
 
 
 def estimate_without(
@@ -177,3 +191,15 @@ def estimate_without(
     message = message._replace(costs=message.costs._replace(costs=costs))
     grad, rebuilt = estimator.rebuild(theta, state, key, message)
     return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
+
+
+def last(train: Callable[..., Curve], sigmas: Sequence[float], seeds: int, bar) -> Curve:
+    """At the end of runs of ``trainer``, ``[sigmas, seeds]``; accuracies in percent."""
+    runs = []
+    for sigma in sigmas:
+        for seed in range(seeds):
+            curve = train(sigma, seed)
+            runs.append([100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1]])
+            bar.update()
+    shape = (len(sigmas), seeds)
+    return Curve(*(np.reshape(column, shape) for column in zip(*runs, strict=True)))
