@@ -39,9 +39,9 @@ class Problem(NamedTuple):
 class Curve(NamedTuple):
     """At each measurement: accuracies, and the mean training loss in nats; ``[..., T]``."""
 
-    train: jax.Array
-    dev: jax.Array
-    loss: jax.Array
+    train: jax.Array | np.ndarray
+    dev: jax.Array | np.ndarray
+    loss: jax.Array | np.ndarray
 
 
 @cache
