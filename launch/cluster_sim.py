@@ -141,7 +141,7 @@ def simulate_step(
 ) -> Step:
     """One step on the event clock.
 
-    When half of the workers are done with their share, the others get ``patience`` times as
+    When half of the workers with a share are done with it, the others get ``patience`` times as
     long again; those not done by then (the lost, and the slow) are left behind in this step.
     A round of the exchange ends when the slowest link is through. If everyone is lost, the
     step takes as long as the slowest share and the patience; nothing arrives, and ``redo`` is
@@ -188,31 +188,32 @@ def simulate_step(
 
 
 def _compute(env, cluster, counts, unit_flops, lost, patience):
-    """A process: everyone works on their share; returns whose arrived, bool ``[N]``."""
+    """A process: everyone works on their share; returns who is there then, bool ``[N]``."""
     start, inbox = env.now, simpy.Store(env)
     seconds = counts * unit_flops / cluster.speed
-    arrived = np.zeros(len(counts), bool)
-    if lost.all():
+    busy = np.flatnonzero(counts)
+    arrived = ~lost & (counts == 0)
+    num_alive = int(np.sum(~lost[busy]))
+    if len(busy) and not num_alive:
         yield env.timeout((1 + patience) * seconds.max())
-        return arrived
 
     def worker(n):
         yield env.timeout(seconds[n])
         if not lost[n]:
             inbox.put(n)
 
-    for n in range(len(counts)):
+    for n in busy:
         env.process(worker(n))
-    half = min(math.ceil(len(counts) / 2), int(np.sum(~lost)))
+    half = math.ceil(len(busy) / 2)
     deadline = env.event()
-    for done in range(1, len(counts) + 1):
+    for done in range(1, (len(busy) if num_alive else 0) + 1):
         result = inbox.get()
         yield result | deadline
         if not result.triggered:
             result.cancel()
             break
         arrived[result.value] = True
-        if done == half and math.isfinite(patience):
+        if done == min(half, num_alive) and math.isfinite(patience):
             deadline = env.timeout(patience * (env.now - start))
     return arrived
 

@@ -14,6 +14,7 @@ from meta_train import estimators as est
 from meta_train.estimators.hybrid import hybrid_es
 from meta_train.estimators.noise import Noise
 from meta_train.unroll import UnrolledSystem
+from tests import systems
 
 LINK = {"speed": 2e9, "latency": 1e-3, "bandwidth": 1e6}
 
@@ -110,6 +111,18 @@ def test_lost_workers_are_waited_for_and_then_missing_or_made_up_for():
         sim.simulate_step(cluster, WORK, lost=lost)
 
 
+def test_the_idle_are_not_the_first_to_be_done():
+    """More workers than work: patience is counted from those who have some."""
+    slow = sim.homogeneous(100, **LINK)
+    slow = slow._replace(speed=slow.speed * np.where(np.arange(100) % 2, 0.6, 1.0))
+    work = WORK._replace(units=80)
+    step = sim.simulate_step(slow, work, patience=1.0)
+    assert step.arrived.all()
+    assert step.seconds == sim.simulate_step(slow, work).seconds
+    nothing = sim.simulate_step(slow, WORK._replace(units=0), patience=1.0)
+    assert nothing.arrived.shape == (0,)
+
+
 def test_workers_are_lost_as_often_as_they_should_be():
     cluster = unequal(50, dropout=0.1)
     lost = np.array([sim.lost_workers(cluster, 0, step) for step in range(200)])
@@ -134,22 +147,26 @@ def quadratic():
     return UnrolledSystem(lambda theta, key: (), step)
 
 
-@pytest.fixture(scope="module")
-def algorithm():
-    """A state and ``advance`` for ``simulate``: Hybrid-ES without the costs that are missing."""
+def build(num_workers):
+    """Hybrid-ES with all candidates split over some workers."""
     system, horizons = quadratic(), est.fixed_horizon(1)
-    estimator = hybrid_es(
+    return hybrid_es(
         system,
-        est.bptt(system, num_particles=1, horizons=horizons),
+        est.bptt(system, num_particles=16, horizons=horizons),
         horizons=horizons,
         refresh_every=EVERY,
-        num_workers=1,
-        candidates_per_worker=CANDIDATES,
+        num_workers=num_workers,
+        candidates_per_worker=CANDIDATES // num_workers,
         noise=Noise(2.0, relative=True),
         step_size=RATE,
         combine="rank",
     )
-    theta = jnp.zeros(SIZE)
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    """A state and ``advance`` for ``simulate``: Hybrid-ES without the costs that are missing."""
+    estimator, theta = build(1), jnp.zeros(SIZE)
 
     @jax.jit
     def step(theta, state, index, arrived):
@@ -182,6 +199,20 @@ def test_a_run_is_the_same_on_every_cluster_on_which_all_arrives(algorithm):
         np.testing.assert_array_equal(other.records, runs[0].records)
     assert len({float(r.clock[-1]) for r in runs}) == 3
     assert runs[1].clock[-1] < runs[0].clock[-1]
+
+
+def test_the_algorithm_is_the_same_however_candidates_are_split():
+    """What the simulation rests on: the costs of a step do not depend on who computes them."""
+    theta, messages = jnp.zeros(SIZE), []
+    for estimator in map(build, (1, 4)):
+        step = systems.jit(estimator.estimate)
+        state = estimator.init(theta, jax.random.key(100))
+        for index in range(2):
+            grad, state, metrics = step(theta, state, jax.random.key(index))
+        messages.append((metrics["message"].costs.costs, grad))
+    for a, b in zip(*messages, strict=True):
+        assert np.std(a) > 0
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_arrives_is_all_that_counts(algorithm):
