@@ -163,7 +163,14 @@ def draw(sigmas, found) -> Figure:
     left = axes[0]
     left.plot([], [], "--", color="gray", label="stale: no search")
     left.plot([], [], ":", color="gray", label="skip: no step in between")
-    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08))
+    left.legend(
+        fontsize=8,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 0.08),
+        title="shaded: range over seeds",
+        title_fontsize=8,
+    )
     return figure
 
 
