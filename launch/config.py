@@ -30,6 +30,7 @@ class TaskConfig:
     dataset: str = "digits"  # mlp: digits, or a prepared TFDS image data set
     hidden_sizes: tuple[int, ...] = (32,)  # mlp
     activation: str = "relu"  # mlp
+    standardize: bool = False  # mlp: pixels of mean 0 and variance 1, else in 0..1
     dim: int = 10  # quadratic
     condition: float = 100.0  # quadratic
     noise: float = 0.1  # quadratic
@@ -151,6 +152,7 @@ TASKS: dict[str, Callable[[TaskConfig, str | None], Task]] = {
         hidden_sizes=c.hidden_sizes,
         activation=c.activation,
         batch_size=c.batch_size,
+        standardize=c.standardize,
     ),
     "quadratic": lambda c, data_dir: quadratic_family(
         dim=c.dim, condition=c.condition, noise=c.noise, batch_size=c.batch_size

@@ -41,6 +41,8 @@ class Job(NamedTuple):
     init: Any  # () -> TrainState, device-free
     step: Any  # TrainState -> (TrainState, metrics), over the devices
     axes: Any  # which part of the state has the particle axis
+    alone: Any  # the estimator, on one device
+    meta_optimizer: Any
     evaluate: Any  # theta -> {"eval/...": scalar}
 
 
@@ -64,12 +66,9 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
     subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
     theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
     system, unravel = with_flat_theta(subject.system, theta_spec)
-    estimator = cfg.make_estimator(
-        config,
-        system,
-        estimators.Exchange(devices.device_tree_mean, devices.device_gather),
-        tuple(leaf.size for leaf in jax.tree.leaves(theta_spec)),
-    )
+    layers = tuple(leaf.size for leaf in jax.tree.leaves(theta_spec))
+    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
+    estimator = cfg.make_estimator(config, system, exchange, layers)
     meta_optimizer = cfg.make_meta_optimizer(config)
     step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
     axes = trainer.state_axes(estimator)
@@ -85,6 +84,8 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
         devices.population_map(step, num_devices, axes),
         axes,
+        cfg.make_estimator(config, system, layers=layers),
+        meta_optimizer,
         jax.jit(lambda theta: subject.evaluate(unravel(theta))),
     )
 

@@ -14,7 +14,7 @@ class Checkpoints:
     killed at any moment leaves only whole checkpoints behind.
     """
 
-    def __init__(self, workdir: Path, keep: int = 3):
+    def __init__(self, workdir: Path, keep: int | None = 3):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -28,6 +28,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's outer step, or None."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Outer steps of all complete checkpoints."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, host_state: Any, job: dict[str, Any]) -> None:
         """Starts writing; returns at once. ``host_state`` must not change afterwards."""

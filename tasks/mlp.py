@@ -24,6 +24,7 @@ def mlp_classifier(
     hidden_sizes: Sequence[int] = (32,),
     activation: str = "relu",
     batch_size: int = 64,
+    standardize: bool = False,
 ) -> Task:
     """Softmax cross-entropy of an MLP on flattened images, in nats per example.
 
@@ -36,6 +37,8 @@ def mlp_classifier(
       hidden_sizes: width of each hidden layer; empty for logistic regression.
       activation: one of ``ACTIVATIONS``.
       batch_size: examples per batch, drawn with replacement.
+      standardize: give the network pixels with mean 0 and variance 1 over the training images
+        (one mean and one variance for all), instead of values in 0..1.
 
     Raises:
       ValueError: on an unknown activation or a size below 1.
@@ -63,8 +66,11 @@ def mlp_classifier(
             for piece, shape, gain in zip(pieces, shapes, gains, strict=True)
         )
 
+    pixels = np.asarray(data.images["train"], np.float32) / 255
+    center, spread = (pixels.mean(), pixels.std()) if standardize else (0.0, 1.0)
+
     def logits(params, images):
-        x = images.reshape(images.shape[0], -1)
+        x = (images.reshape(images.shape[0], -1) - center) / spread
         for layer in params[:-1]:
             x = act(x @ layer["w"] + layer["b"])
         return x @ params[-1]["w"] + params[-1]["b"]

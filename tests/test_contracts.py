@@ -14,7 +14,7 @@ from meta_train import trainer
 from tasks import SPLITS
 
 TASKS = sorted(cfg.TASKS)
-ESTIMATORS = sorted(cfg.ESTIMATORS)
+ESTIMATORS = sorted([*cfg.ESTIMATORS, cfg.HYBRID])
 
 
 def make_task(name):
@@ -22,7 +22,10 @@ def make_task(name):
 
 
 def leaves_equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    return all(
+        np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.floating)) for x, y in pairs
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -114,7 +117,11 @@ def test_estimator(name):
     estimator = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
     meta_optimizer = cfg.make_meta_optimizer(config)
     state = trainer.init_state(estimator, meta_optimizer, optimizer.init, seed=0)
-    for leaf in jax.tree.leaves(state.estimator_state):
+    population = state.estimator_state
+    if name == cfg.HYBRID:  # The rest is on every device.
+        assert population.workers.shape == (cfg.shards(config)[0],)
+        population = population.particles
+    for leaf in jax.tree.leaves(population):
         assert leaf.shape[0] == cfg.num_shardable(config)
     step = jax.jit(trainer.make_step(estimator, meta_optimizer))
     once, again = step(state), step(state)

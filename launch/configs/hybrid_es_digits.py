@@ -20,7 +20,7 @@ def get_config() -> Config:
     return Config(
         trains="network",
         num_steps=300,
-        task=TaskConfig(hidden_sizes=(32,), activation="sigmoid", batch_size=18),
+        task=TaskConfig(hidden_sizes=(32,), activation="sigmoid", batch_size=18, standardize=True),
         inner=InnerConfig(horizon=1),
         estimator=EstimatorConfig(name="hybrid_es", num_particles=8, truncation=1, sigma=1.0),
         hybrid=HybridConfig(
