@@ -475,6 +475,6 @@ def draw(found: Sweep, uneven: list[Unequal], workers) -> Figure:
 
 STUDY = Study(
     "Hybrid-ES on a simulated network: time to a target accuracy, slow and lost workers (Bartolo)",
-    3.0,
+    2.0,
     run,
 )

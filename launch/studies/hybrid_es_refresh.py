@@ -136,6 +136,6 @@ def draw(intervals, found) -> Figure:
 
 STUDY = Study(
     "Hybrid-ES: accuracy against the refresh interval, and where it beats skip and stale (Bartolo)",
-    3.0,
+    2.0,
     run,
 )
