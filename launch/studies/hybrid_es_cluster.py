@@ -142,6 +142,7 @@ def steps_to_target(curve: np.ndarray) -> float:
 
 
 def how(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as arguments of ``training.estimator``."""
     return {
         "mode": recipe.mode,
         "refresh_every": recipe.refresh_every,
@@ -396,13 +397,13 @@ def claims(found: Sweep, uneven: list[Unequal], hurried: float, workers) -> list
             "On a fast link gradient descent is faster.",
             bool(ratio[GD][fast] < 1),
             f"at 1 GB/s H-ES takes {1 / ratio[GD][fast]:.0f} times as long; it is ahead up to "
-            f"{max(wins, default=0):.0e} bytes/s",
+            f"{max(wins, default=0) / 1e3:g} kB/s (of those tried)",
         ),
         Claim(
             "One worker alone needs no link, and with the whole data is faster than any number of "
             "workers over the slow one: H-ES pays where gradients must travel.",
             bool(alone < min(min(x[1:]) for x in found.workers.values())),
-            f"{alone:.1f} s; {workers[-1]:,} workers at {BANDWIDTH:.0e} bytes/s: gradient descent "
+            f"{alone:.1f} s; {workers[-1]:,} workers at {BANDWIDTH / 1e3:g} kB/s: gradient descent "
             f"{found.workers[GD][-1]:.0f} s ({ring[-1]:.0f} s around a ring), H-ES "
             f"{found.workers[HYBRID][-1]:.0f} s",
         ),
