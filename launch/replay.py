@@ -6,6 +6,7 @@ Starts at a checkpoint, follows ``DIR/replay.log`` to its last whole record, and
 ``DIR/network_rebuilt`` (or ``optimizer_rebuilt``): the very weights the job had there.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -32,14 +33,14 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
         raise ValueError(
             f"`workdir` {workdir} has no replay.log; train with --cfg.hybrid.replay_log=true."
         )
+    config = cfg.from_dict(cfg.Config, json.loads((workdir / "config.json").read_text()))
+    job = train.build(config, data_dir)  # First: it makes the devices.
     checkpoints = Checkpoints(workdir, keep=None)
     start = checkpoints.latest_step if from_step is None else from_step
     if start is None or start not in checkpoints.steps:
         raise ValueError(
             f"`from_step` must be one of the checkpoints {checkpoints.steps}, got {start}."
         )
-    config = cfg.from_dict(cfg.Config, checkpoints.job(start)["config"])
-    job = train.build(config, data_dir)
     spec = jax.eval_shape(job.init)
     state = devices.from_host(checkpoints.restore(start, devices.host_like(spec)), spec)
     checkpoints.close()

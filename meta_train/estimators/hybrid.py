@@ -78,7 +78,7 @@ class Shared(NamedTuple):
 
     Attributes:
       step: int32, outer steps done.
-      surrogate: the stale gradient ``d``, ``[P]``.
+      surrogate: the stale gradient ``d``, or what is predicted in its place, ``[P]``.
       past: the last surrogates, ``[k, P]`` (mode ``guided``; else ``()``).
       scale: what sigma has learned.
       prediction: the predictor's state, or ``()``.
@@ -298,12 +298,14 @@ def hybrid_es(
         past = shared.past
         if mode == "guided":
             past = jnp.concatenate([sent[None], past[:-1]])
-        return Shared(
+        prediction = predictor.learn(shared.prediction, sent) if predictor else ()
+        return sent, Shared(
             shared.step,
-            sent,
+            # What it is made from stays the same until the next refresh, so it does too.
+            predictor.predict(prediction) if predictor else sent,
             past,
             noises.observe_gradient(spec, shared.scale, sent),
-            predictor.learn(shared.prediction, sent) if predictor else (),
+            prediction,
         )
 
     # In between: the candidates, their costs, and the step all make of them.
@@ -313,7 +315,7 @@ def hybrid_es(
 
     def prepare(shared, key):
         key_noise, key_mask, _ = keys_of(key)
-        d = predictor.predict(shared.prediction) if predictor else shared.surrogate
+        d = shared.surrogate
         directions: Any = ()
         shared_rows = block(jax.random.fold_in(key_noise, BLOCK), num_rows, d.size, d.dtype)
         if mode == "guided":
@@ -469,12 +471,15 @@ def hybrid_es(
     def refreshed(theta, state, key, obtain_gradient, obtain_costs):
         state, sent, metrics = obtain_gradient(theta, state, key)
         step = state.shared.step
-        shared = isolated(step, absorb_gradient, state.shared, sent)
+        grad, shared = isolated(step, absorb_gradient, state.shared, sent)
         state = state._replace(shared=shared)
-        if assist:
-            grad, state, costs, more = searched(theta, state, key, obtain_costs)
-            return grad, state, sent, costs, metrics | {"sigma": more["sigma"]}
-        return shared.surrogate, state, sent, None, metrics
+        if not assist:
+            return grad, state, sent, None, metrics
+        around = state._replace(shared=shared._replace(surrogate=grad))
+        grad, state, costs, more = searched(theta, around, key, obtain_costs)
+        if predictor:
+            state = state._replace(shared=state.shared._replace(surrogate=shared.surrogate))
+        return grad, state, sent, costs, metrics | {"sigma": more["sigma"]}
 
     def searched(theta, state, key, obtain_costs):
         step = state.shared.step
