@@ -11,13 +11,15 @@ from launch import train
 from meta_train import devices, trainer
 
 
-def run(num_devices, num_steps, estimator="pes"):
+def run(num_devices, num_steps, estimator="pes", sampler="normal"):
     config = cfg.Config(
         num_devices=num_devices,
         task=cfg.TaskConfig(hidden_sizes=(8,), batch_size=8),
         optimizer=cfg.OptimizerConfig(hidden_sizes=(8,)),
         inner=cfg.InnerConfig(horizon=20),
-        estimator=cfg.EstimatorConfig(name=estimator, num_particles=16, truncation=5),
+        estimator=cfg.EstimatorConfig(
+            name=estimator, sampler=sampler, num_particles=16, truncation=5
+        ),
     )
     job = train.build(config, None)
     state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
@@ -38,10 +40,11 @@ def test_same_trajectory_on_any_number_of_devices(estimator):
         np.testing.assert_array_equal(many.estimator_state.position, one.estimator_state.position)
 
 
-def test_same_draws_on_any_number_of_devices():
+@pytest.mark.parametrize("sampler", ["normal", "orthogonal", "sobol"])
+def test_same_draws_on_any_number_of_devices(sampler):
     """After one step theta has not moved the particles apart: the perturbations are equal."""
-    one, _, _ = run(1, 1)
-    four, _, _ = run(4, 1)
+    one, _, _ = run(1, 1, sampler=sampler)
+    four, _, _ = run(4, 1, sampler=sampler)
     np.testing.assert_array_equal(one.estimator_state.memory, four.estimator_state.memory)
     assert len(np.unique(one.estimator_state.memory[:, 0])) == 8  # Each pair has its own.
 

@@ -96,6 +96,8 @@ def reparam_es(
     Source: Metz et al. 2019, section 3.3. Differs: each half of the pairs is weighted by the
     variances of the other half (weights from the averaged samples themselves are biased),
     and the weights are of a particle, not of the whole population, so devices need not talk.
+    With a sampler whose components are not normal the two gradients are those of two different
+    smoothings, equal up to quadratic losses.
     """
     base.check_positive(num_particles=num_particles, sigma=sigma)
     if pairs_per_particle < 4 or pairs_per_particle % 2:

@@ -1,0 +1,48 @@
+"""The studies of Hybrid-ES, run quickly, and the pieces of the simulated one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch import cluster_sim as sim
+from launch.reproduce import load_study
+from launch.studies import hybrid_es_cluster as cluster
+from launch.studies import hybrid_training as training
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hybrid_es_refresh",
+        pytest.param("hybrid_es_sigma", marks=pytest.mark.slow),
+        pytest.param("hybrid_es_cluster", marks=pytest.mark.slow),
+    ],
+)
+def test_quick_studies_hold(name):
+    result = load_study(name).run(True, None)
+    for claim in result.claims:
+        assert claim.holds, f"{claim.sentence}: {claim.evidence}"
+    assert len({tuple(row) for row in result.table}) == 1
+    json.dumps(result.data, allow_nan=False)
+
+
+@pytest.mark.parametrize("num", [1, 2, 30, 1000])
+@pytest.mark.parametrize("ring", [True, False])
+def test_the_event_clock_of_equal_workers_is_the_closed_form(num, ring):
+    problem = training.problem(None)
+    assert problem.num_weights == 2410
+    exchange = sim.ring_all_reduce if ring else sim.halving_doubling
+    workers = sim.homogeneous(num, speed=cluster.SPEED, latency=cluster.LATENCY, bandwidth=1e5)
+    for recipe in cluster.RECIPES:
+        found = cluster.simulated(problem, recipe, workers, exchange)
+        expected = cluster.closed_form(problem, recipe, num, 1e5, ring)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_time_to_target_counts_the_gradients():
+    clock = cluster.Clock(gradient=5.0, between=1.0)
+    recipe = cluster.Recipe("", "stale", 3, 1.0)
+    assert [clock.at(recipe, steps) for steps in (1, 3, 4, 6)] == [5, 7, 12, 14]
+    assert cluster.steps_to_target(np.array([0.5, 0.97, 0.985, 0.97])) == 3
+    assert clock.at(recipe, cluster.steps_to_target(np.array([0.5]))) == float("inf")
