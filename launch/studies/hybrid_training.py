@@ -11,9 +11,11 @@ import numpy as np
 from launch.studies import classifier
 from launch.studies.classifier import Split
 from meta_train import estimators as est
+from meta_train.compression import Compressor
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid import Message, hybrid_es
 from meta_train.estimators.noise import Noise
+from meta_train.estimators.prediction import Predictor
 from meta_train.supervised import supervised_training
 from tasks.data.images import load_images
 
@@ -21,6 +23,7 @@ HIDDEN = 32
 BATCH = 144
 MEASURED = 10_000
 HORIZON = est.fixed_horizon(1)
+RELATIVE = Noise(1.0, relative=True)
 
 
 class Problem(NamedTuple):
@@ -98,10 +101,14 @@ def estimator(
     top: int = 1,
     antithetic: bool = True,
     assist: bool = False,
+    noise: Noise = RELATIVE,
+    predictor: Predictor | None = None,
+    compressor: Compressor | None = None,
 ) -> GradientEstimator:
     """Hybrid-ES on minibatches; ``sigma`` in units of the deviation of the gradient's components.
 
-    One worker with all candidates: a run is the same however they are split.
+    One worker with all candidates: a run is the same however they are split. ``sigma`` stands
+    in for that of ``noise``.
     """
     system = supervised_training(
         lambda params, key: loss(params, classifier.batch(problem.train, key, BATCH))
@@ -113,13 +120,15 @@ def estimator(
         refresh_every=refresh_every,
         num_workers=1,
         candidates_per_worker=num_candidates,
-        noise=Noise(sigma, relative=True),
+        noise=noise._replace(sigma=sigma),
         step_size=rate,
         mode=mode,
         combine=combine,
         top=top,
         antithetic=antithetic and mode == "select",
         assist=assist,
+        predictor=predictor,
+        compressor=compressor,
     )
 
 

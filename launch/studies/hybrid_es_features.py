@@ -1,0 +1,436 @@
+"""Hybrid-ES: what the poster leaves for the future, each with a check that it works.
+
+python -m launch.reproduce hybrid_es_features --workdir=DIR [--data_dir=DIR]
+
+Adaptive sigma, masks, learned features, other distributions, compression, a cluster of unequal
+workers. Where a classifier is trained, candidates are ranked and mirrored, with a gradient
+every 10 steps at rate 1, and sigma is in units of the deviation of the gradient's components.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from launch import cluster_sim as sim
+from launch.studies import hybrid_training as training
+from launch.studies.base import Claim, Result, Study
+from launch.studies.hybrid_training import RELATIVE, Curve, Problem
+from meta_train import replay, samplers, trainer
+from meta_train.compression import int8, top_k
+from meta_train.estimators.hybrid import traffic
+from meta_train.estimators.noise import Noise
+from meta_train.estimators.prediction import learned_features
+
+NUM_STEPS = 300
+RATE, REFRESH_EVERY, TUNED = 1.0, 10, 3.0
+ADAPTIVE = Noise(1.0, relative=True, success_rate=0.5)
+FACTORS = (0.1, 1.0, 10.0)  # of the tuned sigma
+FRACTIONS = (0.1, 0.3, 1.0)
+# Learned features: where the gradient turns slowly under its noise there is something to learn.
+SLOW_RATE, INTERVALS = 0.03, (2, 5, 10, 20)
+DIM, NUM_PAIRS = 16, 64
+# Compression: the poster's kind of run, with many gradients.
+FREQUENT = {"refresh_every": 3, "rate": 3.0, "combine": "argmin", "antithetic": False}
+KEPT = 0.1
+SLOWER = (1, 2, 4, 8)
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "gray"
+
+
+class Item(NamedTuple):
+    """One future-work item: its claim, rows of the table, what to draw and how."""
+
+    claim: Claim
+    rows: list[dict[str, Any]]
+    data: dict[str, Any]
+    draw: Callable[[Any, dict[str, Any]], None]
+
+
+def trained(problem: Problem, sigmas, seeds: int, bar, **how) -> Curve:
+    """Final accuracies and losses, ``[sigmas, seeds]``."""
+    settings = {"mode": "select", "refresh_every": REFRESH_EVERY, "rate": RATE} | how
+    train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **settings)
+    return training.last(train, sigmas, seeds, bar)
+
+
+def row(item: str, what: str, value: Any, limit: str) -> dict[str, Any]:
+    return {"item": item, "measured": what, "value": value, "limit": limit}
+
+
+def adaptive_sigma(problem: Problem, seeds: int, bar) -> Item:
+    """1: the success rule, started at a tenth and at ten times the tuned sigma."""
+    sigmas = [TUNED * factor for factor in FACTORS]
+    fixed = trained(problem, sigmas, seeds, bar).loss.mean(axis=1)
+    adapted = trained(problem, sigmas, seeds, bar, noise=ADAPTIVE).loss.mean(axis=1)
+    tuned = float(fixed[1])
+    worst = float(max(adapted[0], adapted[2]) / tuned)
+    name = "1 adaptive sigma"
+    rows = [
+        row(name, f"loss over tuned, sigma x {factor:g}, {kind}", float(loss / tuned), limit)
+        for kind, losses, limit in (("fixed", fixed, "-"), ("adapted", adapted, "<= 1.1"))
+        for factor, loss in zip(FACTORS, losses, strict=True)
+        if factor != 1
+    ]
+
+    def draw(axes, data):
+        axes.plot(sigmas, data["fixed"], "o--", color=GRAY, label="fixed")
+        axes.plot(sigmas, data["adapted"], "o-", color=ORANGE, label="1/5th success rule")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("sigma at the start (deviations)")
+        axes.set_ylabel("training loss (nats)")
+        axes.legend(fontsize=8, frameon=False)
+
+    claim = Claim(
+        "Started at a tenth or ten times the tuned sigma, the adaptive sigma ends within 10% of "
+        "the tuned loss (or below).",
+        worst <= 1.1,
+        f"at worst {worst:.2f} times the tuned loss of {tuned:.4f} nats; without adapting "
+        f"{max(fixed[0], fixed[2]) / tuned:.1f} times",
+    )
+    return Item(claim, rows, {"fixed": fixed.tolist(), "adapted": adapted.tolist()}, draw)
+
+
+def masks(problem: Problem, seeds: int, bar) -> Item:
+    """2: only a drawn part of the weights is perturbed."""
+    runs = {
+        fraction: trained(
+            problem,
+            (TUNED,),
+            seeds,
+            bar,
+            noise=RELATIVE._replace(mask="random", fraction=fraction),
+        )
+        for fraction in FRACTIONS
+    }
+    accuracy = {fraction: float(curve.train.mean()) for fraction, curve in runs.items()}
+    dense, stale = in_between(problem, RELATIVE)
+    whole, _ = in_between(problem, RELATIVE._replace(mask="random", fraction=1.0))
+    part, _ = in_between(problem, RELATIVE._replace(mask="random", fraction=FRACTIONS[0]))
+    kept = float(np.mean(part == stale))
+    expected = 1 - FRACTIONS[0]
+    spread = np.sqrt(FRACTIONS[0] * expected / part.size)
+    exact = bool(np.array_equal(dense, whole) and abs(kept - expected) < 5 * spread)
+    name = "2 masks"
+    rows = [
+        row(name, "share of entries equal to the stale step, bitwise", kept, f"{expected:.2f}"),
+        row(name, "fraction 1 is dense, bitwise", bool(np.array_equal(dense, whole)), "True"),
+        *(row(name, f"train %, fraction {f:g}", value, "-") for f, value in accuracy.items()),
+    ]
+
+    def draw(axes, data):
+        values = [data["accuracy"][str(f)] for f in FRACTIONS]
+        axes.plot(FRACTIONS, values, "o-", color=ORANGE)
+        axes.set_xscale("log")
+        axes.set_xticks(FRACTIONS, [f"{f:g}" for f in FRACTIONS])
+        axes.minorticks_off()
+        axes.set_xlabel("share of the weights perturbed")
+        axes.set_ylabel("training accuracy (%)")
+
+    claim = Claim(
+        "Masked entries are the stale step's to the bit, and a mask of everything changes nothing.",
+        exact,
+        f"{100 * kept:.1f}% of the entries are unperturbed at fraction {FRACTIONS[0]:g}; training "
+        + ", ".join(f"{value:.2f}% at {f:g}" for f, value in accuracy.items()),
+    )
+    return Item(claim, rows, {"accuracy": {str(f): v for f, v in accuracy.items()}}, draw)
+
+
+def in_between(problem: Problem, noise: Noise) -> tuple[np.ndarray, np.ndarray]:
+    """The step after a gradient, and the stale gradient it started from, ``[P]``."""
+    built = training.estimator(
+        problem, TUNED, mode="select", refresh_every=2, rate=RATE, noise=noise
+    )
+    theta, state = training.init(problem, built, 0)
+    estimate = jax.jit(built.estimate)
+    first, state, _ = estimate(theta, state, training.key_of(0, 0))
+    second, _, _ = estimate(theta, state, training.key_of(0, 1))
+    flat = [np.asarray(ravel_pytree(grad)[0]) for grad in (second, first)]
+    return flat[0], flat[1]
+
+
+def learned(problem: Problem, seeds: int, bar) -> Item:
+    """3: a predictor of the gradient, against the stale one, on gradients it has not seen."""
+    quick = seeds < 5
+    steps, intervals = (600, INTERVALS[1:3]) if quick else (1500, INTERVALS)
+
+    def cosines(r: int, rate: float, num_steps: int) -> np.ndarray:
+        """Mean cosine to the gradient of all data in between, ``[seeds, 2]``: stale, predicted."""
+        predictor = learned_features()
+        built = training.estimator(
+            problem, 1.0, mode="stale", refresh_every=r, rate=rate, predictor=predictor
+        )
+
+        def run(seed):
+            def body(carry, step):
+                theta, state = carry
+                truth = ravel_pytree(jax.grad(training.loss)(theta, problem.train))[0]
+                shared = state.shared
+                guesses = jnp.stack([shared.surrogate, predictor.predict(shared.prediction)])
+                norms = jnp.linalg.norm(guesses, axis=1) * jnp.linalg.norm(truth)
+                cosine = guesses @ truth / jnp.maximum(norms, 1e-30)
+                grad, state, _ = built.estimate(theta, state, training.key_of(seed, step))
+                return (training.descend(theta, grad, rate), state), cosine
+
+            start = training.init(problem, built, seed)
+            found = jax.lax.scan(body, start, jnp.arange(num_steps))[1]
+            between = (np.arange(num_steps) % r != 0) & (np.arange(num_steps) >= 5 * r)
+            return jnp.mean(found[between], axis=0)
+
+        compiled = jax.jit(run)
+        found = []
+        for seed in range(seeds):
+            found.append(np.asarray(compiled(seed)))
+            bar.update()
+        return np.stack(found)
+
+    found = {r: cosines(r, SLOW_RATE, steps) for r in intervals}
+    fast = cosines(REFRESH_EVERY, RATE, NUM_STEPS).mean(axis=0)
+    better = {r: float((c[:, 1] - c[:, 0]).min()) for r, c in found.items() if r >= 5}
+    name = "3 learned features"
+    rows = [
+        row(name, f"cosine, r = {r}: {kind}", float(c[:, i].mean()), limit if r >= 5 else "-")
+        for r, c in found.items()
+        for i, (kind, limit) in enumerate((("stale", "-"), ("predicted", "> stale")))
+    ]
+    rows += [
+        row(name, f"cosine, r = {REFRESH_EVERY}, rate {RATE:g}: {kind}", float(value), "-")
+        for kind, value in zip(("stale", "predicted"), fast, strict=True)
+    ]
+
+    def draw(axes, data):
+        for i, (label, color) in enumerate((("stale", GRAY), ("predicted", ORANGE))):
+            values = [np.mean(data["cosine"][str(r)], axis=0)[i] for r in intervals]
+            axes.plot(intervals, values, "o-", color=color, label=label)
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1)
+        axes.set_xticks(intervals, [str(r) for r in intervals])
+        axes.minorticks_off()
+        axes.set_xlabel("r: steps per gradient")
+        axes.set_ylabel("cosine to the true gradient")
+        axes.legend(fontsize=8, frameon=False)
+
+    claim = Claim(
+        "Where the gradient turns slowly (rate 0.03) the predicted gradient is closer to the true "
+        "one than the stale gradient, from r = 5 on and on every seed.",
+        min(better.values()) > 0,
+        "mean cosines: "
+        + "; ".join(
+            f"r = {r}: stale {c[:, 0].mean():.3f}, predicted {c[:, 1].mean():.3f}"
+            for r, c in found.items()
+        )
+        + f"; but at rate {RATE:g}, r = {REFRESH_EVERY}: stale {fast[0]:.3f}, predicted "
+        f"{fast[1]:.3f}",
+    )
+    data = {"cosine": {str(r): c.tolist() for r, c in found.items()}}
+    return Item(claim, rows, data, draw)
+
+
+def distributions(problem: Problem, seeds: int, bar) -> Item:
+    """4: the error of the ES gradient of a quadratic in 16 dimensions, 64 mirrored pairs."""
+    del problem
+    gradient = jax.random.normal(jax.random.key(0), (DIM,))
+
+    def error(name):
+        @jax.jit
+        def one(key):
+            eps = samplers.draw(name, key, NUM_PAIRS, DIM)
+            # A mirrored pair's slope on a quadratic is exactly the directional derivative.
+            estimate = (eps @ gradient) @ eps / NUM_PAIRS
+            return jnp.sum((estimate - gradient) ** 2) / jnp.sum(gradient**2)
+
+        keys = jax.random.split(jax.random.key(1), 200 * seeds)
+        return float(jnp.mean(jax.vmap(one)(keys)))
+
+    found = {}
+    for name in samplers.SAMPLERS:
+        found[name] = error(name)
+        bar.update()
+    expected = (DIM + 1) / NUM_PAIRS
+    rows = [
+        row(
+            "4 distributions",
+            f"squared error over |g|^2: {name}",
+            value,
+            {"normal": f"{expected:.2f}", "orthogonal": "< half", "sobol": "< half"}.get(name, "-"),
+        )
+        for name, value in found.items()
+    ]
+
+    def draw(axes, data):
+        names = list(data)
+        axes.barh(names, list(data.values()), color=ORANGE)
+        axes.axvline(expected, color="black", linestyle="--", linewidth=1)
+        axes.invert_yaxis()
+        axes.set_xlabel("squared error of the gradient / |g|²")
+
+    claim = Claim(
+        "Orthogonal and Sobol directions at least halve the error of the ES gradient of a "
+        "quadratic.",
+        max(found["orthogonal"], found["sobol"]) < 0.5 * found["normal"],
+        f"normal {found['normal']:.2f} (closed form {expected:.2f}), orthogonal "
+        f"{found['orthogonal']:.2g}, Sobol {found['sobol']:.2f}",
+    )
+    return Item(claim, rows, found, draw)
+
+
+def compressed(problem: Problem, seeds: int, bar) -> Item:
+    """5: gradients in fewer bytes, and the weights from a log of messages."""
+    codes = {"float32": None, "int8": int8(), f"top {KEPT:.0%}": top_k(KEPT)}
+    accuracy, sent = {}, {}
+    for name, code in codes.items():
+        curve = trained(problem, (1.0,), seeds, bar, compressor=code, **FREQUENT)
+        accuracy[name] = float(curve.train.mean())
+        each = traffic(
+            problem.num_weights, num_workers=1, candidates_per_worker=32, compressor=code
+        )
+        r = FREQUENT["refresh_every"]
+        sent[name] = (each.refresh + (r - 1) * each.between) / r
+    equal, log_bytes = rebuilt(problem)
+    drop = accuracy["float32"] - min(accuracy.values())
+    name = "5 compression"
+    rows = [
+        row(name, "weights rebuilt from the log, bitwise", equal, "True"),
+        row(name, "bytes of the log, a step", log_bytes, "-"),
+        *(row(name, f"bytes sent a step, {code}", value, "-") for code, value in sent.items()),
+        *(
+            row(name, f"train %, {code}", value, "-" if code == "float32" else "drop < 0.5")
+            for code, value in accuracy.items()
+        ),
+    ]
+
+    def draw(axes, data):
+        for label, value in data["accuracy"].items():
+            axes.plot(data["bytes"][label], value, "o", color=ORANGE)
+            axes.annotate(label, (data["bytes"][label], value), (5, 6), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.margins(x=0.35, y=0.5)
+        axes.set_xlabel("bytes sent by a worker, per step")
+        axes.set_ylabel("training accuracy (%)")
+
+    claim = Claim(
+        "A log of seeds, costs and gradients rebuilds the weights bit for bit, and gradients in "
+        "int8 or their top tenth cost less than 0.5 points.",
+        equal and drop < 0.5,
+        f"largest drop {drop:.2f} points; {sent['float32']:.0f} bytes a step, int8 "
+        f"{sent['int8']:.0f}",
+    )
+    return Item(claim, rows, {"accuracy": accuracy, "bytes": sent}, draw)
+
+
+def rebuilt(problem: Problem, num_steps: int = 25) -> tuple[bool, float]:
+    """Whether the weights after some steps follow from the log, and its bytes a step."""
+    built = training.estimator(
+        problem, TUNED, mode="select", refresh_every=REFRESH_EVERY, rate=RATE, compressor=int8()
+    )
+    optimizer = optax.sgd(RATE)
+    step = jax.jit(trainer.make_step(built, optimizer))
+    start = trainer.init_state(built, optimizer, lambda key: training.init(problem, built, 0)[0], 0)
+    state = start
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "replay.log"
+        log = replay.ReplayLog(path, 0)
+        for number in range(1, num_steps + 1):
+            state, metrics = step(state)
+            log.append(number, jax.device_get(metrics["message"]))
+        log.close()
+        found = replay.rebuild(built, optimizer, start, path)
+        size = path.stat().st_size / num_steps
+    pairs = zip(jax.tree.leaves(found.theta), jax.tree.leaves(state.theta), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs), size
+
+
+def cluster(problem: Problem, seeds: int, bar) -> Item:
+    """6: one slow worker among sixteen, with equal shares and with shares by speed."""
+    del seeds
+    size, num, candidates = problem.num_weights, 16, 256
+    link = {"speed": 1e9, "latency": 1e-3, "bandwidth": 1e5}
+    work = sim.Work(candidates, 2.0 * size * training.BATCH, sim.all_gather(4.0 * candidates))
+    equal = sim.homogeneous(num, **link)
+    base = sim.simulate_step(equal, work).seconds
+    closed = candidates / num * work.unit_flops / link["speed"]
+    closed += np.log2(num) * link["latency"]
+    closed += (num - 1) / num * 4 * candidates / link["bandwidth"]
+
+    def slowdown(factor, proportional):
+        speed = equal.speed.copy()
+        speed[0] /= factor
+        slow = equal._replace(speed=speed)
+        return sim.simulate_step(slow, work, proportional=proportional).seconds / base
+
+    found = {
+        kind: [slowdown(factor, kind == "by speed") for factor in SLOWER]
+        for kind in ("equal shares", "by speed")
+    }
+    bar.update()
+    name, four = "6 cluster", SLOWER.index(4)
+    rows = [
+        row(name, "equal workers, time over closed form", base / closed, "1"),
+        *(
+            row(name, f"a worker 4 times slower, {kind}", values[four], limit)
+            for (kind, values), limit in zip(found.items(), ("-", "< 1.3"), strict=True)
+        ),
+    ]
+
+    def draw(axes, data):
+        for (kind, values), color in zip(data.items(), (GRAY, ORANGE), strict=True):
+            axes.plot(SLOWER, values, "o-", color=color, label=kind)
+        axes.set_xticks(SLOWER)
+        axes.set_xlabel("one of 16 workers is slower (times)")
+        axes.set_ylabel("time of a step / equal workers")
+        axes.legend(fontsize=8, frameon=False)
+
+    claim = Claim(
+        "A worker four times slower costs less than 30% when shares go by speed; equal workers "
+        "take the closed form's time.",
+        found["by speed"][four] < 1.3 and abs(base / closed - 1) < 1e-9,
+        f"{100 * (found['by speed'][four] - 1):.0f}% by speed, "
+        f"{100 * (found['equal shares'][four] - 1):.0f}% with equal shares",
+    )
+    return Item(claim, rows, found, draw)
+
+
+ITEMS = {
+    "adaptive sigma": (adaptive_sigma, 2 * len(FACTORS), 0),
+    "masks": (masks, len(FRACTIONS), 0),
+    "learned features": (learned, 1 + len(INTERVALS), 0),
+    "distributions": (distributions, 0, len(samplers.SAMPLERS)),
+    "compression": (compressed, 3, 0),
+    "cluster": (cluster, 0, 1),
+}
+
+
+def run(quick: bool, data_dir: str | None) -> Result:
+    problem = training.problem(data_dir)
+    seeds = 2 if quick else 5
+    total = sum(per_seed * seeds + fixed for _, per_seed, fixed in ITEMS.values())
+    with tqdm(total=total, desc="runs") as bar:
+        items = {name: build(problem, seeds, bar) for name, (build, _, _) in ITEMS.items()}
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    axes: Any = figure.subplots(2, 3)
+    for panel, (name, item) in zip(axes.flat, items.items(), strict=True):
+        item.draw(panel, item.data)
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.25, linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    return Result(
+        [item.claim for item in items.values()],
+        [line for item in items.values() for line in item.rows],
+        figure,
+        {name: item.data for name, item in items.items()},
+    )
+
+
+STUDY = Study(
+    "Hybrid-ES: sigma, masks, learned features, samplers, compression, cluster: the future work",
+    3.0,
+    run,
+)
