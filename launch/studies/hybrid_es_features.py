@@ -39,7 +39,12 @@ FRACTIONS = (0.1, 0.3, 1.0)
 SLOW_RATE, INTERVALS = 0.03, (2, 5, 10, 20)
 DIM, NUM_PAIRS = 16, 64
 # Compression: the poster's kind of run, with many gradients.
-FREQUENT = {"refresh_every": 3, "rate": 3.0, "combine": "argmin", "antithetic": False}
+FREQUENT: dict[str, Any] = {
+    "refresh_every": 3,
+    "rate": 3.0,
+    "combine": "argmin",
+    "antithetic": False,
+}
 KEPT = 0.1
 SLOWER = (1, 2, 4, 8)
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "gray"
@@ -56,7 +61,11 @@ class Item(NamedTuple):
 
 def trained(problem: Problem, sigmas, seeds: int, bar, **how) -> Curve:
     """Final accuracies and losses, ``[sigmas, seeds]``."""
-    settings = {"mode": "select", "refresh_every": REFRESH_EVERY, "rate": RATE} | how
+    settings: dict[str, Any] = {
+        "mode": "select",
+        "refresh_every": REFRESH_EVERY,
+        "rate": RATE,
+    } | how
     train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **settings)
     return training.last(train, sigmas, seeds, bar)
 
