@@ -229,7 +229,8 @@ def measure(
         Measurement(
             name,
             num_steps,
-            *(1e3 * best[name]).tolist(),
+            1e3 * float(best[name][0]),
+            1e3 * float(best[name][1]),
             _temporary_bytes(program) / MIB,
             float(jnp.linalg.norm(flat[name] - reference) / jnp.linalg.norm(reference)),
         )
