@@ -17,6 +17,9 @@ from launch.studies import hybrid_training as training
         "hybrid_es_refresh",
         pytest.param("hybrid_es_sigma", marks=pytest.mark.slow),
         pytest.param("hybrid_es_cluster", marks=pytest.mark.slow),
+        pytest.param("hybrid_es_table", marks=pytest.mark.slow),
+        pytest.param("hybrid_es_features", marks=pytest.mark.slow),
+        pytest.param("hybrid_es_meta", marks=pytest.mark.slow),
     ],
 )
 def test_quick_studies_hold(name):

@@ -13,7 +13,7 @@ truncations an episode its bias costs less than the noise that PES adds to avoid
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from launch import config as cfg
 from launch.studies.base import Claim, Result, Study
 from launch.studies.descent import band
-from meta_train import devices, evaluate, trainer
+from meta_train import devices, estimators, evaluate, trainer
 from meta_train.unroll import with_flat_theta
 
 ESTIMATORS = {
@@ -100,19 +100,20 @@ def evaluation(scale: Scale) -> Callable[[jax.Array], float]:
     return lambda theta: float(mean_loss(theta))
 
 
-def meta_train(name: str, scale: Scale, meta_loss: Callable[[jax.Array], float]) -> Curves:
-    """Meta-trains with the estimator once for each seed."""
-    config = job_config(name, scale)
+def meta_train(
+    label: str, config: cfg.Config, scale: Scale, meta_loss: Callable[[jax.Array], float]
+) -> Curves:
+    """Runs the job once for each seed; progress is shown under the label."""
     task, optimizer = cfg.make_task(config.task, None), cfg.make_optimizer(config.optimizer)
     theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
     system, _ = with_flat_theta(cfg.make_system(config, task, optimizer), theta_spec)
-    estimator = cfg.make_estimator(config, system)
+    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
+    estimator = cfg.make_estimator(config, system, exchange)
     meta_optimizer = cfg.make_meta_optimizer(config)
-    num_devices = devices.choose_num_devices(0, cfg.num_shardable(config))
+    num_devices = devices.choose_num_devices(0, *cfg.shards(config))
+    axes = trainer.state_axes(estimator)
     step = devices.population_map(
-        trainer.make_step(estimator, meta_optimizer, devices.device_mean),
-        num_devices,
-        trainer.PARTICLE_AXES,
+        trainer.make_step(estimator, meta_optimizer, devices.device_mean), num_devices, axes
     )
 
     def init_theta(key):
@@ -130,7 +131,7 @@ def meta_train(name: str, scale: Scale, meta_loss: Callable[[jax.Array], float])
         return state, time.perf_counter() - began
 
     def start(seed):
-        return devices.place(init(seed), num_devices, trainer.PARTICLE_AXES)
+        return devices.place(init(seed), num_devices, axes)
 
     steps(start(0), 1)  # Compiles.
     per_record = round(scale.inner_steps / cfg.inner_steps_per_outer_step(config))
@@ -138,7 +139,7 @@ def meta_train(name: str, scale: Scale, meta_loss: Callable[[jax.Array], float])
     curves = Curves(np.zeros(shape), np.zeros(shape))
     for seed in range(scale.num_seeds):
         state, spent = start(seed), 0.0
-        for record in tqdm(range(shape[1]), desc=f"{name}, seed {seed}", leave=False):
+        for record in tqdm(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
             if record:
                 state, seconds = steps(state, per_record)
                 spent += seconds
@@ -152,7 +153,9 @@ def run(quick: bool, data_dir: str | None) -> Result:
     devices.configure_cpu_devices()
     scale = QUICK if quick else FULL
     meta_loss = evaluation(scale)
-    curves = {name: meta_train(name, scale, meta_loss) for name in ESTIMATORS}
+    curves = {
+        name: meta_train(name, job_config(name, scale), scale, meta_loss) for name in ESTIMATORS
+    }
     inner_steps = scale.inner_steps * np.arange(scale.num_records + 1)
     return Result(
         claims=claims(curves),
@@ -218,10 +221,13 @@ def claims(curves: dict[str, Curves]) -> list[Claim]:
     ]
 
 
-def draw(inner_steps: np.ndarray, curves: dict[str, Curves]) -> Figure:
+def draw(
+    inner_steps: np.ndarray, curves: dict[str, Curves], colors: Mapping[str, Any] = COLORS
+) -> Figure:
+    """Meta-loss against inner steps and against time: medians, and ranges over seeds."""
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for name, color in COLORS.items():
+    for name, color in colors.items():
         found = curves[name]
         line = {"color": color, "linewidth": 1.8, "label": name}
         band(left, inner_steps / 1000, found.losses, **line)
