@@ -93,7 +93,7 @@ def adaptive_sigma(problem: Problem, seeds: int, bar) -> Item:
         axes.plot(sigmas, data["fixed"], "o--", color=GRAY, label="fixed")
         axes.plot(sigmas, data["adapted"], "o-", color=ORANGE, label="1/5th success rule")
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_ylim(0, None)
         axes.set_xlabel("sigma at the start (deviations)")
         axes.set_ylabel("training loss (nats)")
         axes.legend(fontsize=8, frameon=False)
@@ -317,13 +317,11 @@ def compressed(problem: Problem, seeds: int, bar) -> Item:
     ]
 
     def draw(axes, data):
-        for label, value in data["accuracy"].items():
-            axes.plot(data["bytes"][label], value, "o", color=ORANGE)
-            axes.annotate(label, (data["bytes"][label], value), (5, 6), textcoords="offset points")
-        axes.set_xscale("log")
-        axes.margins(x=0.35, y=0.5)
-        axes.set_xlabel("bytes sent by a worker, per step")
-        axes.set_ylabel("training accuracy (%)")
+        bars = axes.barh(list(data["bytes"]), list(data["bytes"].values()), color=ORANGE)
+        axes.bar_label(bars, [f" {value:.2f}%" for value in data["accuracy"].values()])
+        axes.margins(x=0.2)
+        axes.invert_yaxis()
+        axes.set_xlabel("bytes a step (labels: training accuracy)")
 
     claim = Claim(
         "A log of seeds, costs and gradients rebuilds the weights bit for bit, and gradients in "
