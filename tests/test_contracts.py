@@ -153,12 +153,12 @@ def test_estimator(name, fast_compilation):
 
 def run_job(job, state, num_steps):
     """The host state after each of the steps, from ``state`` (a step takes its memory)."""
-    state = devices.place(state, job.num_devices, trainer.PARTICLE_AXES)
+    state = devices.place(state, job.num_devices, job.axes)
     after = []
     for _ in range(num_steps):
         state, metrics = job.step(state)
         jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
-        after.append(devices.to_host(state, trainer.PARTICLE_AXES))
+        after.append(devices.to_host(state, job.axes))
     return after
 
 
