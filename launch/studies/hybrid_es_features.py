@@ -183,7 +183,7 @@ def learned(problem: Problem, seeds: int, bar) -> Item:
                 theta, state = carry
                 truth = ravel_pytree(jax.grad(training.loss)(theta, problem.train))[0]
                 shared = state.shared
-                guesses = jnp.stack([shared.surrogate, predictor.predict(shared.prediction)])
+                guesses = jnp.stack([shared.prediction.past[0], shared.surrogate])
                 norms = jnp.linalg.norm(guesses, axis=1) * jnp.linalg.norm(truth)
                 cosine = guesses @ truth / jnp.maximum(norms, 1e-30)
                 grad, state, _ = built.estimate(theta, state, training.key_of(seed, step))
