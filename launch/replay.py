@@ -13,8 +13,8 @@ import jax
 from absl import app, flags
 
 from launch import config as cfg
-from launch import train
 from launch.command_line import DATA_DIR, WORKDIR
+from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import rebuild
@@ -34,7 +34,7 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
             f"`workdir` {workdir} has no replay.log; train with --cfg.hybrid.replay_log=true."
         )
     config = cfg.from_dict(cfg.Config, json.loads((workdir / "config.json").read_text()))
-    job = train.build(config, data_dir)  # First: it makes the devices.
+    job = build(config, data_dir)  # First: it makes the devices.
     checkpoints = Checkpoints(workdir, keep=None)
     start = checkpoints.latest_step if from_step is None else from_step
     if start is None or start not in checkpoints.steps:

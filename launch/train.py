@@ -9,41 +9,23 @@ import signal
 import sys
 import time
 import uuid
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from jax.flatten_util import ravel_pytree
 
 from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
-from launch.subjects import SUBJECTS, Subject
-from meta_train import devices, estimators, trainer
+from launch.job import build, describe
+from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
 from meta_train.tracking import Tracker
-from meta_train.unroll import with_flat_theta
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
-
-
-class Job(NamedTuple):
-    """What a configuration becomes: everything the loop needs, nothing computed yet."""
-
-    config: cfg.Config
-    num_devices: int
-    subject: Subject  # what theta is
-    unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
-    init: Any  # () -> TrainState, device-free
-    step: Any  # TrainState -> (TrainState, metrics), over the devices
-    axes: Any  # which part of the state has the particle axis
-    alone: Any  # the estimator, on one device
-    meta_optimizer: Any
-    evaluate: Any  # theta -> {"eval/...": scalar}
 
 
 class Outcome(NamedTuple):
@@ -52,42 +34,6 @@ class Outcome(NamedTuple):
     step: int
     preempted: bool
     wandb_dir: str | None
-
-
-def build(config: cfg.Config, data_dir: str | None) -> Job:
-    """Checks the configuration and builds the job.
-
-    Raises:
-      ValueError: naming the flag and what to do, before any compute.
-    """
-    cfg.validate(config)
-    devices.configure_cpu_devices(config.num_devices)
-    num_devices = devices.choose_num_devices(config.num_devices, *cfg.shards(config))
-    subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
-    theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
-    system, unravel = with_flat_theta(subject.system, theta_spec)
-    layers = tuple(leaf.size for leaf in jax.tree.leaves(theta_spec))
-    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
-    estimator = cfg.make_estimator(config, system, exchange, layers)
-    meta_optimizer = cfg.make_meta_optimizer(config)
-    step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
-    axes = trainer.state_axes(estimator)
-
-    def init_theta(key):
-        return ravel_pytree(subject.init(key))[0]
-
-    return Job(
-        config,
-        num_devices,
-        subject,
-        unravel,
-        partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
-        devices.population_map(step, num_devices, axes),
-        axes,
-        cfg.make_estimator(config, system, layers=layers),
-        meta_optimizer,
-        jax.jit(lambda theta: subject.evaluate(unravel(theta))),
-    )
 
 
 def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outcome:
@@ -107,6 +53,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         host_state = checkpoints.restore(start, devices.host_like(spec))
         state = devices.from_host(host_state, spec)
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
+    devices.free_compiled()
     state = devices.place(state, job.num_devices, job.axes)
 
     description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
@@ -191,33 +138,6 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     if not preempted:
         job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
     return Outcome(step, preempted, tracker.wandb_dir)
-
-
-def describe(job: Job) -> str:
-    """The resolved plan: configuration, sizes, memory, inner steps in total."""
-    config = job.config
-    spec = jax.eval_shape(job.init)
-    theta = sum(leaf.size for leaf in jax.tree.leaves(spec.theta))
-    host = jax.tree.map(lambda leaf: leaf.nbytes, devices.host_like(spec))
-    population = sum(jax.tree.leaves(host.estimator_state))
-    placed = devices.placed_spec(spec, job.num_devices, job.axes)
-    memory = job.step.lower(placed).compile().memory_analysis()
-    total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = cfg.population_unit(cfg.population(config))[0]
-    return "\n".join(
-        [
-            json.dumps(cfg.to_dict(config), indent=2),
-            "",
-            f"meta-parameters          {theta:,}",
-            f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis + ' per device':<25}{cfg.num_shardable(config) // job.num_devices}",
-            f"population state         {population / 2**20:.1f} MiB over all devices",
-            f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
-            f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",
-            f"outer steps              {config.num_steps:,}",
-            f"inner steps in total     {total:,.0f}",
-        ]
-    )
 
 
 def _keeps_log(config: cfg.Config) -> bool:

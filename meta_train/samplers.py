@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import qmc
 
 # The address of what the rows of a block share; no row has this index.
 BLOCK = 2**32 - 1
 CAUCHY_CLIP = 10.0
-SOBOL_MAX_DIM = qmc.Sobol.MAXDIM
+SOBOL_MAX_DIM = 21_201  # Of scipy.stats.qmc.Sobol.
 
 
 class Sampler(NamedTuple):
@@ -117,6 +116,8 @@ def _direction_numbers(dim: int, bits: int) -> np.ndarray:
 
     Its point ``n`` is the exclusive or of the numbers ``j`` that are set in ``n ^ (n >> 1)``.
     """
+    from scipy.stats import qmc  # Slow to import, and large; only this sampler needs it.
+
     engine = qmc.Sobol(dim, scramble=False, bits=32)
     numbers = np.zeros((bits, dim), np.uint32)
     for j in range(bits):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from launch import config as cfg
-from launch import train
+from launch.job import build
 from learned_opt import OPTIMIZERS
 from meta_train import devices, trainer
 from meta_train.checkpoint import Checkpoints
@@ -172,7 +172,7 @@ def test_estimator_moves_between_devices_and_through_a_checkpoint(
 ):
     """Two devices draw what one does; a job read back from disk continues bit for bit."""
     config = small_job(name, **inner)
-    jobs = [train.build(dataclasses.replace(config, num_devices=count), None) for count in (1, 2)]
+    jobs = [build(dataclasses.replace(config, num_devices=count), None) for count in (1, 2)]
     init = jax.jit(jobs[0].init)
     one, two = (run_job(job, init(), num_steps=6) for job in jobs)
     # In the first step theta is the same to the bit, so whatever differs was drawn differently.

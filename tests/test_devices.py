@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch import config as cfg
-from launch import train
+from launch.job import build
 from meta_train import devices, trainer
 
 
@@ -21,7 +21,7 @@ def run(num_devices, num_steps, estimator="pes", sampler="normal"):
             name=estimator, sampler=sampler, num_particles=16, truncation=5
         ),
     )
-    job = train.build(config, None)
+    job = build(config, None)
     state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
     for _ in range(num_steps):
         state, metrics = job.step(state)
@@ -94,7 +94,7 @@ def test_indivisible_population_is_refused():
     assert devices.choose_num_devices(0, 8) == 4
     config = cfg.Config(estimator=cfg.EstimatorConfig(num_particles=12), num_devices=4)
     with pytest.raises(ValueError, match="Nearest that do: 4 and 8"):
-        train.build(config, None)
+        build(config, None)
 
 
 def test_nonfinite_meta_gradient_leaves_theta_alone():
