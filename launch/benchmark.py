@@ -64,11 +64,12 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     config = case_config(name, num_devices)
     job = build(config, None)
     state = jax.block_until_ready(jax.jit(job.init)())
-    devices.free_compiled()
+    devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
     began = time.perf_counter()
     step = job.step.lower(state).compile()
     compile_seconds = time.perf_counter() - began
+    devices.trim_memory()
     state, metrics = job.step(state)
     jax.block_until_ready(metrics)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

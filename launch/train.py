@@ -53,7 +53,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         host_state = checkpoints.restore(start, devices.host_like(spec))
         state = devices.from_host(host_state, spec)
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
-    devices.free_compiled()
+    devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
 
     description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
@@ -115,6 +115,8 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
                 jax.block_until_ready(in_flight[0])
             state, metrics = job.step(state)
             step += 1
+            if step == start + 1:
+                devices.trim_memory()  # Of compiling the step.
             if config.eval_every and step % config.eval_every == 0:
                 metrics = metrics | job.evaluate(devices.first_replica(state.theta))
             if waited:  # The host writes this row while the devices work on the next step.

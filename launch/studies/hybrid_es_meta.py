@@ -24,6 +24,7 @@ from meta_train import devices
 INTERVALS = (1, 2, 3, 5, 10)
 QUICK_INTERVALS = (1, 3)
 STALE = 5
+STALE_LABEL = f"stale, r = {STALE}"
 CANDIDATES_PER_WORKER, NUM_WORKERS = 8, 2
 FULL = study.FULL._replace(inner_steps=19_200, num_records=10)
 QUICK = study.QUICK
@@ -53,8 +54,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     devices.configure_cpu_devices()
     scale, intervals = (QUICK, QUICK_INTERVALS) if quick else (FULL, INTERVALS)
     configs = {label(r): hybrid_config(scale, r, "control_variate") for r in intervals}
-    if not quick:
-        configs[f"stale, r = {STALE}"] = hybrid_config(scale, STALE, "stale")
+    configs[STALE_LABEL] = hybrid_config(scale, STALE, "stale")
     configs |= {name: study.job_config(name, scale) for name in BESIDE}
     meta_loss = study.evaluation(scale)
     curves = {
@@ -103,8 +103,9 @@ def claims(curves: dict[str, Curves], intervals: tuple[int, ...]) -> list[Claim]
             said,
         ),
         Claim(
-            "At equal inner steps rarer gradients do not pay here: TBPTT itself ends lowest.",
-            all(median[label(1)] <= median[name] for name in hybrids),
+            "At equal inner steps the search does not pay here: TBPTT at every step ends lower, "
+            "and so does its gradient repeated, which takes none.",
+            all(max(median[label(1)], median[STALE_LABEL]) <= median[name] for name in hybrids),
             said,
         ),
     ]
