@@ -1,5 +1,6 @@
 """Flags shared by the commands: a preset as the base, single values on top."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -30,12 +31,12 @@ def run(main: Callable[[cfg.Config], int], preset: str = "default") -> None:
         first = flags.FlagValues()
         for flag_values in (first, flags.FLAGS):
             flags.DEFINE_string("preset", preset, _HELP, flag_values=flag_values)
-        with _messages():
+        with messages():
             first(argv, known_only=True)
-            holder = config_flags.DEFINE_config_dict(
-                "cfg", ConfigDict(dataclasses.asdict(cfg.load_preset(first.preset)))
-            )
-            rest = app.parse_flags_with_usage(argv)
+            config = dataclasses.asdict(cfg.load_preset(first.preset))
+            _check_names(argv[1:], config)
+            holder = config_flags.DEFINE_config_dict("cfg", ConfigDict(config))
+            rest = parse_flags(argv)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
             return rest
@@ -44,23 +45,56 @@ def run(main: Callable[[cfg.Config], int], preset: str = "default") -> None:
         del argv
         if not any(word.lstrip("-").startswith(("verbosity", "v=")) for word in sys.argv[1:]):
             logging.set_verbosity(logging.WARNING)  # `app.run` raised it to INFO.
-        with _messages():
+        with messages():
             return main(cfg.from_dict(cfg.Config, holder.value.to_dict()))
 
     app.run(start, flags_parser=parse)
 
 
-class _messages:
-    """Turns a ``ValueError`` into a message on stderr and exit code 2."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses, lists the shared flags in ``--help`` too, and returns what is no flag."""
+    for name in ("workdir", "data_dir", "preset", "cfg"):
+        if name in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
+    with messages():
+        return flags.FLAGS(argv)
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, kind, error, traceback):
-        if kind is not None and issubclass(kind, ValueError):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        if kind is not None and issubclass(kind, KeyError):
-            print(f"error: {error.args[0]}", file=sys.stderr)
-            sys.exit(2)
-        return False
+def _check_names(words: list[str], config: dict) -> None:
+    """Raises ``ValueError`` for a ``--cfg.a.b`` that is no field, naming those there are."""
+    for word in words:
+        name = word.lstrip("-").partition("=")[0]
+        if not word.startswith("-") or not name.startswith("cfg."):
+            continue
+        parent, node = "cfg", config
+        for part in name.split(".")[1:]:
+            if not isinstance(node, dict) or part not in node:
+                fields = list(node) if isinstance(node, dict) else []
+                raise ValueError(
+                    f"--{name}: --{parent} has no field {part!r}; its fields are: "
+                    f"{', '.join(fields) or 'none, it is a value'}."
+                )
+            parent, node = f"{parent}.{part}", node[part]
+
+
+@contextlib.contextmanager
+def messages():
+    """Turns a ``ValueError`` or a wrong flag into a message on stderr and exit code 2."""
+    try:
+        yield
+    except flags.UnrecognizedFlagError as error:
+        ours = (
+            flag.name
+            for module, known in flags.FLAGS.flags_by_module_dict().items()
+            for flag in known
+            if module.startswith("launch.") or module == sys.argv[0]
+        )
+        valid = ", ".join(f"--{name}" for name in sorted(ours))
+        sys.exit(_complain(f"unknown flag --{error.flagname}; the flags are: {valid}."))
+    except (ValueError, flags.Error) as error:
+        sys.exit(_complain(str(error)))
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

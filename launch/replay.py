@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 
 from launch import config as cfg
-from launch.command_line import DATA_DIR, WORKDIR
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
 from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
@@ -53,10 +53,11 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
 def main(argv) -> None:
     del argv
     from_step = None if _FROM_STEP.value < 0 else _FROM_STEP.value
-    step = replay(Path(str(WORKDIR.value)), from_step, DATA_DIR.value)
+    with messages():
+        step = replay(Path(str(WORKDIR.value)), from_step, DATA_DIR.value)
     print(f"Rebuilt the weights of outer step {step}.")
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import pkgutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import matplotlib
 from absl import app, flags
 
 import launch.studies
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
 from launch.studies.base import Result, Study
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
@@ -147,16 +147,15 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(
             f"there is no study `{argv[1]}`; the studies are: {', '.join(study_names())}."
         )
-    if not values.workdir:
-        raise app.UsageError("give --workdir=DIR, the folder to write to.")
-    result = reproduce(argv[1], values.workdir, values.quick, values.data_dir)
+    if not WORKDIR.value:
+        raise app.UsageError("give --workdir=DIR, the folder for result.json and figure.png.")
+    with messages():
+        result = reproduce(argv[1], WORKDIR.value, values.quick, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder for result.json and figure.png.")
     flags.DEFINE_bool("quick", False, "A smaller version of the study, at most 60 s on 2 cores.")
-    flags.DEFINE_string("data_dir", None, "Folder of downloaded datasets; absent: bundled data.")
     flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
     matplotlib.use("Agg")
-    sys.exit(app.run(main))
+    app.run(main, flags_parser=parse_flags)

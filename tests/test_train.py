@@ -230,7 +230,11 @@ def test_wandb_run_holds_the_metrics(reference):
         (["--cfg.estimator.name=reversible"], "--cfg.optimizer.name one of ['reversible_mlp']"),
         (["--cfg.estimator.sigma=0"], "`cfg.estimator.sigma` must be a finite number above 0"),
         (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
-        (["--cfg.estimator.sigmaa=1"], "sigmaa"),
+        (
+            ["--cfg.estimator.sigmaa=1"],
+            "no field 'sigmaa'; its fields are: name, num_particles",
+        ),
+        (["--steps=1"], "unknown flag --steps; the flags are: --cfg, --data_dir"),
         (["stray"], "every option is --name=value"),
     ],
 )
