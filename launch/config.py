@@ -94,7 +94,9 @@ class HybridConfig:
     antithetic: bool = False  # select
     num_surrogates: int = 4  # guided
     alpha: float = 0.5  # guided
-    relative_sigma: bool = False  # `estimator.sigma` in units of the gradient's own spread
+    sigma: float = 0.0  # of the candidates' perturbations; 0: as `estimator.sigma`
+    sampler: str = ""  # of the candidates' perturbations; empty: as `estimator.sampler`
+    relative_sigma: bool = False  # sigma in units of the gradient's own spread
     per_layer: bool = False  # sigma (if relative) and the mask by layers of theta
     success_rate: float = 0.0  # select: speed of the 1/5th success rule; 0: off
     mask: str = "none"  # none, random, layers or largest
@@ -558,8 +560,8 @@ def hybrid_arguments(config: Config, layers: tuple[int, ...] = ()) -> dict[str, 
     )
     return {name: getattr(hybrid, name) for name in same} | {
         "noise": estimators.Noise(
-            config.estimator.sigma,
-            config.estimator.sampler,
+            hybrid.sigma or config.estimator.sigma,
+            hybrid.sampler or config.estimator.sampler,
             hybrid.relative_sigma,
             layers if hybrid.per_layer else (),
             hybrid.success_rate,

@@ -408,7 +408,8 @@ def claims(found: Sweep, uneven: list[Unequal], hurried: float, workers) -> list
             f"{found.workers[HYBRID][-1]:.0f} s",
         ),
         Claim(
-            "A worker 4 times slower costs less than 30%, with shares proportional to speed.",
+            "On the slow link, where computing takes little of the time, a worker 4 times slower "
+            "costs less than 30%, with shares proportional to speed.",
             bool(0 <= slower[SLOW] < 0.3),
             f"{100 * slower[SLOW]:.2f}% on the slow link ({100 * slower[SLOW_EQUAL]:.2f}% with "
             f"equal shares); where nothing but computing counts {100 * hurried:.0f}%, since every "

@@ -134,14 +134,15 @@ def meta_train(
         return devices.place(init(seed), num_devices, axes)
 
     steps(start(0), 1)  # Compiles.
-    per_record = round(scale.inner_steps / cfg.inner_steps_per_outer_step(config))
+    per_record = scale.inner_steps / cfg.inner_steps_per_outer_step(config)
+    ends = [round(record * per_record) for record in range(scale.num_records + 1)]
     shape = scale.num_seeds, scale.num_records + 1
     curves = Curves(np.zeros(shape), np.zeros(shape))
     for seed in range(scale.num_seeds):
         state, spent = start(seed), 0.0
         for record in tqdm(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
             if record:
-                state, seconds = steps(state, per_record)
+                state, seconds = steps(state, ends[record] - ends[record - 1])
                 spent += seconds
             curves.losses[seed, record] = meta_loss(devices.first_replica(state.theta))
             curves.seconds[seed, record] = spent
