@@ -75,6 +75,8 @@ def _check_names(words: list[str], config: dict) -> None:
                     f"{', '.join(fields) or 'none, it is a value'}."
                 )
             parent, node = f"{parent}.{part}", node[part]
+        if isinstance(node, dict):
+            raise ValueError(f"--{name} has fields, set one of them: {', '.join(node)}.")
 
 
 @contextlib.contextmanager

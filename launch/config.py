@@ -330,6 +330,19 @@ def validate(config: Config) -> None:
     ):
         if not value >= minimum:
             raise ValueError(f"--cfg.{flag} must be at least {minimum}, got {value}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--cfg.seed must be between 0 and {2**32 - 1}, got {config.seed}.")
+    if config.meta.warmup >= config.num_steps:
+        raise ValueError(
+            f"--cfg.meta.warmup must be below --cfg.num_steps={config.num_steps}, got "
+            f"{config.meta.warmup}."
+        )
+    for flag, sizes in (
+        ("task.hidden_sizes", config.task.hidden_sizes),
+        ("optimizer.hidden_sizes", config.optimizer.hidden_sizes),
+    ):
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"--cfg.{flag} must be whole numbers above 0, got {sizes}.")
     estimators.base.check_positive(
         **{"cfg.estimator.sigma": config.estimator.sigma},
         **{"cfg.meta.learning_rate": config.meta.learning_rate},
@@ -370,6 +383,10 @@ def _validate_hybrid(config: Config) -> None:
     _check_choice("--cfg.hybrid.base", hybrid.base, ESTIMATORS)
     _check_choice("--cfg.hybrid.mode", hybrid.mode, estimators.hybrid.MODES)
     _check_choice("--cfg.hybrid.compression", hybrid.compression, COMPRESSORS)
+    if hybrid.sampler:
+        _check_choice("--cfg.hybrid.sampler", hybrid.sampler, SAMPLERS)
+    if not hybrid.sigma >= 0:
+        raise ValueError(f"--cfg.hybrid.sigma must be at least 0, got {hybrid.sigma}.")
     if hybrid.num_workers < 1 or num_shardable(config) % hybrid.num_workers:
         raise ValueError(
             f"--cfg.hybrid.num_workers must divide the population of {hybrid.base!r}, "
@@ -443,11 +460,13 @@ def num_shardable(config: Config) -> int:
     return c.num_particles // population_unit(c)[1]
 
 
-def shards(config: Config) -> tuple[int, str]:
-    """How many parts the population may be split into over devices, and what they are."""
+def shards(config: Config) -> tuple[int, str, int]:
+    """How many parts the population may be split into over devices, and the flag and its share
+    that make one."""
     if config.estimator.name == HYBRID:
-        return config.hybrid.num_workers, "workers"
-    return num_shardable(config), population_unit(config.estimator)[0]
+        return config.hybrid.num_workers, "--cfg.hybrid.num_workers", 1
+    per_shard = population_unit(config.estimator)[1]
+    return num_shardable(config), "--cfg.estimator.num_particles", per_shard
 
 
 def inner_steps_per_outer_step(config: Config) -> float:
@@ -591,8 +610,8 @@ def make_meta_optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as JSON-serializable nested dicts."""
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration, or a part of one, as JSON-serializable nested dicts."""
     return dataclasses.asdict(
         config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv}
     )
@@ -617,7 +636,8 @@ def contradictions(config: Config, saved: dict[str, Any]) -> list[str]:
     may_change = set(MAY_CHANGE)
     if config.meta.schedule == "constant":
         may_change.add("num_steps")
-    now, then = _flatten(to_dict(config)), _flatten(saved)
+    # A field that the checkpoint does not know is younger than it, and was at its default.
+    now, then = _flatten(to_dict(config)), _flatten(to_dict(Config())) | _flatten(saved)
     return [
         f"--cfg.{key}: the checkpoint has {then.get(key)!r}, this command {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())

@@ -25,7 +25,7 @@ def main(config: cfg.Config) -> int:
     horizon = config.inner.horizon
     optimizers = {AFTER: workdir / "optimizer", BEFORE: workdir / "optimizer_initial"}
     results = evaluate.evaluate(task, optimizers, [horizon, 5 * horizon], num_seeds=20)
-    evaluate.write(results, workdir, 20)
+    evaluate.write(results, workdir, config.task, optimizers)
     evaluate.plot(results, workdir / "curves.png")
     print()
     print(evaluate.table(results))
@@ -37,7 +37,7 @@ def main(config: cfg.Config) -> int:
     print(f"checkpoints          {workdir / 'checkpoints'}")
     print(f"exported optimizer   {workdir / 'optimizer'}")
     print(f"metrics              {workdir / 'metrics.jsonl'}")
-    print(f"offline W&B run      {outcome.wandb_dir}")
+    print(f"W&B run              {outcome.wandb_dir}")
     print(f"curves               {workdir / 'curves.png'}")
     return 0
 

@@ -6,7 +6,9 @@ Inner training-loss curves over several seeds, at the horizon the optimizer was 
 and at 5 times it; writes `evaluation.json` and `evaluation.png`.
 """
 
+import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,10 +104,18 @@ def plot(results: dict[int, list[Curves]], path: Path) -> None:
     plt.close(figure)
 
 
-def write(results: dict[int, list[Curves]], workdir: Path, num_seeds: int) -> None:
-    """Writes ``evaluation.json``: every curve, and what the table shows."""
+def write(
+    results: dict[int, list[Curves]],
+    workdir: Path,
+    task: cfg.TaskConfig,
+    optimizers: dict[str, Path],
+) -> None:
+    """Writes ``evaluation.json``: what was compared, every curve, and what the table shows."""
     document = {
-        "seeds": num_seeds,
+        "task": cfg.to_dict(task),
+        "optimizers": {name: str(path) for name, path in optimizers.items()},
+        "seeds": next(iter(results.values()))[0].losses.shape[0],
+        "first_seed": SEED,
         "learning_rates_swept": list(LEARNING_RATES),
         "device": jax.devices()[0].device_kind,
         "results": {
@@ -135,7 +145,9 @@ def _label(curves: Curves) -> str:
 
 
 _OPTIMIZER = flags.DEFINE_multi_string("optimizer", None, "Folder of a trained optimizer.")
-_TASK = flags.DEFINE_string("task", None, f"Task, one of {sorted(cfg.TASKS)} (else the preset's).")
+_TASK = flags.DEFINE_string(
+    "task", None, f"Task, one of {sorted(cfg.TASKS)} (default: that of training)."
+)
 _HORIZONS = flags.DEFINE_list(
     "horizons", None, "Inner steps (default: the training horizon and 5 times it)."
 )
@@ -145,27 +157,45 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Inner runs per curve.", lower_bound=
 def main(config: cfg.Config) -> int:
     if not _OPTIMIZER.value or not WORKDIR.value:
         raise ValueError("--optimizer and --workdir are required.")
-    task_config = config.task
-    if _TASK.value:
-        task_config = cfg.dataclasses.replace(task_config, name=_TASK.value)
-    paths = {_short_name(path): Path(path) for path in _OPTIMIZER.value}
+    names = [_short_name(path) for path in _OPTIMIZER.value]
+    if len(set(names)) < len(names):
+        names = [str(Path(path).absolute()) for path in _OPTIMIZER.value]
+    paths = {name: Path(path) for name, path in zip(names, _OPTIMIZER.value, strict=True)}
     trained = [learned_opt.load_config(path)["training"] for path in paths.values()]
-    if _HORIZONS.value:
-        horizons = [int(h) for h in _HORIZONS.value]
-    else:
-        horizon = trained[0].get("horizon", config.inner.horizon)
-        horizons = [horizon, 5 * horizon]
-    if min(horizons) < 1:
-        raise ValueError(f"--horizons must be at least 1, got {horizons}.")
+    horizons = _horizons(trained, config)
+    task_config = _task_config(trained, config)
     task = cfg.make_task(task_config, DATA_DIR.value)
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     results = evaluate(task, paths, horizons, _SEEDS.value)
-    write(results, workdir, _SEEDS.value)
+    write(results, workdir, task_config, paths)
     plot(results, workdir / "evaluation.png")
     print(table(results))
     print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
     return 0
+
+
+def _horizons(trained: list[dict[str, Any]], config: cfg.Config) -> list[int]:
+    """``--horizons``, or the one of training and 5 times it."""
+    if not _HORIZONS.value:
+        found = sorted({card.get("horizon", config.inner.horizon) for card in trained})
+        if len(found) > 1:
+            raise ValueError(f"The optimizers were trained at horizons {found}; give --horizons.")
+        return [found[0], 5 * found[0]]
+    if not all(h.isdecimal() and int(h) > 0 for h in _HORIZONS.value):
+        raise ValueError(f"--horizons must be whole numbers above 0, got {_HORIZONS.value}.")
+    return [int(h) for h in _HORIZONS.value]
+
+
+def _task_config(trained: list[dict[str, Any]], config: cfg.Config) -> cfg.TaskConfig:
+    """The task of training, unless flags name one."""
+    given = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
+    task = config.task
+    if not any(word.startswith(("cfg.task.", "preset")) for word in given):
+        task = cfg.from_dict(cfg.TaskConfig, trained[0].get("task", cfg.to_dict(task)))
+    if _TASK.value and _TASK.value != task.name:
+        task = dataclasses.replace(config.task, name=_TASK.value)
+    return task
 
 
 def _short_name(path: str) -> str:

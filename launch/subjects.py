@@ -92,7 +92,6 @@ def network_subject(config: cfg.Config, task: Task) -> Subject:
         }
         scores = jax.device_get(jax.jit(evaluation)(params))
         document = {
-            "task": cfg.to_dict(config)["task"],
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},
         }
@@ -116,8 +115,7 @@ SUBJECTS: dict[str, Callable[[cfg.Config, Task], Subject]] = {
 def _training(config: cfg.Config, step: int) -> dict[str, Any]:
     """How theta came about, for the model card."""
     return {
-        "task": config.task.name,
-        "dataset": config.task.dataset,
+        "task": cfg.to_dict(config)["task"],
         "horizon": config.inner.horizon,
         "meta_loss": config.inner.meta_loss,
         "estimator": config.estimator.name,

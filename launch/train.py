@@ -47,6 +47,11 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         start, run_id = 0, uuid.uuid4().hex[:8]
         state = jax.jit(job.init)()
     else:
+        if start > config.num_steps:
+            raise ValueError(
+                f"`workdir` {workdir} is at outer step {start}, past --cfg.num_steps="
+                f"{config.num_steps}. Ask for more steps, or give another --workdir."
+            )
         saved = checkpoints.job(start)
         _refuse_contradictions(config, saved["config"], workdir)
         run_id = saved["wandb_run_id"]
@@ -82,7 +87,8 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     inner_steps = cfg.inner_steps_per_outer_step(config)
     num_particles = cfg.num_shardable(config)
     max_in_flight = devices.max_in_flight()
-    started = last = time.perf_counter()
+    last = time.perf_counter()
+    started = last - tracker.wall_seconds  # The job's, not this process's.
     in_flight: collections.deque = collections.deque()
 
     def log_oldest():
@@ -93,7 +99,8 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
             replay_log.append(step, jax.device_get(message))
         row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
         now = time.perf_counter()
-        if step % config.log_every and step != config.num_steps:
+        evaluated = any(name.startswith("eval/") for name in row)
+        if step % config.log_every and step != config.num_steps and not evaluated:
             last = now
             return
         # Of the particles; in a step of Hybrid-ES without a gradient, of the costs exchanged.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from learned_opt.base import LearnedOptimizer, Theta
@@ -92,7 +93,10 @@ def load(path: str | os.PathLike) -> tuple[LearnedOptimizer, Theta]:
     """
     config = load_config(path)
     optimizer = _build(config["name"], config["arguments"])
-    arrays = load_file(Path(path) / "theta.safetensors")
+    try:
+        arrays = load_file(Path(path) / "theta.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"`path` {path}: theta.safetensors is damaged ({error}).") from error
     theta = unflatten_dict({key: jnp.asarray(value) for key, value in arrays.items()}, sep="/")
     _check_theta(optimizer, theta, str(path))
     return optimizer, theta
@@ -138,7 +142,7 @@ def _model_card(name, arguments, arrays, training) -> str:
         "",
         "## Training",
         "",
-        *[f"- {key}: {value}" for key, value in training.items()],
+        *[f"- {key}: {json.dumps(value)}" for key, value in training.items()],
         "",
     ]
     return "\n".join(lines)

@@ -70,37 +70,37 @@ def forget_compiled() -> None:
 
 
 def choose_num_devices(
-    requested: int,
-    num_shards: int,
-    noun: str = "particles",
+    requested: int, num_shards: int, flag: str = "num_particles", per_shard: int = 1
 ) -> int:
-    """How many local devices to use; ``requested`` 0 is all of them.
+    """How many local devices to use.
 
     Args:
-      requested: how many; 0 is all.
+      requested: how many; 0 is the most that divide the population, of those there are.
       num_shards: into how many parts the population can be split.
-      noun: what the parts are.
+      flag: what sets the size of the population, for the message.
+      per_shard: how much of it one part takes.
 
     Raises:
       ValueError: if more devices are requested than there are, or if the parts do not
-        divide evenly, with the nearest counts that do.
+        divide evenly, with the nearest sizes that do.
     """
     available = jax.local_device_count()
     if not 0 <= requested <= available:
         raise ValueError(
-            f"`num_devices` must be between 0 (all) and {available}, the local "
-            f"{jax.default_backend()} devices, got {requested}."
+            f"`num_devices` must be between 0 (as many as divide the population) and {available}, "
+            f"the local {jax.default_backend()} devices, got {requested}."
         )
-    num_devices = requested or available
-    if num_shards % num_devices:
-        lower = num_shards // num_devices * num_devices
-        near = [count for count in (lower, lower + num_devices) if count > 0]
+    if not requested:
+        return max(n for n in range(1, available + 1) if num_shards % n == 0)
+    if num_shards % requested:
+        lower = num_shards // requested * requested
+        near = [count * per_shard for count in (lower, lower + requested) if count > 0]
         raise ValueError(
-            f"The population must divide evenly over {num_devices} devices, got {num_shards} "
-            f"{noun}. Nearest that do: "
+            f"The population must divide evenly over {requested} devices: `{flag}` must be a "
+            f"multiple of {requested * per_shard}, got {num_shards * per_shard}. Nearest that are: "
             f"{' and '.join(map(str, near))}; or choose another `num_devices`."
         )
-    return num_devices
+    return requested
 
 
 def default_chunk() -> int | None:

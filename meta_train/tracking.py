@@ -27,6 +27,9 @@ class Tracker:
     ``metrics.jsonl`` has one row a logged step, each step once: on a resume it is cut back
     to the checkpoint. Offline W&B runs cannot be appended to, so a resume starts a new run
     folder with the same run id; the outer step is logged as ``step``, its x axis.
+
+    Attributes:
+      wall_seconds: the job's up to its last kept row.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Tracker:
         progress: bool = True,
     ):
         self._active = jax.process_index() == 0
+        self.wall_seconds = 0.0
         if not self._active:
             return
-        self._file = _open_cut_back(workdir / "metrics.jsonl", start_step)
+        self._file, last_row = _open_cut_back(workdir / "metrics.jsonl", start_step)
+        self.wall_seconds = last_row.get("time/wall_seconds", 0.0)
         self._run = wandb.init(
             project=project,
             id=run_id,
@@ -98,6 +103,7 @@ class Tracker:
 
 def _open_cut_back(path: Path, start_step: int):
     """Opens ``path`` for appending, without rows past ``start_step`` or a torn last line."""
+    last: dict[str, Any] = {}
     if path.exists():
         kept = []
         with path.open() as file:
@@ -109,7 +115,8 @@ def _open_cut_back(path: Path, start_step: int):
                 if row["step"] > start_step:
                     break
                 kept.append(line)
+                last = row
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
-    return path.open("a")
+    return path.open("a"), last

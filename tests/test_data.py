@@ -60,6 +60,17 @@ def test_no_tensorflow_import(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_processes_may_prepare_the_digits_together(tmp_path):
+    code = f"from tasks.data import load_images; load_images('digits', {str(tmp_path)!r})"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for process in started:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+
+
 class Mnist(tfds.core.GeneratorBasedBuilder):
     """A small data set with the features, splits and encoding of TFDS's own MNIST."""
 

@@ -87,13 +87,15 @@ def test_host_copy_survives_donation():
 
 
 def test_indivisible_population_is_refused():
-    with pytest.raises(ValueError, match=r"divide evenly over 4 devices, got 10 .*8 and 12"):
+    with pytest.raises(ValueError, match=r"multiple of 4, got 10\. .* 8 and 12"):
         devices.choose_num_devices(4, 10)
-    with pytest.raises(ValueError, match=r"`num_devices` must be between 0 \(all\) and 4"):
+    with pytest.raises(ValueError, match=r"`num_devices` must be between 0 .* and 4"):
         devices.choose_num_devices(5, 10)
     assert devices.choose_num_devices(0, 8) == 4
+    assert devices.choose_num_devices(0, 10) == 2
+    assert devices.choose_num_devices(0, 7) == 1
     config = cfg.Config(estimator=cfg.EstimatorConfig(num_particles=12), num_devices=4)
-    with pytest.raises(ValueError, match="Nearest that do: 4 and 8"):
+    with pytest.raises(ValueError, match=r"`--cfg.estimator.num_particles` must be .* 8 and 16"):
         build(config, None)
 
 

@@ -174,6 +174,23 @@ def test_resume_on_another_number_of_devices(tmp_path, reference):
     assert len(rows(workdir)) == NUM_STEPS + 20
 
 
+def test_evaluations_are_logged_and_a_resume_goes_on_counting(tmp_path):
+    flags = ["--cfg.log_every=4", "--cfg.eval_every=3"]
+    workdir = tmp_path / "job"
+    assert run(workdir, *flags, num_steps=7).returncode == 0
+    assert [row["step"] for row in rows(workdir)] == [3, 4, 6, 7]
+    assert ["eval/mean_loss" in row for row in rows(workdir)] == [True, False, True, False]
+    config = (workdir / "config.json").read_text()
+    done = run(workdir, *flags, num_steps=5)
+    assert done.returncode == 2
+    assert "is at outer step 7, past --cfg.num_steps=5" in done.stderr
+    assert (workdir / "config.json").read_text() == config
+    assert run(workdir, *flags, num_steps=9).returncode == 0
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["time/wall_seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
 def test_contradicting_configuration_is_refused(reference):
     before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
     done = run(reference, "--cfg.estimator.sigma=0.5", "--cfg.seed=3")
@@ -197,8 +214,20 @@ def test_wandb_run_holds_the_metrics(reference):
             break
         time.sleep(1)
     assert done.returncode == 0, done.stderr
-    for name in ("meta_loss", "meta_grad_norm", "theta_norm", "nonfinite_count"):
-        assert name in done.stdout
+    last = json.loads((reference / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in last:
+        assert name in done.stdout, name
+    assert {
+        "meta_loss",
+        "meta_grad_norm",
+        "meta_grad_spread",
+        "theta_norm",
+        "update_norm",
+        "nonfinite_count",
+        "total_inner_steps",
+        "time/inner_steps_per_second",
+        "time/wall_seconds",
+    } <= set(last)
     assert len(history) >= NUM_STEPS
 
 
@@ -235,6 +264,10 @@ def test_wandb_run_holds_the_metrics(reference):
             "no field 'sigmaa'; its fields are: name, num_particles",
         ),
         (["--steps=1"], "unknown flag --steps; the flags are: --cfg, --data_dir"),
+        (["--cfg.task=mlp"], "--cfg.task has fields, set one of them: name,"),
+        (["--cfg.task.hidden_sizes=(8.5,)"], "task.hidden_sizes must be whole numbers above 0"),
+        (["--cfg.seed=99999999999999"], "--cfg.seed must be between 0 and 4294967295"),
+        (["--cfg.meta.warmup=99999"], "--cfg.meta.warmup must be below --cfg.num_steps"),
         (["stray"], "every option is --name=value"),
     ],
 )
@@ -283,7 +316,6 @@ def test_evaluate_command(tmp_path, reference):
             "-m",
             "launch.evaluate",
             f"--optimizer={reference / 'optimizer'}",
-            "--task=mlp",
             f"--workdir={tmp_path}",
             "--seeds=2",
             "--horizons=10,20",
@@ -298,6 +330,7 @@ def test_evaluate_command(tmp_path, reference):
     document = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(document["results"]) == {"10", "20"}
     assert len(document["learning_rates_swept"]) >= 12
+    assert document["task"]["hidden_sizes"] == [8]  # That of training.
     names = [entry["name"] for entry in document["results"]["20"]]
     assert names == ["job/optimizer", "adam", "sgdm"]
     for entry in document["results"]["20"]:
@@ -308,6 +341,8 @@ def test_evaluate_command(tmp_path, reference):
 def test_metrics_are_cut_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 8)) + '{"step": 8, "m')
-    with _open_cut_back(path, 5) as file:
+    file, last = _open_cut_back(path, 5)
+    with file:
         file.write('{"step": 6}\n')
+    assert last == {"step": 5}
     assert [json.loads(line)["step"] for line in path.open()] == [1, 2, 3, 4, 5, 6]

@@ -54,7 +54,14 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
     if name == "digits":
         tfds.disable_progress_bar()
         builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # Another process was faster.
+            builder = Digits(data_dir=data_dir, file_format="array_record")
+        except OSError as error:
+            raise ValueError(
+                f"`data_dir` {data_dir} must be a folder that can be written: {error}."
+            ) from error
     else:
         builder = _prepared_builder(name, data_dir)
     features = builder.info.features
@@ -64,6 +71,10 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
             f"{sorted(features)}."
         )
     raw = {split: _read(builder, split) for split in builder.info.splits}
+    if not {"train", "test"} <= set(raw):
+        raise ValueError(
+            f"`dataset` must have the splits 'train' and 'test', got {name!r} with {sorted(raw)}."
+        )
     if "validation" not in raw:
         images, labels = raw["train"]
         cut = len(labels) - len(labels) // 6
