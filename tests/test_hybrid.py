@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
 from launch import config as cfg
@@ -71,7 +72,7 @@ def in_between(estimator, stale=STALE, theta=THETA):
     """The state just after a refresh that gave ``stale``."""
     state = estimator.init(jnp.asarray(theta), jax.random.key(0))
     shared = state.shared
-    shared = shared._replace(step=shared.step + 1, surrogate=jnp.asarray(stale, theta.dtype))
+    shared = shared._replace(step=shared.step + 1, surrogate=jnp.asarray(stale, jnp.asarray(theta).dtype))
     return state._replace(shared=shared)
 
 
@@ -420,6 +421,100 @@ def test_sigma_follows_the_gradient():
     scale = noises.observe_success(noise, noises.init_scale(noise, jnp.float32), jnp.array(0.6))
     sigma = noises.standard_deviation(noise, scale, SIZE)
     np.testing.assert_allclose(sigma, 0.3 * np.exp(0.5 * 0.4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad, factor", [(1e30, 1.0), (np.inf, 1.0), (1e6, 10.0)])
+def test_one_exploding_gradient_does_not_blow_sigma_up(bad, factor):
+    noise = estimators.Noise(1.0, relative=True)
+    scale = noises.init_scale(noise, jnp.float32)
+    good = jax.random.normal(jax.random.key(0), (SIZE,))
+    for _ in range(20):
+        scale = noises.observe_gradient(noise, scale, good)
+    before = noises.standard_deviation(noise, scale, SIZE)
+    scale = noises.observe_gradient(noise, scale, bad * good)
+    after = noises.standard_deviation(noise, scale, SIZE)
+    assert np.all(after <= (1 + 1e-5) * factor * before)
+    assert np.all(after > (factor > 1) * before)
+    for _ in range(60):
+        scale = noises.observe_gradient(noise, scale, good)
+    np.testing.assert_allclose(noises.standard_deviation(noise, scale, SIZE), before, rtol=0.05)
+
+
+def test_layers_of_one_entry_are_perturbed():
+    noise = estimators.Noise(1.0, relative=True, layers=(1, 1))
+    scale = noises.init_scale(noise, jnp.float32)
+    scale = noises.observe_gradient(noise, scale, jnp.array([3.0, -0.5]))
+    np.testing.assert_allclose(noises.standard_deviation(noise, scale, 2), [3, 0.5], rtol=1e-6)
+
+
+def test_the_success_rule_ends_somewhere():
+    noise = estimators.Noise(1.0, success_rate=5.0)
+    scale = noises.init_scale(noise, jnp.float32)
+    for _ in range(100):
+        scale = noises.observe_success(noise, scale, jnp.zeros([]))
+    np.testing.assert_allclose(noises.standard_deviation(noise, scale, 1), [1e-3], rtol=1e-5)
+
+
+def test_a_mask_of_the_largest_is_no_larger_where_entries_are_equal():
+    noise = estimators.Noise(1.0, mask="largest", fraction=0.2)
+    surrogate = jnp.zeros(10).at[3].set(2.0)
+    chosen = np.asarray(noises.mask(noise, jax.random.key(0), surrogate))
+    assert chosen.sum() == 2 and chosen[3]
+
+
+def test_masked_select_without_a_finite_candidate_is_zero(x64):
+    system = UnrolledSystem(lambda theta, key: (), lambda theta, s, key: (s, jnp.nan * theta[0]))
+    noise = estimators.Noise(0.1, mask="random", fraction=0.5)
+    estimator = build(system=system, noise=noise)
+    grad = jit(estimator.estimate)(jnp.asarray(THETA), in_between(estimator), jax.random.key(1))[0]
+    np.testing.assert_array_equal(grad, np.zeros(SIZE))
+
+
+def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
+    one = {"num_workers": 1, "candidates_per_worker": 1}
+    found = []
+    for combine in ("rank", "argmin"):
+        estimator = build(combine=combine, **one)
+        state = in_between(estimator)
+        found.append(estimator.estimate(jnp.asarray(THETA), state, jax.random.key(1))[0])
+    np.testing.assert_array_equal(*found)
+    assert np.all(np.isfinite(found[0]))
+
+
+@pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "nres", "reversible"])
+def test_the_gradients_are_those_of_the_base(base):
+    """Two workers' refresh is the base's own estimate, its population goes on as alone."""
+    config = cfg.Config(
+        task=cfg.TaskConfig(name="quadratic"),
+        optimizer=cfg.OptimizerConfig(
+            name="reversible_mlp" if base == "reversible" else "mlp", hidden_sizes=(4,)
+        ),
+        inner=cfg.InnerConfig(horizon=4),
+        estimator=cfg.EstimatorConfig(name=cfg.HYBRID, num_particles=8, truncation=2),
+        hybrid=cfg.HybridConfig(base=base, refresh_every=2, num_workers=2, candidates_per_worker=2),
+    )
+    optimizer = cfg.make_optimizer(config.optimizer)
+    task = cfg.make_task(config.task, None)
+    mixed = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
+    config = dataclasses.replace(config, estimator=dataclasses.replace(config.estimator, name=base))
+    alone = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
+    theta = optimizer.init(jax.random.key(0))
+    state = mixed.init(theta, jax.random.key(1))
+    particles = alone.init(theta, jax.random.key(1))
+    step, step_alone = jit(mixed.estimate), jit(alone.estimate)
+    for number in range(4):
+        key = jax.random.fold_in(jax.random.key(2), number)
+        grad, state, metrics = step(theta, state, key)
+        assert np.isfinite(ravel_pytree(grad)[0]).all()
+        if number % 2:
+            assert not np.isnan(metrics["loss"])
+            continue
+        expected, particles, metrics_alone = step_alone(theta, particles, key)
+        expected = ravel_pytree(expected)[0]
+        scale = np.abs(expected).max()
+        assert scale > 0
+        np.testing.assert_allclose(ravel_pytree(grad)[0], expected, atol=2e-5 * scale)
+        np.testing.assert_allclose(metrics["loss"], metrics_alone["loss"], rtol=1e-5)
 
 
 def test_success_rule_forgets_where_sigma_started():

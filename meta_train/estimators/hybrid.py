@@ -155,22 +155,29 @@ def hybrid_es(
       cost after a step of plain gradient descent at rate ``a``.
     - ``control_variate``: ``g = d + mean_p ((L(theta + e_p) - L(theta - e_p)) / 2 - d . e_p)
       e_p / sigma^2`` over ``M / 2`` pairs: unbiased for the gradient of the loss smoothed by the
-      perturbation, whatever ``d``; its variance grows with ``|grad L - d|^2`` only.
+      perturbation, whatever ``d``; its variance grows with ``|grad L - d|^2``, to leading order
+      in sigma. Entries that a mask leaves out are ``d``'s, so those are biased.
     - ``guided``: ``g = mean_p (L(theta + e_p) - L(theta - e_p)) / 2 * e_p / sigma^2`` with
       ``e ~ N(0, sigma^2 [alpha I + (1 - alpha) P/k U U^T])``, ``U`` the span of the last ``k``
       surrogates: the smoothed gradient stretched along ``U``.
     - ``past_descent``: central differences along ``d`` and ``M / 2 - 1`` random directions, all
-      orthonormal; ``g`` is the projection of the gradient on their span, and the next ``d``.
-    - ``stale``: ``g = d``. ``skip``: ``g = 0``. The controls, which evaluate nothing.
+      orthonormal and of length ``sigma``; ``g`` is the projection of the gradient on their
+      span, and the next ``d``.
+    - ``stale``: ``g = d``. ``skip``: ``g = 0`` (with which a meta-optimizer of momentum still
+      moves). The controls, which evaluate nothing.
 
     A candidate whose cost is not finite is never chosen, and a pair with one contributes
     zero; if no candidate is finite, ``select`` gives zero. ``r = 1`` is ``surrogate`` itself,
-    except with ``assist``: then the in-between step follows every gradient, in the same step.
+    except with ``assist``: then the in-between step follows every gradient, in the same step,
+    on other data. The surrogate's episodes advance at refreshes only, so a truncation of PES
+    spans ``r`` steps of theta. A refresh that is not finite changes no running statistic.
 
     Workers are spread over devices. What crosses between them is a ``Message``: from it and
     the keys every device builds the same step, bit for bit. The arithmetic of a worker does
     not depend on what else its device does, and sums over workers are taken in pairs, so on
-    1, 2, 4, ... devices (``num_workers`` a power of two) runs are equal to the bit too.
+    1, 2, 4, ... devices (``num_workers`` a power of two) runs are equal to the bit too. With
+    another number of workers the in-between steps are the same (``worker_mean`` aside), the
+    refreshes to rounding, or more where each worker compresses its own.
     Metrics: ``loss`` is the mean of the costs that were exchanged (for ``argmin`` and
     ``worker_mean`` only the bests), NaN where nothing was; ``refresh`` and ``sigma``.
 
@@ -299,14 +306,14 @@ def hybrid_es(
         if mode == "guided":
             past = jnp.concatenate([sent[None], past[:-1]])
         prediction = predictor.learn(shared.prediction, sent) if predictor else ()
-        return sent, Shared(
-            shared.step,
-            # What it is made from stays the same until the next refresh, so it does too.
-            predictor.predict(prediction) if predictor else sent,
-            past,
-            noises.observe_gradient(spec, shared.scale, sent),
-            prediction,
-        )
+        learned = past, prediction, noises.observe_gradient(spec, shared.scale, sent)
+        # A gradient that is not finite teaches nothing.
+        usable = jnp.all(jnp.isfinite(sent))
+        known = shared.past, shared.prediction, shared.scale
+        past, prediction, scale = base.select(usable, learned, known)
+        # What a prediction is made from stays the same until the next refresh, so it does too.
+        surrogate = predictor.predict(prediction) if predictor else sent
+        return sent, Shared(shared.step, surrogate, past, scale, prediction)
 
     # In between: the candidates, their costs, and the step all make of them.
 
@@ -422,7 +429,8 @@ def hybrid_es(
         chosen = (sent.ids[order] if best_only else order).astype(jnp.int32)
         if paired:
             kept, chosen = kept * (1 - 2 * (chosen % 2)), chosen // 2
-        step = setting.surrogate + weighted_sum(setting, key_noise, chosen, kept)
+        d = setting.surrogate
+        step = jnp.where(setting.allowed, d + weighted_sum(setting, key_noise, chosen, kept), d)
         return jnp.where(total > 0, step, 0.0)
 
     def estimated(setting, key_noise, sent):
@@ -438,7 +446,8 @@ def hybrid_es(
             total = total * (1 / num_rows)
         # XLA may turn a division by one number into a product, in one program and not another.
         total = jnp.where(setting.sigma > 0, total * (1 / setting.sigma**2), 0.0)
-        return d + total if mode == "control_variate" else total
+        total = d + total if mode == "control_variate" else total
+        return jnp.where(setting.allowed, total, d)
 
     def follow_costs(shared, setting, key, sent):
         """What every device makes of the costs: the step, the new shared state, metrics."""
@@ -449,7 +458,6 @@ def hybrid_es(
             grad = setting.surrogate
         else:
             grad = (selected if mode == "select" else estimated)(setting, key_noise, sent)
-            grad = jnp.where(setting.allowed, grad, setting.surrogate)
         scale = shared.scale
         if spec.success_rate:
             share = jnp.sum(sent.successes) / num_candidates
@@ -612,11 +620,11 @@ def _zeros(shapes: Any) -> Any:
 
 def _weights(combine: str, num_workers: int, num_candidates: int, top: int) -> np.ndarray:
     """The weights of the best candidates, best first."""
-    if combine == "rank":
+    if combine == "rank" and num_candidates > 1:
         num = max(1, num_candidates // 2)
         logs = math.log(num_candidates / 2 + 0.5) - np.log(np.arange(1, num + 1))
         return logs / logs.sum()
-    num = {"argmin": 1, "worker_mean": num_workers, "top": top}[combine]
+    num = {"argmin": 1, "worker_mean": num_workers, "top": top, "rank": 1}[combine]
     return np.full(num, 1 / num)
 
 

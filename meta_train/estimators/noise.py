@@ -12,7 +12,9 @@ from meta_train.samplers import sampler_named
 MASKS = ("none", "random", "layers", "largest")
 _DECAY = 0.9  # Of the running variance, per refresh.
 _FLOOR = 1e-6  # Of a layer's variance, as a share of the mean over layers.
+_CLIP = 100.0  # Largest growth of the variance from one gradient to the next.
 _TARGET = 1 / 5
+_MAX_STRETCH = math.log(1e3)  # How far the success rule may take sigma, either way.
 
 
 class Noise(NamedTuple):
@@ -88,16 +90,29 @@ def init_scale(noise: Noise, dtype: Any) -> Scale:
 
 
 def observe_gradient(noise: Noise, scale: Scale, gradient: jax.Array) -> Scale:
-    """The scale after a refresh gradient ``[P]``."""
-    variance = jnp.stack([jnp.var(part) for part in _split(noise, gradient)])
+    """The scale after a refresh gradient ``[P]``.
+
+    One gradient raises the variance of a layer to a hundred times the running one at most, and
+    none if its own overflows: gradients explode now and then, and sigma should not for long.
+    A layer of one entry has no spread about its mean; there it is the second moment.
+    """
+    parts = _split(noise, gradient)
+    found = [jnp.var(part) if part.size > 1 else jnp.mean(part**2) for part in parts]
+    variance = jnp.stack(found)
+    usable = jnp.all(jnp.isfinite(variance))
+    running = scale.variance / _seen_share(scale)
+    variance = jnp.where(running > 0, jnp.minimum(variance, _CLIP * running), variance)
     variance = _DECAY * scale.variance + (1 - _DECAY) * variance
-    return scale._replace(variance=variance, seen=scale.seen + 1)
+    return scale._replace(
+        variance=jnp.where(usable, variance, scale.variance),
+        seen=scale.seen + usable.astype(scale.seen.dtype),
+    )
 
 
 def observe_success(noise: Noise, scale: Scale, share: jax.Array) -> Scale:
     """The scale after a step in which a ``share`` of the candidates beat the stale step."""
     stretch = scale.log_stretch + noise.success_rate * (share - _TARGET)
-    return scale._replace(log_stretch=stretch)
+    return scale._replace(log_stretch=jnp.clip(stretch, -_MAX_STRETCH, _MAX_STRETCH))
 
 
 def standard_deviation(noise: Noise, scale: Scale, size: int) -> jax.Array:
@@ -105,8 +120,7 @@ def standard_deviation(noise: Noise, scale: Scale, size: int) -> jax.Array:
     sigma = noise.sigma * jnp.exp(scale.log_stretch)
     if not noise.relative:
         return jnp.broadcast_to(sigma, (size,))
-    weight = 1 - _DECAY ** scale.seen.astype(scale.variance.dtype)
-    variance = scale.variance / weight
+    variance = scale.variance / _seen_share(scale)
     floored = jnp.maximum(variance, _FLOOR * jnp.mean(variance))
     return sigma * _spread(noise, jnp.sqrt(floored), size)
 
@@ -122,9 +136,14 @@ def mask(noise: Noise, key: jax.Array, surrogate: jax.Array) -> jax.Array:
         return _spread(noise, chosen, size)
     if noise.mask == "largest":
         magnitude = jnp.abs(surrogate)
-        kept = jax.lax.top_k(magnitude, math.ceil(noise.fraction * size))[0]
-        return magnitude >= kept[-1]
+        kept = jax.lax.top_k(magnitude, math.ceil(noise.fraction * size))[1]
+        return jnp.zeros(size, bool).at[kept].set(True)
     return jnp.ones(size, bool)
+
+
+def _seen_share(scale: Scale) -> jax.Array:
+    """The weights of the running mean in all, which starts at zero."""
+    return 1 - _DECAY ** scale.seen.astype(scale.variance.dtype)
 
 
 def _split(noise: Noise, vector: jax.Array) -> list[jax.Array]:
