@@ -230,3 +230,12 @@ def test_decays_off_the_grid_are_refused():
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(ValueError, match="hidden_sizes"):
         reversible_mlp_optimizer(**bad)
+
+
+def test_automatic_derivatives_of_an_exact_gradient_are_refused():
+    system, theta = make()
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
+    value = lambda theta: episode_gradient(system.reversible, theta, key, keys, jnp.mean)[0]  # noqa: E731
+    assert np.isfinite(value(theta))
+    with pytest.raises(TypeError, match="the estimator `reversible`"):
+        jax.grad(value)(theta)

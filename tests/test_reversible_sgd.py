@@ -209,6 +209,46 @@ def test_vmap_equals_one_at_a_time():
         assert relative_error(jax.tree.map(lambda x, i=i: x[i], grads), expected) < 1e-4
 
 
+def _train_value(start):
+    return objective(trained(start).params, start.theta)
+
+
+def _losses_value(start):
+    return jnp.sum(trained(start).losses)
+
+
+def _hypergradients_value(start):
+    return reversible.hypergradients(loss, objective, start, num_steps=20, momentum_floor=0.0)[0]
+
+
+def trained(start):
+    return reversible.train(loss, start, num_steps=20, momentum_floor=0.0)
+
+
+@pytest.mark.parametrize("value", [_train_value, _losses_value, _hypergradients_value])
+def test_automatic_derivatives_of_a_run_are_refused_instead_of_zero(value):
+    start = make_start("per step", 20)
+    for name in start._fields:
+        one = lambda x, name=name: value(start._replace(**{name: x}))  # noqa: E731
+        with pytest.raises(TypeError, match=r"Use `reversible.hypergradients`"):
+            jax.jit(jax.grad(one))(getattr(start, name))
+    with pytest.raises(TypeError, match=r"Use `reversible.hypergradients`"):
+        jax.jvp(value, (start,), (start,))
+
+
+def test_automatic_derivatives_by_what_the_loss_closes_over_are_refused():
+    start = make_start("per step", 20)
+
+    def value(scale):
+        scaled = lambda params, theta, step: scale * loss(params, theta, step)  # noqa: E731
+        ended = reversible.train(scaled, start, num_steps=20)
+        return objective(ended.params, start.theta)
+
+    assert np.isfinite(value(1.0))
+    with pytest.raises(TypeError, match=r"Use `reversible.hypergradients`"):
+        jax.grad(value)(1.0)
+
+
 # --- recovery -------------------------------------------------------------------------
 
 
@@ -284,6 +324,18 @@ def test_zero_momentum_acts_as_the_smallest_one(x64):
         for m in (0.0, 2.0**-10)
     ]
     np.testing.assert_array_equal(*(ravel_pytree(o.params)[0] for o in outcomes))
+
+
+def test_momentum_just_below_one_still_trains():
+    """At 10 bits 0.9996 is nearest to 1, where the gradient would count nothing."""
+    start = make_start("constant", 50)._replace(learning_rates=jnp.float32(1.0))
+    start = start._replace(velocity=jax.tree.map(jnp.zeros_like, start.velocity))
+    for momentum, moves in ((0.9996, True), (1.0, False)):
+        grads, trained = recover(start._replace(momenta=jnp.float32(momentum)), 50)
+        assert reversible.explain(trained.report) == "exact: no failure."
+        moved = ravel_pytree(trained.params)[0] != ravel_pytree(start.params)[0]
+        assert np.all(moved) if moves else not np.any(moved)
+        assert np.all(np.isfinite(ravel_pytree(grads)[0]))
 
 
 # --- a reversal proves itself -----------------------------------------------------------
@@ -392,12 +444,16 @@ def test_momentum_below_the_planned_floor_is_reported():
         assert np.all(np.isnan(ravel_pytree(grads)[0]))
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.5, np.nan])
-def test_momentum_outside_its_interval_is_refused(momentum):
+@pytest.mark.parametrize("floor", [None, 0.0])
+@pytest.mark.parametrize("momentum", [-0.1, -5.0, 1.0004, 1.5, np.nan])
+def test_momentum_outside_its_interval_is_refused_or_under_jit_reported(momentum, floor):
     momenta = jnp.full(20, 0.9).at[3].set(momentum)
-    start = make_start("per step", 20)._replace(momenta=momenta)
+    start = make_start("per step", 20)
     with pytest.raises(ValueError, match=r"`momenta` must be in \[0, 1\].*step 3"):
-        reversible.train(loss, start, num_steps=20)
+        reversible.train(loss, start._replace(momenta=momenta), num_steps=20, momentum_floor=floor)
+    _, trained = recover(start._replace(momenta=momenta), 20)
+    assert (int(trained.report.failure), int(trained.report.step)) == (Failure.DECAY, 3)
+    assert np.all(np.isnan(ravel_pytree(trained.params)[0]))
 
 
 def test_schedule_of_a_wrong_length_is_refused():

@@ -343,8 +343,8 @@ def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_
 
 
 def _numerator(dynamics, theta, hyper, fixed):
-    """Decays are multiples of ``2^-decay_bits``, so this is exact; int32 ``[K or 1, P or 1]``."""
-    return jnp.round(dynamics.decay(theta, hyper) * 2.0**fixed.decay_bits).astype(jnp.int32)
+    """Decays are multiples of ``2^-decay_bits``, so this is exact; float ``[K or 1, P or 1]``."""
+    return jnp.round(dynamics.decay(theta, hyper) * 2.0**fixed.decay_bits)
 
 
 def _start(weights, accumulators, fixed):

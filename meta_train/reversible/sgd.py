@@ -49,8 +49,9 @@ class Setup(NamedTuple):
     Attributes:
       params: initial weights, a pytree of float arrays of one dtype.
       learning_rates: a schedule, of any sign.
-      momenta: a schedule in [0, 1], rounded to multiples of ``2^-decay_bits`` (0 to one of
-        them: an exact 0 would have to store the whole velocity).
+      momenta: a schedule in [0, 1], rounded to multiples of ``2^-decay_bits``: 0 to one of
+        them (an exact 0 would have to store the whole velocity), and all below 1 to at most
+        one below (rounded to 1, training would stand still).
       velocity: initial velocity, like ``params``.
       theta: whatever else the loss depends on: a float pytree.
     """
@@ -112,6 +113,7 @@ def train(
     Raises:
       ValueError: on a momentum outside [0, 1], a schedule of a wrong shape, parameters that
         are not real floats, or traced momenta without ``momentum_floor``.
+      TypeError: when `jax.grad` or the like differentiates it; see ``hypergradients``.
     """
     problem = _problem(loss, start, num_steps, fixed, momentum_floor)
     return _outcome(run(*problem.arguments), problem)
@@ -141,7 +143,7 @@ def hypergradients(
       run failed or its reversal was not exact to the bit; ``trained.report`` says why.
 
     Raises:
-      ValueError: as ``train``.
+      ValueError, TypeError: as ``train``; there are no second derivatives.
 
     Source: Maclaurin, Duvenaud, Adams 2015, Algorithm 2, with its misprinted indices mended.
     """

@@ -132,6 +132,9 @@ def episode_gradient(
 
     Returns:
       The objective's value, its gradient (NaN if not exact) and the report.
+
+    Raises:
+      TypeError: when it is itself differentiated.
     """
     (context, weights, accumulators), pull_begin = jax.vjp(
         lambda theta: system.begin(theta, key_begin), theta
