@@ -122,7 +122,64 @@ def test_diverged_episodes_are_dropped_and_counted():
     )
     assert metrics["exact"] == 0.0
     assert metrics["finite"] == 0.0
+    assert metrics["failed_weight"] == 1.0
+    assert metrics["failed_step"] == 0.0
     assert np.all(ravel_pytree(grad)[0] == 0)
+
+
+def test_the_first_failure_is_counted_by_kind_and_step():
+    """Half of the episodes have a loss that is not finite at step 7, all at step 12."""
+    system, theta = make(step_mult=0.001)
+    form = system.reversible
+
+    def dynamics(instance):
+        given = form.dynamics(instance)
+
+        def loss(theta, weights, x):
+            at = jnp.where(instance[0] > 0, 7, 12)
+            return jnp.where(x[0] == at, jnp.nan, given.loss(theta, weights, x))
+
+        return given._replace(loss=loss)
+
+    broken = system._replace(reversible=form._replace(dynamics=dynamics))
+    kwargs = {"num_particles": 8, "horizons": fixed_horizon(20)}
+    grad, metrics = estimates(reversible(broken, **kwargs), theta, jax.random.key(7))
+    assert metrics["failed_loss"] == 1.0
+    early = (12.0 - metrics["failed_step"]) / 5.0
+    assert early * 8 == pytest.approx(round(float(early) * 8))
+    assert 0 < early < 1
+    assert np.all(ravel_pytree(grad)[0] == 0)
+    _, healthy = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
+    assert jax.tree.map(jnp.shape, healthy) == jax.tree.map(jnp.shape, metrics)
+    assert healthy["exact"] == 1.0
+    assert sum(healthy[name] for name in healthy if name.startswith("failed_")) == 0.0
+
+
+def test_a_program_that_replays_differently_poisons_the_whole_estimate():
+    """A loss that is no function of its arguments, in one of many episodes, once in a while."""
+    system, theta = make(step_mult=0.001)
+    form, calls = system.reversible, iter(range(10**6))
+
+    def dynamics(instance):
+        given = form.dynamics(instance)
+
+        def loss(theta, weights, x):
+            noise = jax.pure_callback(
+                lambda _: np.float32(1e-3 * (next(calls) == 33)),
+                jax.ShapeDtypeStruct((), np.float32),
+                jax.random.key_data(x[1]),
+                vmap_method="sequential",
+            )
+            return given.loss(theta, weights, x) + noise * jnp.sum(weights)
+
+        return given._replace(loss=loss)
+
+    broken = system._replace(reversible=form._replace(dynamics=dynamics))
+    estimator = reversible(broken, num_particles=4, horizons=fixed_horizon(20))
+    grad, metrics = estimates(estimator, theta, jax.random.key(7))
+    assert metrics["failed_replay"] + metrics["failed_start"] == 0.25
+    assert metrics["exact"] == metrics["finite"] == 0.75
+    assert np.all(np.isnan(ravel_pytree(grad)[0]))
 
 
 def test_diverged_losses_count_as_the_ceiling(x64):
