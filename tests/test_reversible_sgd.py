@@ -468,13 +468,26 @@ def test_a_number_of_steps_that_is_none_is_refused(num_steps):
         reversible.train(loss, make_start("constant", 5), num_steps=num_steps)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.complex64])
-def test_schedules_that_are_not_real_floats_are_refused(dtype):
-    start = make_start("constant", 5)._replace(learning_rates=jnp.ones([], dtype))
-    with pytest.raises(
-        ValueError, match=f"`learning_rates` must be real floats, got.*{dtype(0).dtype}"
-    ):
-        reversible.train(loss, start, num_steps=5)
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64, np.float16, jnp.bfloat16, np.float64])
+@pytest.mark.parametrize("name", ["learning_rates", "momenta", "theta"])
+def test_other_dtypes_than_that_of_the_parameters_are_refused(name, dtype, x64):
+    start = make_start("constant", 5)
+    bad = jax.tree.map(lambda x: jnp.ones_like(x, dtype), getattr(start, name))
+    expected = f"`{name}`.* must be float32 like `params`, got {np.dtype(dtype)}.*cast it"
+    with pytest.raises(ValueError, match=expected):
+        reversible.train(loss, start._replace(**{name: bad}), num_steps=5)
+    good = reversible.setup(start.params, start.learning_rates, start.momenta, start.theta)
+    assert reversible.train(loss, good, num_steps=5).report.ok
+
+
+def test_a_loss_of_another_dtype_or_shape_is_refused(x64):
+    start = make_start("constant", 5)
+    wide = lambda params, theta, step: loss(params, theta, step) * np.float64(1.0)  # noqa: E731
+    with pytest.raises(ValueError, match=r"`loss` must return a float32 scalar.*float64"):
+        reversible.train(wide, start, num_steps=5)
+    many = lambda params, theta, step: params["layer1"]["b"]  # noqa: E731
+    with pytest.raises(ValueError, match=r"`loss` must return a float32 scalar.*\(4,\)"):
+        reversible.train(many, start, num_steps=5)
 
 
 def test_a_schedule_for_other_layers_is_refused():
@@ -503,7 +516,13 @@ def test_parameters_that_are_not_real_floats_are_refused(dtype):
         reversible.train(lambda p, theta, t: jnp.sum(p["w"]).real, start, num_steps=5)
 
 
-def test_python_numbers_may_stand_for_arrays():
+@pytest.mark.parametrize("precise", [False, True])
+def test_python_numbers_may_stand_for_arrays(precise):
+    with jax.enable_x64(precise):
+        _compare_python_numbers_with_arrays()
+
+
+def _compare_python_numbers_with_arrays():
     start = make_start("constant", 20)
     numbers = start._replace(
         learning_rates=0.05, momenta=0.9, theta={"target": 0.5, "log_l2": -4.0}
@@ -521,5 +540,5 @@ def test_python_numbers_may_stand_for_arrays():
 
 def test_theta_must_be_floats():
     start = make_start("per step", 20)._replace(theta={"labels": jnp.arange(3)})
-    with pytest.raises(ValueError, match=r"`theta`.*int32.*\['labels'\]"):
+    with pytest.raises(ValueError, match=r"`theta`.*int32.*\['labels'\].*close over"):
         reversible.train(loss, start, num_steps=20)

@@ -15,14 +15,15 @@ from meta_train.reversible.arithmetic import FixedPoint, snap
 
 
 def check_schedule(name: str, schedule: Any, params: Any, num_steps: int) -> Any:
-    """Raises unless ``schedule`` fits; returns it with every leaf ``[T or 1, ...]``."""
+    """Raises ``ValueError`` unless ``schedule`` fits; returns it with leaves ``[T or 1, ...]``."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
 
     def one(path, array, covered):
         array = jnp.asarray(array)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        if array.dtype != dtype:
             raise ValueError(
-                f"`{name}`{jax.tree_util.keystr(path)} must be real floats, got {array.dtype}; "
-                "cast it (`reversible.setup` does)."
+                f"`{name}`{jax.tree_util.keystr(path)} must be {dtype} like `params`, got "
+                f"{array.dtype}; cast it (`reversible.setup` does)."
             )
         tensors = jax.tree.leaves(covered)
         shapes = {()} | ({jnp.shape(tensors[0])} if len(tensors) == 1 else set())
