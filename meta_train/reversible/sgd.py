@@ -161,7 +161,7 @@ def hypergradients(
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.observed),
     )
-    gradients, report = reverse(*problem.arguments, ended, cotangents)
+    gradients, report, _ = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),

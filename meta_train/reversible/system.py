@@ -153,7 +153,7 @@ def episode_gradient(
     ended = run(*arguments)
     value, d_losses = jax.value_and_grad(objective)(ended.observed)
     cotangents = Cotangents(jnp.zeros_like(weights), jnp.zeros_like(accumulators), d_losses)
-    gradients, report = reverse(*arguments, ended, cotangents)
+    gradients, report, _ = reverse(*arguments, ended, cotangents)
     no_gradient = jax.tree.map(_zero_cotangent, context)
     (through_start,) = pull_begin(Start(no_gradient, gradients.weights, gradients.accumulators))
     return value, jax.tree.map(jnp.add, gradients.theta, through_start), report
