@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from launch.studies.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
 from meta_train.inner import inner_training
@@ -15,6 +16,8 @@ from meta_train.reversible.inner import reversible_inner_training
 from meta_train.reversible.system import episode_gradient, plan, reversible_system
 from meta_train.unroll import unroll
 from tasks.base import Task
+from tasks.data.images import load_images
+from tasks.mlp import mlp_classifier
 
 
 def regression(dtype=np.float32):
@@ -113,6 +116,21 @@ def test_thousands_of_inner_steps_are_recovered_to_the_bit():
     assert metrics["exact"] == 1.0
     assert metrics["finite"] == 1.0
     assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
+
+
+def test_memory_of_thousands_of_inner_steps_is_far_below_backpropagation():
+    """Compiled only. ``bptt`` stores the states alone, and recomputes every step."""
+    task = mlp_classifier(load_images("digits", None), hidden_sizes=(32,), batch_size=8)
+    optimizer = reversible_mlp_optimizer((8,))
+    system = reversible_inner_training(task, optimizer, num_steps=2000)
+    theta = optimizer.init(jax.random.key(0))
+    ours, theirs = (
+        memory(kind(system, num_particles=1, horizons=fixed_horizon(2000)), theta)
+        for kind in (reversible, bptt)
+    )
+    assert theirs > 50 * ours, (theirs, ours)
+    tape = 2410 * plan(system.reversible, 2000).tape_bits / 8
+    assert ours < 3 * tape + 2**20, (ours, tape)
 
 
 def test_diverged_episodes_are_dropped_and_counted():

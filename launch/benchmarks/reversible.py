@@ -40,7 +40,7 @@ MEMORY_GATE = 200
 TIME_GATE = 1.2  # of processor time, and of wall time
 ERROR_GATE = 1e-4
 # States stored by binomial checkpointing; one alone restarts from the first for every step.
-SLOTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40, 100)
+SLOTS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 100)
 SECONDS_EACH = 5.0  # A method that has been timed for so long is timed no more.
 TAPE_GATES = {1000: 1.6, 10_000: 1.1}
 

@@ -29,7 +29,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         candidates = benchmark.methods(num_steps)
         if num_steps == steps[1]:
             candidates |= benchmark.frontier(num_steps, slots)
-        measured[num_steps] = benchmark.measure(candidates, num_steps, 3 if quick else 7)
+        measured[num_steps] = benchmark.measure(candidates, num_steps, 3 if quick else 15)
     rows = [row for num_steps in steps for row in measured[num_steps]]
     middle = {row.method: row for row in measured[steps[1]]}
     ours = {num_steps: find(measured[num_steps], "reversible") for num_steps in steps}

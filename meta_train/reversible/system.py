@@ -123,8 +123,8 @@ def episode_gradient(
 ) -> tuple[jax.Array, Theta, Report]:
     """The exact gradient of ``objective(losses)`` of one episode, walked back.
 
-    Compute: the episode, and about two to three times that to walk back. Memory: one step,
-    and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
+    Compute: the episode, and about seven times that to walk back; see the estimator. Memory:
+    one step, and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
 
     Args:
       step_keys: one key a step, ``[T]``.
