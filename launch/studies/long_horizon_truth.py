@@ -1,8 +1,10 @@
 """Estimators of the meta-gradient against the exact one, over thousands of inner steps.
 
-At a freshly initialized theta, where training is not chaotic. The online estimators run an
+At a freshly initialized theta, where training is hardly chaotic. The online estimators run an
 episode first that is not counted, so that their particles are at all phases. The truth is a
-mean over episodes; its standard error is that of the whole vector, over its norm.
+mean over episodes; its standard error is that of the whole vector, over its norm, and an error
+below it says no more than that. (The tails are heavy: at T = 5,000 one of the 64 episodes is 4.5
+norms from the mean, the others below 1.)
 """
 
 from typing import Any
@@ -169,6 +171,6 @@ def draw(rows) -> Figure:
 STUDY = Study(
     "each estimator's meta-gradient of a learned optimizer against the exact one, to 5,000 "
     "inner steps",
-    2.5,
+    4.0,
     run,
 )

@@ -116,6 +116,6 @@ def draw(measured, steps) -> Figure:
 STUDY = Study(
     "memory and time of hypergradients against training steps: backpropagation, "
     "checkpointing, exact reversal",
-    1.5,
+    3.0,
     run,
 )
