@@ -6,7 +6,7 @@ Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
-its gates.
+its gates. If a line says that a limit was not kept, the command exits non-zero in the end.
 """
 
 import dataclasses
@@ -160,7 +160,6 @@ def _loop(config, job, state, inner_steps) -> dict:
     }
 
 
-# ``num_devices -> row``, run in a process of its own; 0 devices: one per core.
 def _reversible(num_devices: int) -> list[dict]:
     del num_devices  # Its methods run on one.
     from launch.benchmarks import reversible
@@ -168,7 +167,7 @@ def _reversible(num_devices: int) -> list[dict]:
     return reversible.lines()
 
 
-# Each from a number of devices to its lines.
+# ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
 CASES: dict[str, Callable[[int], list[dict]]] = {
     "pes": partial(train_step, "pes"),
     "truncated_es": partial(train_step, "truncated_es"),
@@ -196,6 +195,7 @@ def main(argv) -> None:
         for row in CASES[case](_DEVICES.value):
             print(json.dumps(about | row))
         return
+    missed = []
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
     for case in _CASES.value:
         for count in cores:
@@ -207,7 +207,12 @@ def main(argv) -> None:
             machine = {"machine": platform.processor() or platform.machine()}
             for line in child.stdout.splitlines():
                 if line.startswith("{"):
-                    print(json.dumps(json.loads(line) | machine), flush=True)
+                    row = json.loads(line) | machine
+                    print(json.dumps(row), flush=True)
+                    if not row.get("holds", row.get("within_limits", True)):
+                        missed.append(row)
+    if missed:
+        sys.exit("limits not kept:\n" + "\n".join(map(json.dumps, missed)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,33 @@ def test_an_unknown_case_lists_the_valid_ones():
     assert "the cases are: pes, truncated_es, tbptt, loop, pes_overhead" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ({"gate": "memory", "holds": True}, True),
+        ({"gate": "memory", "holds": False}, False),
+        ({"within_limits": False}, False),
+        ({"ms_per_outer_step": 1.0}, True),
+    ],
+)
+def test_a_limit_that_is_not_kept_fails_the_command(line, kept):
+    """With a case whose process prints just this line."""
+    code = f"""
+import subprocess
+from launch import benchmark
+child = subprocess.CompletedProcess([], 0, stdout={json.dumps(line)!r}, stderr="")
+subprocess.run = lambda *args, **kwargs: child
+benchmark.app.run(benchmark.main)
+"""
+    flags = ["--cases=reversible", "--cores=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout).items() >= line.items()  # every line is printed all the same
+    assert (done.returncode == 0) == kept, done.stderr
+    assert ("limits not kept" in done.stderr) != kept
+
+
 @pytest.mark.slow
 def test_pes_costs_little_more_than_its_forward_unrolls():
     done = command("--cases=pes_overhead", "--cores=1", "--num_devices=1")

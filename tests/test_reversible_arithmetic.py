@@ -163,14 +163,25 @@ def test_decay_one_needs_no_tape():
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0, 1), st.sampled_from(DECAY_BITS))
+@example(0.9996, 10)
+@example(float(np.nextafter(1, 0)), 20)
+@example(1.0, 10)
 def test_snap_is_the_nearest_positive_multiple_with_derivative_one(decay, bits):
+    """Only 1 is 1: below it a gradient must count for something."""
     with jax.enable_x64(True):
         snapped, slope = jax.value_and_grad(arithmetic.snap)(jnp.float64(decay), bits)
     snapped, slope = float(snapped), float(slope)
+    ends = (2.0**-bits, 1 - 2.0**-bits) if decay < 1 else (1.0, 1.0)
     assert (snapped * 2**bits).is_integer()
-    assert 2.0**-bits <= snapped <= 1.0
-    assert abs(snapped - max(decay, 2.0**-bits)) <= 2.0 ** -(bits + 1)
+    assert ends[0] <= snapped <= ends[1]
+    assert abs(snapped - np.clip(decay, *ends)) <= 2.0 ** -(bits + 1)
     assert slope == 1.0
+
+
+@pytest.mark.parametrize("decay", [-1e-9, -0.1, -5.0, 1 + 2.0**-23, 1.0004, 3.0, np.inf, np.nan])
+def test_snap_leaves_what_is_no_decay_off_every_plan(decay):
+    n = float(arithmetic.snap(jnp.float32(decay), 10)) * 1024
+    assert not 1 <= n <= 1024
 
 
 def test_quantize_rounds_to_nearest_and_back(x64):

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from launch.studies.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
 from meta_train.inner import inner_training
@@ -15,6 +16,8 @@ from meta_train.reversible.inner import reversible_inner_training
 from meta_train.reversible.system import episode_gradient, plan, reversible_system
 from meta_train.unroll import unroll
 from tasks.base import Task
+from tasks.data.images import load_images
+from tasks.mlp import mlp_classifier
 
 
 def regression(dtype=np.float32):
@@ -115,6 +118,21 @@ def test_thousands_of_inner_steps_are_recovered_to_the_bit():
     assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
 
 
+def test_memory_of_thousands_of_inner_steps_is_far_below_backpropagation():
+    """Compiled only. ``bptt`` stores the states alone, and recomputes every step."""
+    task = mlp_classifier(load_images("digits", None), hidden_sizes=(32,), batch_size=8)
+    optimizer = reversible_mlp_optimizer((8,))
+    system = reversible_inner_training(task, optimizer, num_steps=2000)
+    theta = optimizer.init(jax.random.key(0))
+    ours, theirs = (
+        memory(kind(system, num_particles=1, horizons=fixed_horizon(2000)), theta)
+        for kind in (reversible, bptt)
+    )
+    assert theirs > 50 * ours, (theirs, ours)
+    tape = 2410 * plan(system.reversible, 2000).tape_bits / 8
+    assert ours < 3 * tape + 2**20, (ours, tape)
+
+
 def test_diverged_episodes_are_dropped_and_counted():
     system, theta = make(step_mult=1e30)
     grad, metrics = estimates(
@@ -122,7 +140,64 @@ def test_diverged_episodes_are_dropped_and_counted():
     )
     assert metrics["exact"] == 0.0
     assert metrics["finite"] == 0.0
+    assert metrics["failed_weight"] == 1.0
+    assert metrics["failed_step"] == 0.0
     assert np.all(ravel_pytree(grad)[0] == 0)
+
+
+def test_the_first_failure_is_counted_by_kind_and_step():
+    """Half of the episodes have a loss that is not finite at step 7, all at step 12."""
+    system, theta = make(step_mult=0.001)
+    form = system.reversible
+
+    def dynamics(instance):
+        given = form.dynamics(instance)
+
+        def loss(theta, weights, x):
+            at = jnp.where(instance[0] > 0, 7, 12)
+            return jnp.where(x[0] == at, jnp.nan, given.loss(theta, weights, x))
+
+        return given._replace(loss=loss)
+
+    broken = system._replace(reversible=form._replace(dynamics=dynamics))
+    kwargs = {"num_particles": 8, "horizons": fixed_horizon(20)}
+    grad, metrics = estimates(reversible(broken, **kwargs), theta, jax.random.key(7))
+    assert metrics["failed_loss"] == 1.0
+    early = (12.0 - metrics["failed_step"]) / 5.0
+    assert early * 8 == pytest.approx(round(float(early) * 8))
+    assert 0 < early < 1
+    assert np.all(ravel_pytree(grad)[0] == 0)
+    _, healthy = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
+    assert jax.tree.map(jnp.shape, healthy) == jax.tree.map(jnp.shape, metrics)
+    assert healthy["exact"] == 1.0
+    assert sum(healthy[name] for name in healthy if name.startswith("failed_")) == 0.0
+
+
+def test_a_program_that_replays_differently_poisons_the_whole_estimate():
+    """A loss that is no function of its arguments, in one of many episodes, once in a while."""
+    system, theta = make(step_mult=0.001)
+    form, calls = system.reversible, iter(range(10**6))
+
+    def dynamics(instance):
+        given = form.dynamics(instance)
+
+        def loss(theta, weights, x):
+            noise = jax.pure_callback(
+                lambda _: np.float32(1e-3 * (next(calls) == 33)),
+                jax.ShapeDtypeStruct((), np.float32),
+                jax.random.key_data(x[1]),
+                vmap_method="sequential",
+            )
+            return given.loss(theta, weights, x) + noise * jnp.sum(weights)
+
+        return given._replace(loss=loss)
+
+    broken = system._replace(reversible=form._replace(dynamics=dynamics))
+    estimator = reversible(broken, num_particles=4, horizons=fixed_horizon(20))
+    grad, metrics = estimates(estimator, theta, jax.random.key(7))
+    assert metrics["failed_replay"] + metrics["failed_start"] == 0.25
+    assert metrics["exact"] == metrics["finite"] == 0.75
+    assert np.all(np.isnan(ravel_pytree(grad)[0]))
 
 
 def test_diverged_losses_count_as_the_ceiling(x64):
@@ -230,3 +305,12 @@ def test_decays_off_the_grid_are_refused():
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(ValueError, match="hidden_sizes"):
         reversible_mlp_optimizer(**bad)
+
+
+def test_automatic_derivatives_of_an_exact_gradient_are_refused():
+    system, theta = make()
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
+    value = lambda theta: episode_gradient(system.reversible, theta, key, keys, jnp.mean)[0]  # noqa: E731
+    assert np.isfinite(value(theta))
+    with pytest.raises(TypeError, match="the estimator `reversible`"):
+        jax.grad(value)(theta)

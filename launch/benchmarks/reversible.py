@@ -6,7 +6,8 @@ A 64-32-10 tanh network on the bundled digits, batch 32, momentum 0.9, float32. 
 method computes the same thing: the derivatives of the final loss with respect to all
 initial weights, the initial velocity, the momentum and the 1,000 learning rates. The
 methods take turns, and each keeps its best time: processor time, of all threads together,
-which other programs on the machine hardly lengthen; wall times are given beside it.
+which other programs on the machine hardly lengthen, and wall time, of which other programs
+may lengthen even the best, but of all methods about alike. Both have a limit.
 """
 
 import math
@@ -36,14 +37,18 @@ LEARNING_RATE = 0.1
 MIB = 2.0**20
 
 MEMORY_GATE = 200
-TIME_GATE = 1.2
+TIME_GATE = 1.2  # of processor time, and of wall time
 ERROR_GATE = 1e-4
+# States stored by binomial checkpointing; one alone restarts from the first for every step.
+SLOTS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 100)
+SECONDS_EACH = 5.0  # A method that has been timed for so long is timed no more.
 TAPE_GATES = {1000: 1.6, 10_000: 1.1}
 
 Hypergradient = Callable[[Setup], Setup]
 
 
-def _temporary_bytes(program: jax.stages.Compiled) -> int:
+def temporary_bytes(program: jax.stages.Compiled) -> int:
+    """What the compiled program allocates besides its arguments and results."""
     analysis: Any = program.memory_analysis()
     return analysis.temp_size_in_bytes
 
@@ -200,8 +205,8 @@ def methods(num_steps: int) -> dict[str, Hypergradient]:
     }
 
 
-def frontier(num_steps: int, slots=(3, 4, 5, 6, 8, 12, 20, 40, 100)) -> dict[str, Hypergradient]:
-    """Binomial checkpointing from little memory to little time."""
+def frontier(num_steps: int, slots: tuple[int, ...] = SLOTS) -> dict[str, Hypergradient]:
+    """Binomial checkpointing from the least memory to little time."""
     return {f"binomial, {num} states": by_binomial_checkpointing(num_steps, num) for num in slots}
 
 
@@ -215,15 +220,19 @@ def measure(
     }
     flat = {name: ravel_pytree(program(start))[0] for name, program in programs.items()}
     best = {name: np.full(2, math.inf) for name in programs}
+    spent = dict.fromkeys(programs, 0.0)
 
     def clock():
         return np.array([time.process_time(), time.perf_counter()])
 
     for _ in range(repeats):
         for name, program in programs.items():
-            begin = clock()
-            jax.block_until_ready(program(start))
-            best[name] = np.minimum(best[name], clock() - begin)
+            if spent[name] < SECONDS_EACH:
+                begin = clock()
+                jax.block_until_ready(program(start))
+                taken = clock() - begin
+                best[name] = np.minimum(best[name], taken)
+                spent[name] += float(taken[1])
     reference = next(iter(flat.values()))
     return [
         Measurement(
@@ -231,7 +240,7 @@ def measure(
             num_steps,
             1e3 * float(best[name][0]),
             1e3 * float(best[name][1]),
-            _temporary_bytes(program) / MIB,
+            temporary_bytes(program) / MIB,
             float(jnp.linalg.norm(flat[name] - reference) / jnp.linalg.norm(reference)),
         )
         for name, program in programs.items()
@@ -267,14 +276,18 @@ def gates(rows: list[Measurement]) -> list[dict[str, Any]]:
         and row.temporary_mib <= ours.temporary_mib
         and row.milliseconds <= ours.milliseconds
     ]
-    fastest = min(row.milliseconds for row in rows)
+    slower = {
+        field: getattr(ours, field) / min(getattr(row, field) for row in rows)
+        for field in ("milliseconds", "wall_milliseconds")
+    }
     values = (
         (
             "temporary memory of backpropagation over ours, at least",
             plain.temporary_mib / ours.temporary_mib,
             MEMORY_GATE,
         ),
-        ("our processor time over the least, at most", ours.milliseconds / fastest, TIME_GATE),
+        ("our processor time over the least, at most", slower["milliseconds"], TIME_GATE),
+        ("our wall time over the least, at most", slower["wall_milliseconds"], TIME_GATE),
         ("checkpointings no larger and no slower than ours, at most", len(better), 0),
         ("relative error against backpropagation, at most", ours.error, ERROR_GATE),
         *(
@@ -334,7 +347,7 @@ def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
         )
     axes.set(
         xscale="log",
-        ylim=(0, 1.15 * max(row.milliseconds for row in rows)),
+        yscale="log",
         xlabel="temporary memory (MiB)",
         ylabel="processor time of one hypergradient (ms)",
     )

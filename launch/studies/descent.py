@@ -139,27 +139,69 @@ def meta_descend(
     return thetas, values, exact
 
 
+CURVE_POINTS = 20  # of a test curve, besides the start
+
+
 class Outcome(NamedTuple):
-    """Over seeds: mean batch losses ``[T]``, mean final losses, the largest final training loss."""
+    """Over seeds: mean losses along and after training, and the largest final training loss.
+
+    Attributes:
+      curve: of the batch at each step, ``[T]``.
+      test_curve: of the test split at the start and after each ``1 / CURVE_POINTS`` of the run.
+    """
 
     curve: np.ndarray
+    test_curve: np.ndarray
     train: float
     test: float
     worst: float
 
 
 def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[Any], Outcome]:
-    """``theta -> Outcome`` over seeds that ``meta_descend`` never sees; compiled once."""
+    """``theta -> Outcome`` over seeds that ``meta_descend`` never sees; compiled once.
+
+    Trains in segments, to test in between, where the exact state is rounded to floats.
+    """
+    segment, rest = divmod(training.num_steps, CURVE_POINTS)
+    assert rest == 0, f"training steps must be a multiple of {CURVE_POINTS}"
 
     def one(theta, key):
-        trained = reversible.train(
-            _batch_loss(training, key),
-            training.setup(theta, key),
-            num_steps=training.num_steps,
-            momentum_floor=training.momentum_floor,
+        start, loss = training.setup(theta, key), _batch_loss(training, key)
+
+        def at(schedule, index):
+            """Constants as they are, and the part of ``[T, ...]`` in this segment."""
+            return jax.tree.map(
+                lambda s: (
+                    jax.lax.dynamic_slice_in_dim(s, index * segment, segment)
+                    if s.ndim and s.shape[0] == training.num_steps
+                    else s
+                ),
+                schedule,
+            )
+
+        def advance(carry, index):
+            params, velocity = carry
+            part = start._replace(
+                params=params,
+                velocity=velocity,
+                learning_rates=at(start.learning_rates, index),
+                momenta=at(start.momenta, index),
+            )
+            trained = reversible.train(
+                lambda params, theta, step: loss(params, theta, index * segment + step),
+                part,
+                num_steps=segment,
+                momentum_floor=training.momentum_floor,
+            )
+            test = classifier.cross_entropy(trained.params, training.test)
+            return (trained.params, trained.velocity), (trained.losses, test)
+
+        (params, _), (losses, test) = jax.lax.scan(
+            advance, (start.params, start.velocity), jnp.arange(CURVE_POINTS, dtype=jnp.int32)
         )
-        splits = (training.train, training.test)
-        return trained.losses, *(classifier.cross_entropy(trained.params, s) for s in splits)
+        before = classifier.cross_entropy(start.params, training.test)
+        train = classifier.cross_entropy(params, training.train)
+        return losses.ravel(), jnp.append(before, test), train
 
     @jax.jit
     def seeds(theta):
@@ -167,9 +209,15 @@ def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[
         return jax.lax.map(lambda key: one(theta, key), keys)
 
     def evaluate(theta):
-        curves, train, test = seeds(theta)
-        means = (float(jnp.mean(losses)) for losses in (train, test))
-        return Outcome(np.mean(curves, 0), *means, float(jnp.max(train)))
+        curves, tests, train = (np.asarray(x) for x in seeds(theta))
+        test_curve = np.mean(tests, 0)
+        return Outcome(
+            np.mean(curves, 0),
+            test_curve,
+            float(np.mean(train)),
+            float(test_curve[-1]),
+            float(np.max(train)),
+        )
 
     return evaluate
 

@@ -1,4 +1,8 @@
-"""Ten training images, learned from noise so that training on them alone classifies real ones."""
+"""Ten training images, learned from noise so that training on them alone classifies real ones.
+
+The L2 penalty is learned with them. Real images get the best one of a sweep, chosen by the
+accuracy that is compared: more than the learned ones get.
+"""
 
 from typing import Any
 
@@ -19,6 +23,7 @@ MOMENTUM = 0.9
 LEARNING_RATE = 1.0
 META_RATE = 0.05
 DRAWS = 20
+LOG_PENALTIES = np.arange(-10.0, 0.5, 1.0)  # for real images
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
@@ -66,14 +71,25 @@ def run(quick: bool, data_dir: str | None) -> Result:
         losses.append(float(value))
         accuracies.append(float(test_accuracy(theta)))
 
-    real = [
-        float(test_accuracy({"images": one_a_class(train, seed), "log_l2": jnp.array(-6.0)}))
-        for seed in range(DRAWS)
-    ]
-    learned, ordinary, best = accuracies[-1], float(np.mean(real)), max(real)
+    swept = np.array(
+        [
+            [
+                float(test_accuracy({"images": one_a_class(train, seed), "log_l2": jnp.array(log)}))
+                for seed in range(DRAWS)
+            ]
+            for log in LOG_PENALTIES.astype(np.float32)
+        ]
+    )
+    # The penalty that is best on average, and the best penalty of the best draw.
+    chosen = int(np.argmax(swept.mean(axis=1)))
+    learned, ordinary, best = accuracies[-1], float(swept[chosen].mean()), float(swept.max())
+    penalty = f"L2 penalty {np.exp(LOG_PENALTIES[chosen]):.2g}"
     table = [
         {"training images": "noise", "test accuracy": accuracies[0]},
-        {"training images": f"ten real ones, mean of {DRAWS} draws", "test accuracy": ordinary},
+        {
+            "training images": f"ten real ones, mean of {DRAWS} draws, {penalty}",
+            "test accuracy": ordinary,
+        },
         {"training images": f"ten real ones, best of {DRAWS} draws", "test accuracy": best},
         {"training images": "ten learned ones", "test accuracy": learned},
     ]
@@ -84,9 +100,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
             f"{meta_steps} reversals of {NUM_STEPS} steps",
         ),
         Claim(
-            "Ten learned images teach more than ten real ones, even the best draw of them.",
+            "Ten learned images teach more than ten real ones, even the best draw of them with "
+            "the best L2 penalty for it.",
             learned > best,
-            f"test accuracy {learned:.3f}; real images {ordinary:.3f} on average, {best:.3f} best",
+            f"test accuracy {learned:.3f} (learned penalty {np.exp(float(theta['log_l2'])):.2g}); "
+            f"real images {ordinary:.3f} on average ({penalty}), {best:.3f} best",
         ),
     ]
     figure = draw(theta["images"], one_a_class(train, 0), side, accuracies, ordinary, best)
@@ -95,7 +113,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "log_l2": float(theta["log_l2"]),
         "losses": losses,
         "accuracies": accuracies,
-        "real": real,
+        "log_penalties": LOG_PENALTIES.tolist(),
+        "real": swept.tolist(),
     }
     return Result(claims, table, figure, data)
 

@@ -95,7 +95,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "worst": [float(x) if np.isfinite(x) else None for x in worst],
         "chosen": chosen,
         "curves": {
-            name: out.curve.tolist()
+            name: {"train": out.curve.tolist(), "test": out.test_curve.tolist()}
             for name, out in (("before", before), ("best fixed", best), ("after", after))
         },
         "sweep": [[rate, out.train, out.test] for rate, out in finite.items()],
@@ -104,33 +104,37 @@ def run(quick: bool, data_dir: str | None) -> Result:
 
 
 def draw(log_rates, meta_curve, chosen, before, best, best_rate, after) -> Figure:
-    """Training curves, the schedule of each layer's weights, and the meta-loss."""
-    figure = Figure(figsize=(11.5, 3.4), layout="constrained")
-    curves, schedules, meta = figure.subplots(1, 3)
+    """Training and test curves, the meta-loss, and the schedules of each layer."""
+    figure = Figure(figsize=(9.4, 6.6), layout="constrained")
+    (curves, meta), (weights, biases) = figure.subplots(2, 2)
     for outcome, label, colour in (
         (before, f"first: {np.exp(FIRST_LOG_RATE):.2f} for all", "0.6"),
         (best, f"best fixed: {best_rate:.2f} for all", "C0"),
         (after, "learned", "C3"),
     ):
         losses = f"(train {outcome.train:.3f}, test {outcome.test:.3f})"
-        curves.plot(outcome.curve, color=colour, label=f"{label}\n{losses}")
+        curves.plot(outcome.curve, color=colour, lw=1, label=f"{label}\n{losses}")
+        steps = np.linspace(0, NUM_STEPS, len(outcome.test_curve))
+        curves.plot(steps, outcome.test_curve, "o--", color=colour, ms=2.5, lw=1)
+    curves.plot([], [], "o--", color="0.3", ms=2.5, lw=1, label="test loss (solid: batch loss)")
     curves.set(
-        yscale="log", xlabel="training step", ylabel="batch loss (nats)", title="Training curves"
+        yscale="log", xlabel="training step", ylabel="loss (nats)", title="Training and test curves"
     )
     curves.legend(fontsize=7.5, frameon=False, loc="upper right")
     colours = ["#440154", "#31688e", "#35b779", "#d8b70a"]
-    for i, (layer, colour) in enumerate(zip(log_rates, colours, strict=True)):
-        schedules.plot(np.exp(layer["w"]), color=colour, lw=1.3, label=f"layer {i + 1} weights")
-    schedules.axhline(np.exp(FIRST_LOG_RATE), color="0.7", lw=0.8)
-    schedules.set(
-        ylim=(0, None),
-        xlabel="training step",
-        ylabel="learning rate",
-        title="Learned schedules of the weights",
-    )
-    schedules.legend(fontsize=7.5, loc="lower left", ncols=2, framealpha=0.9, edgecolor="none")
+    for axes, name, tensor in ((weights, "weights", "w"), (biases, "biases", "b")):
+        for i, (layer, colour) in enumerate(zip(log_rates, colours, strict=True)):
+            axes.plot(np.exp(layer[tensor]), color=colour, lw=1.3, label=f"layer {i + 1}")
+        axes.axhline(np.exp(FIRST_LOG_RATE), color="0.7", lw=0.8, label="first")
+        axes.set(
+            ylim=(0, None),
+            xlabel="training step",
+            ylabel="learning rate",
+            title=f"Learned schedules of the {name}",
+        )
+        axes.legend(fontsize=7.5, loc="lower left", ncols=2, framealpha=0.9, edgecolor="none")
     descent.draw_meta_curve(meta, meta_curve, chosen + 1)
-    for axes in (curves, schedules, meta):
+    for axes in (curves, weights, biases, meta):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

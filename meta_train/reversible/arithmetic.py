@@ -33,9 +33,10 @@ class FixedPoint(NamedTuple):
       accumulator_bits: same for velocities and other accumulators. Every multiplication
         exchanges their low ``decay_bits`` with the buffer, so they are as good as
         ``2^(decay_bits - accumulator_bits)``.
-      decay_bits: decays (momenta) are multiples of ``2^-decay_bits`` and at least one of
-        them: 0 acts as ``2^-decay_bits``. Few bits keep accumulators precise, many let
-        decays come near 1.
+      decay_bits: decays (momenta) are multiples of ``2^-decay_bits``: 0 acts as
+        ``2^-decay_bits``, and what is below 1 as at most ``1 - 2^-decay_bits`` (at 1 the
+        gradient would count nothing); only 1 is 1. Few bits keep accumulators precise, many
+        let decays come near 1.
     """
 
     weight_bits: int = 44
@@ -72,14 +73,35 @@ def check_fixed_point(fixed: FixedPoint) -> None:
 
 
 def snap(decay: jax.Array, decay_bits: int) -> jax.Array:
-    """The nearest ``n / 2^decay_bits`` with ``n >= 1``; derivatives pass straight through."""
+    """The nearest ``n / 2^decay_bits`` strictly between 0 and 1, or 1; derivatives pass through.
+
+    What is outside [0, 1] is rounded away from it, so that no spill plan holds it, and NaN stays.
+    """
     step = 2.0**-decay_bits
-    nearest = jnp.maximum(jnp.round(decay / step), 1.0) * step
-    return jax.lax.stop_gradient(nearest) + (decay - jax.lax.stop_gradient(decay))
+    n = decay / step
+    nearest = jnp.where(decay == 1, n, jnp.clip(jnp.round(n), 1.0, 1 / step - 1))
+    nearest = jnp.where(decay < 0, jnp.floor(n), jnp.where(decay > 1, jnp.ceil(n), nearest))
+    return jax.lax.stop_gradient(nearest * step) + (decay - jax.lax.stop_gradient(decay))
+
+
+@jax.custom_jvp
+def _undifferentiated(x: jax.Array) -> jax.Array:
+    """``x``; a ``TypeError`` if it depends on what someone differentiates with respect to."""
+    return x
+
+
+@_undifferentiated.defjvp
+def _refuse(primals, tangents):
+    raise TypeError(
+        "a reversible run cannot be differentiated by `jax.grad` or another transformation: its "
+        "state is integers, where derivatives would silently become zero. Use "
+        "`reversible.hypergradients`, or for systems the estimator `reversible`."
+    )
 
 
 def quantize(x: jax.Array, bits: int) -> jax.Array:
-    """The nearest multiple of ``2^-bits``, as int64."""
+    """The nearest multiple of ``2^-bits``, as int64; ``TypeError`` when differentiated."""
+    x = _undifferentiated(x)
     return jnp.round(x * np.asarray(2.0**bits, x.dtype)).astype(jnp.int64)
 
 

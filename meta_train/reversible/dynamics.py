@@ -120,6 +120,14 @@ class Gradients(NamedTuple):
     accumulators: jax.Array
 
 
+class Recovered(NamedTuple):
+    """The exact state that a reversal ended in, as in ``Run``; that of the start, buffer empty."""
+
+    weights: jax.Array
+    accumulators: jax.Array
+    buffer: jax.Array
+
+
 def push(dynamics: Dynamics, theta, hyper, weights, x):
     """Loss, gradient and what the accumulators absorb, at ``weights``."""
     loss, gradient = jax.value_and_grad(dynamics.loss, argnums=1)(theta, weights, x)
@@ -219,7 +227,7 @@ def reverse(
     fixed: FixedPoint,
     outcome: Run,
     cotangents: Cotangents,
-) -> tuple[Gradients, Report]:
+) -> tuple[Gradients, Report, Recovered]:
     """Walks a run back to its start, and derivatives with it.
 
     The exact gradient of the fixed-point run, as if rounding were the identity. Every
@@ -233,7 +241,7 @@ def reverse(
       cotangents: of its final weights, final accumulators and observed losses.
 
     Returns:
-      Gradients, and the report of the run and the reversal together.
+      Gradients, the report of the run and the reversal together, and where this ended.
     """
     precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
@@ -302,7 +310,8 @@ def reverse(
             failure=jnp.where(exact, Failure.NONE, Failure.START).astype(jnp.int32)
         )
         report = first(first(outcome.report, another), started)
-        return poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a)), report
+        gradients = poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a))
+        return gradients, report, Recovered(w, a, buffer)
 
 
 def float_step(
@@ -343,8 +352,8 @@ def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_
 
 
 def _numerator(dynamics, theta, hyper, fixed):
-    """Decays are multiples of ``2^-decay_bits``, so this is exact; int32 ``[K or 1, P or 1]``."""
-    return jnp.round(dynamics.decay(theta, hyper) * 2.0**fixed.decay_bits).astype(jnp.int32)
+    """Decays are multiples of ``2^-decay_bits``, so this is exact; float ``[K or 1, P or 1]``."""
+    return jnp.round(dynamics.decay(theta, hyper) * 2.0**fixed.decay_bits)
 
 
 def _start(weights, accumulators, fixed):

@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train.reversible.arithmetic import FixedPoint
+from meta_train.reversible.arithmetic import FixedPoint, snap
 
 
 def check_schedule(name: str, schedule: Any, params: Any, num_steps: int) -> Any:
-    """Raises unless ``schedule`` fits; returns it with every leaf ``[T or 1, ...]``."""
+    """Raises ``ValueError`` unless ``schedule`` fits; returns it with leaves ``[T or 1, ...]``."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
 
     def one(path, array, covered):
         array = jnp.asarray(array)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        if array.dtype != dtype:
             raise ValueError(
-                f"`{name}`{jax.tree_util.keystr(path)} must be real floats, got {array.dtype}; "
-                "cast it (`reversible.setup` does)."
+                f"`{name}`{jax.tree_util.keystr(path)} must be {dtype} like `params`, got "
+                f"{array.dtype}; cast it (`reversible.setup` does)."
             )
         tensors = jax.tree.leaves(covered)
         shapes = {()} | ({jnp.shape(tensors[0])} if len(tensors) == 1 else set())
@@ -50,32 +51,34 @@ def smallest_numerators(
 ) -> np.ndarray:
     """The least numerator of each step over all parameters, int64 ``[T, 1]``.
 
-    From the momenta themselves if they are concrete, else from ``momentum_floor``.
+    From ``momentum_floor``, or else from the momenta themselves, which must be concrete then.
+    Concrete ones outside [0, 1] are refused in either case.
     """
     denominator = 1 << fixed.decay_bits
-    if momentum_floor is not None:
-        if not 0.0 <= momentum_floor <= 1.0:
-            raise ValueError(f"`momentum_floor` must be in [0, 1], got {momentum_floor}.")
-        return np.full((num_steps, 1), max(1, math.floor(momentum_floor * denominator)))
     smallest = np.full(num_steps, denominator)
     for path, leaf in jax.tree_util.tree_leaves_with_path(momenta):
         if isinstance(leaf, jax.core.Tracer):
+            if momentum_floor is not None:
+                continue
             raise ValueError(
                 f"`momenta`{jax.tree_util.keystr(path)} is traced, so the tape cannot be sized; "
                 "pass `momentum_floor`, a number that no momentum is below."
             )
-        values = np.asarray(leaf)
-        if not np.all((values >= 0) & (values <= 1)):
-            step = int(
-                np.argmax(~np.all((values >= 0) & (values <= 1), axis=tuple(range(1, values.ndim))))
-            )
+        values = np.asarray(leaf).reshape(leaf.shape[0], -1)
+        inside = np.all((values >= 0) & (values <= 1), axis=1)
+        if not np.all(inside):
+            step = int(np.argmin(inside))
             raise ValueError(
                 f"`momenta`{jax.tree_util.keystr(path)} must be in [0, 1], got a value outside at "
                 f"step {step}: {values[step]}; clip the schedule."
             )
-        lowest = np.min(values.reshape(values.shape[0], -1), axis=1)
-        numerators = np.maximum(np.round(lowest * denominator), 1).astype(np.int64)
-        smallest = np.minimum(smallest, numerators)
+        with jax.ensure_compile_time_eval():
+            lowest = np.asarray(snap(np.min(values, axis=1), fixed.decay_bits))
+        smallest = np.minimum(smallest, (lowest * denominator).astype(np.int64))
+    if momentum_floor is not None:
+        if not 0.0 <= momentum_floor <= 1.0:
+            raise ValueError(f"`momentum_floor` must be in [0, 1], got {momentum_floor}.")
+        return np.full((num_steps, 1), max(1, math.floor(momentum_floor * denominator)))
     return smallest[:, None]
 
 

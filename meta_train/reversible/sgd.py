@@ -42,6 +42,8 @@ Objective = Callable[[Params, Any], jax.Array]
 class Setup(NamedTuple):
     """Everything that decides a training run; also what hypergradients are shaped like.
 
+    All floats are float32, or all are float64; Python floats are either.
+
     A schedule is a pytree prefix of ``params``: one array for all parameters, or one per
     layer. Each array is ``[]`` (constant), ``[T]`` (per step), ``[T, *shape]`` or
     ``[1, *shape]`` (per parameter, per step or constant), with ``shape`` that of the tensor.
@@ -49,8 +51,9 @@ class Setup(NamedTuple):
     Attributes:
       params: initial weights, a pytree of float arrays of one dtype.
       learning_rates: a schedule, of any sign.
-      momenta: a schedule in [0, 1], rounded to multiples of ``2^-decay_bits`` (0 to one of
-        them: an exact 0 would have to store the whole velocity).
+      momenta: a schedule in [0, 1], rounded to multiples of ``2^-decay_bits``: 0 to one of
+        them (an exact 0 would have to store the whole velocity), and all below 1 to at most
+        one below (rounded to 1, training would stand still).
       velocity: initial velocity, like ``params``.
       theta: whatever else the loss depends on: a float pytree.
     """
@@ -111,7 +114,9 @@ def train(
 
     Raises:
       ValueError: on a momentum outside [0, 1], a schedule of a wrong shape, parameters that
-        are not real floats, or traced momenta without ``momentum_floor``.
+        are not real floats, anything of another dtype than theirs, or traced momenta without
+        ``momentum_floor``.
+      TypeError: when `jax.grad` or the like differentiates it; see ``hypergradients``.
     """
     problem = _problem(loss, start, num_steps, fixed, momentum_floor)
     return _outcome(run(*problem.arguments), problem)
@@ -141,7 +146,7 @@ def hypergradients(
       run failed or its reversal was not exact to the bit; ``trained.report`` says why.
 
     Raises:
-      ValueError: as ``train``.
+      ValueError, TypeError: as ``train``; there are no second derivatives.
 
     Source: Maclaurin, Duvenaud, Adams 2015, Algorithm 2, with its misprinted indices mended.
     """
@@ -149,14 +154,14 @@ def hypergradients(
     ended = run(*problem.arguments)
     trained = _outcome(ended, problem)
     value, (d_params, d_theta) = jax.value_and_grad(objective, argnums=(0, 1))(
-        trained.params, start.theta
+        trained.params, problem.theta[0]
     )
     cotangents = Cotangents(
         ravel_pytree(d_params)[0],
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.observed),
     )
-    gradients, report = reverse(*problem.arguments, ended, cotangents)
+    gradients, report, _ = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),
@@ -239,7 +244,15 @@ def _problem(loss, start, num_steps, fixed, momentum_floor) -> _Problem:
     if num_steps != int(num_steps) or num_steps < 1:
         raise ValueError(f"`num_steps` must be an integer of at least 1, got {num_steps}.")
     _check_start(start)
-    start = jax.tree.map(_strongly_typed, start)
+    dtype = jnp.result_type(*jax.tree.leaves(start.params))
+    start = jax.tree.map(lambda x: _strongly_typed(x, dtype), start)
+    _check_theta(start.theta, dtype)
+    found = jax.eval_shape(loss, start.params, start.theta, jnp.int32(0))
+    if found.shape != () or found.dtype != dtype:
+        raise ValueError(
+            f"`loss` must return a {dtype} scalar like `params`, got {found.dtype} of shape "
+            f"{found.shape}; reduce it, and cast the data it closes over."
+        )
     rates = check_schedule("learning_rates", start.learning_rates, start.params, num_steps)
     momenta = check_schedule("momenta", start.momenta, start.params, num_steps)
     plan = plan_spills(
@@ -291,9 +304,11 @@ def _outcome(ended: Run, problem: _Problem) -> Trained:
     )
 
 
-def _strongly_typed(x) -> jax.Array:
-    """Python numbers and arrays made of them have a type that changes in arithmetic."""
-    return jax.lax.convert_element_type(x, jnp.result_type(x))
+def _strongly_typed(x, dtype) -> jax.Array:
+    """Python floats, and arrays made of them, take the type of what they meet: ``dtype``."""
+    x = jnp.asarray(x)
+    weak = jnp.issubdtype(x.dtype, jnp.floating) and x.weak_type
+    return jax.lax.convert_element_type(x, dtype if weak else x.dtype)
 
 
 def _check_start(start: Setup) -> None:
@@ -320,9 +335,13 @@ def _check_start(start: Setup) -> None:
             "`velocity` must have the structure, shapes and dtypes of `params`, got (shape, dtype) "
             f"{like[1]} for params {like[0]}."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(start.theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+
+
+def _check_theta(theta, dtype) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
+        if leaf.dtype != dtype:
             raise ValueError(
-                f"`theta` must be real floats, got {jnp.result_type(leaf)} at theta"
-                f"{jax.tree_util.keystr(path)}; let `loss` close over what is not differentiated."
+                f"`theta` must be {dtype} like `params`, got {leaf.dtype} at theta"
+                f"{jax.tree_util.keystr(path)}; cast it, and let `loss` close over what is not "
+                "differentiated."
             )

@@ -123,8 +123,8 @@ def episode_gradient(
 ) -> tuple[jax.Array, Theta, Report]:
     """The exact gradient of ``objective(losses)`` of one episode, walked back.
 
-    Compute: the episode, and about two to three times that to walk back. Memory: one step,
-    and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
+    Compute: the episode, and about seven times that to walk back; see the estimator. Memory:
+    one step, and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
 
     Args:
       step_keys: one key a step, ``[T]``.
@@ -132,6 +132,9 @@ def episode_gradient(
 
     Returns:
       The objective's value, its gradient (NaN if not exact) and the report.
+
+    Raises:
+      TypeError: when it is itself differentiated.
     """
     (context, weights, accumulators), pull_begin = jax.vjp(
         lambda theta: system.begin(theta, key_begin), theta
@@ -150,7 +153,7 @@ def episode_gradient(
     ended = run(*arguments)
     value, d_losses = jax.value_and_grad(objective)(ended.observed)
     cotangents = Cotangents(jnp.zeros_like(weights), jnp.zeros_like(accumulators), d_losses)
-    gradients, report = reverse(*arguments, ended, cotangents)
+    gradients, report, _ = reverse(*arguments, ended, cotangents)
     no_gradient = jax.tree.map(_zero_cotangent, context)
     (through_start,) = pull_begin(Start(no_gradient, gradients.weights, gradients.accumulators))
     return value, jax.tree.map(jnp.add, gradients.theta, through_start), report
