@@ -292,6 +292,25 @@ def test_truncated_es_expects_truncated_backpropagation(x64, exact):
     assert_equal(systems.replicates(backprop, theta, 1, T // K)[0], blind, 1e-10)
 
 
+@pytest.mark.parametrize(
+    "name", ["full_es", "truncated_es", "pes", "gpes", "nres", "pes_analytic", "forward_gradient"]
+)
+def test_theta_counts_where_it_enters_the_start(x64, name):
+    linear, theta = systems.linear(0)
+    start = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))
+    system = UnrolledSystem(lambda theta, key: start @ theta, linear.step)
+    constant = UnrolledSystem(lambda _, key: start @ theta, linear.step)
+    expected, other = (
+        np.einsum("ttp->p", g) / T if name == "truncated_es" else g.sum((0, 1)) / T
+        for g in (systems.window_gradients(s, theta, T, K) for s in (system, constant))
+    )
+    samples = systems.replicates(
+        build(name, system, PAIRS, fixed_horizon(T)), theta, REPLICATES, T // K
+    )
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, other)).max() > 10
+
+
 def test_guided_es_expects_its_covariance_times_the_gradient(x64, exact):
     system, theta, whole, blind = exact[1]
     estimator = est.guided_es(

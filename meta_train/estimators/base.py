@@ -409,11 +409,17 @@ def select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
 
 
-def antithetic_starts(system: UnrolledSystem, theta: Theta) -> Callable[[jax.Array], Any]:
-    """``key -> states [2, ...]``: the two halves of a pair start from the same draw."""
+def antithetic_starts(
+    system: UnrolledSystem, theta: Theta, eps: Theta
+) -> Callable[[jax.Array], Any]:
+    """``key -> states [2, ...]``: the halves of a pair start from the same draw.
+
+    The start is the first thing theta enters, so each half starts under its own theta:
+    ``theta + eps`` and ``theta - eps``.
+    """
 
     def begin(key):
-        state = system.init(theta, key)
-        return jax.tree.map(lambda x: jnp.stack([x, x]), state)
+        signs = jnp.array([1.0, -1.0])
+        return jax.vmap(lambda sign: system.init(add_scaled(theta, sign, eps), key))(signs)
 
     return begin

@@ -61,7 +61,7 @@ def gpes(
     def init(theta, key):
         key_particles, key_eps = jax.random.split(key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta)
+        begin = base.antithetic_starts(system, theta, zeros)
         particles = base.init_particles(
             num_pairs, horizons, truncation, key_particles, begin, (zeros, zeros)
         )
@@ -78,11 +78,12 @@ def gpes(
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        begin = base.antithetic_starts(system, theta)
+        drawn = perturb(key_eps, particle.id)
+        begin = base.antithetic_starts(system, theta, drawn)
         particle = base.restart_if_done(particle, horizons, key_restart, begin)
         xi, eps = particle.memory
         draw = particle.position % noise_period == 0
-        eps = base.select(draw, perturb(key_eps, particle.id), eps)
+        eps = base.select(draw, drawn, eps)
         xi = base.select(draw, base.add_scaled(xi, 1.0, eps), xi)
 
         def half(sign, state):

@@ -107,13 +107,13 @@ def guided_es(
         eps = jnp.sqrt(alpha) * ravel_pytree(perturb(key_eps, particle.id))[0]
         eps = unravel(eps + stretch * basis @ within)
 
-        def half(sign, state):
+        def half(sign):
             theta_i = base.add_scaled(theta, sign, eps)
+            state = system.init(theta_i, key_begin)
             losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
             return base.episode_loss(losses, horizons, key_horizon)
 
-        states = base.antithetic_starts(system, theta)(key_begin)
-        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]), states)
+        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
         newest = surrogate(theta, key_begin, key_horizon, key_data)
         newest = jnp.where(jnp.all(jnp.isfinite(newest)), newest, 0.0)

@@ -51,14 +51,14 @@ def pes(
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta)
+        begin = base.antithetic_starts(system, theta, zeros)
         return base.init_particles(num_pairs, horizons, truncation, key, begin, zeros)
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        begin = base.antithetic_starts(system, theta)
-        particle = base.restart_if_done(particle, horizons, key_restart, begin)
         eps = perturb(key_eps, particle.id)
+        begin = base.antithetic_starts(system, theta, eps)
+        particle = base.restart_if_done(particle, horizons, key_restart, begin)
         xi = base.add_scaled(particle.memory, 1.0, eps)
 
         def half(sign, state):

@@ -53,15 +53,14 @@ def pes_analytic(
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
-    def begin(theta, key):
-        state = system.init(theta, key)
-        return state, base.antithetic_starts(system, theta)(key)
+    def begin(eps, theta, key):
+        return system.init(theta, key), base.antithetic_starts(system, theta, eps)(key)
 
     def init(theta, key):
         base.check_differentiable("pes_analytic", system, theta, key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
         return base.init_particles(
-            num_pairs, horizons, truncation, key, partial(begin, theta), zeros
+            num_pairs, horizons, truncation, key, partial(begin, zeros, theta), zeros
         )
 
     def window(perturb, theta, key, particle):
@@ -69,7 +68,8 @@ def pes_analytic(
         eps = perturb(key_eps, particle.id)
 
         def mean_loss(theta):
-            started = base.restart_if_done(particle, horizons, key_restart, partial(begin, theta))
+            fresh = partial(begin, eps, theta)
+            started = base.restart_if_done(particle, horizons, key_restart, fresh)
             mean_state, losses = unroll(system, theta, started.states[0], key_data, truncation)
             return jnp.mean(losses), (started, mean_state)
 
