@@ -151,7 +151,9 @@ def test_gpes_with_a_perturbation_per_truncation_is_pes(x64):
     pes = systems.replicates(est.pes(system, **shared), theta, 2, T // K)
     gpes = systems.replicates(est.gpes(system, noise_period=K, **shared), theta, 2, T // K)
     nres = systems.replicates(est.nres(system, **shared), theta, 2, T // K)
+    longer = systems.replicates(est.gpes(system, noise_period=2 * T, **shared), theta, 2, T // K)
     assert_equal(gpes, pes, 1e-10)
+    assert_equal(longer, nres, 1e-10)
     assert np.abs(nres - pes).max() > 1e-3
 
 
@@ -253,6 +255,18 @@ def test_unbiased_for_a_quadratic_loss(x64, exact, name, seed):
     assert np.abs(systems.z_scores(samples, whole)).max() < Z
 
 
+@pytest.mark.parametrize("sigma", [1e-3, 10.0])
+@pytest.mark.parametrize("name", ["pes", "gpes", "nres", "pes_analytic"])
+def test_the_same_draws_for_any_sigma_if_the_loss_is_quadratic(x64, exact, name, sigma):
+    """The difference over a pair is linear in sigma, so the estimate does not depend on it."""
+    system, theta, *_ = exact[0]
+    reference, scaled = (
+        systems.replicates(build(name, system, 4, fixed_horizon(T), sigma=s), theta, 2, T // K)
+        for s in (SIGMA, sigma)
+    )
+    assert_equal(scaled, reference, 1e-8)
+
+
 @pytest.mark.parametrize("alpha", [2.0, np.inf])
 @pytest.mark.parametrize("mean_truncation", [10.0, 10 / 3])
 def test_artbp_is_unbiased_for_any_cut_probability(x64, exact, alpha, mean_truncation):
@@ -349,6 +363,38 @@ def test_random_horizons_weigh_every_inner_step_alike(x64, name):
     samples = systems.replicates(build(name, system, 16, horizons), theta, 1024, 4, burn_in=24)
     assert np.abs(systems.z_scores(samples, expected)).max() < Z
     assert np.abs(systems.z_scores(samples, totals[-1] / T)).max() > 10
+
+
+@pytest.mark.parametrize(
+    "name", ["tbptt", "truncated_es", "rtrl", "pes", "pes_analytic", "gpes", "nres"]
+)
+def test_an_episode_may_end_within_a_truncation(x64, name):
+    """Steps after its end count nothing, and those before it what they count in others."""
+    system, theta = systems.linear(0)
+    horizons = est.Horizons(np.array([2, 5, 11]), np.array([0.4, 0.3, 0.3]))
+    g = systems.window_gradients(system, theta, T, 1)
+    if name in ("tbptt", "truncated_es"):
+        window = np.arange(T) // K
+        g = g * (window[:, None] == window)[..., None]
+    expected, rounded_up = (
+        horizons.probs @ [g[:h].sum((0, 1)) for h in values] / (horizons.probs @ values)
+        for values in (horizons.values, -(-horizons.values // K) * K)
+    )
+    samples = systems.replicates(build(name, system, 16, horizons), theta, 1024, 4, burn_in=24)
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, rounded_up)).max() > 5
+
+
+def test_telescoping_over_drawn_horizons(x64):
+    """The last loss of each episode, also of one that ends within a truncation."""
+    system, theta = systems.linear(0)
+    horizons = est.Horizons(np.array([2, 5, 11]), np.array([0.4, 0.3, 0.3]))
+    last = systems.window_gradients(system, theta, T, 1).sum(axis=1)[horizons.values - 1]
+    final = est.telescoped(system, horizons)
+    samples = systems.replicates(build("pes", final, 16, horizons), theta, 1024, 4, burn_in=24)
+    expected = horizons.probs @ last
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert systems.standard_errors(samples).max() < 0.1 * np.abs(expected).max()
 
 
 def test_telescoping_gives_the_gradient_of_the_last_loss(x64, exact):
@@ -479,7 +525,8 @@ def test_rtrl_refuses_a_sensitivity_too_large_for_memory():
     [
         ("gpes", {"noise_period": 4}, "`noise_period` .* noise_period=4, truncation=3"),
         ("gpes", {"sigma": 0.0}, "sigma=0.0"),
-        ("nres", {"truncation": 5}, "horizon=12, truncation=5"),
+        ("nres", {"truncation": 13}, "truncation=13, horizon=12"),
+        ("guided_es", {"truncation": 5}, "horizon=12, truncation=5"),
         ("artbp", {"mean_truncation": 1.0}, "mean_truncation=1.0"),
         ("artbp", {"alpha": 1.0}, "alpha=1.0"),
         ("reparam_es", {"pairs_per_particle": 5}, "pairs_per_particle=5"),

@@ -106,11 +106,11 @@ def tbptt(
     Args:
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number, or
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number, or
         (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
@@ -134,7 +134,7 @@ def tbptt(
                 particle, horizons, key_restart, partial(system.init, theta)
             )
             state, losses = unroll(remat_system, theta, started.states, key_data, truncation)
-            return jnp.mean(losses), started._replace(
+            return base.window_loss(started, horizons, losses), started._replace(
                 states=state, position=started.position + truncation
             )
 

@@ -101,15 +101,23 @@ def check_multiple(horizon: int, truncation: int) -> None:
         near = max(1, round(horizon / max(truncation, 1))) * max(truncation, 1)
         raise ValueError(
             f"`horizon` must be a positive multiple of `truncation`, got horizon={horizon}, "
-            f"truncation={truncation}; resets happen only between truncations. "
-            f"Try horizon={near}."
+            f"truncation={truncation}; after its end an episode would idle to the end of its "
+            f"truncation. Try horizon={near}."
         )
 
 
 def check_truncation(horizons: Horizons, truncation: int) -> None:
-    """Raises ``ValueError`` unless every horizon is a positive multiple of ``truncation``."""
-    for horizon in horizons.values:
-        check_multiple(int(horizon), truncation)
+    """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``."""
+    if not 1 <= truncation <= horizons.max:
+        raise ValueError(
+            f"`truncation` must be at least 1 and at most the longest horizon, got truncation="
+            f"{truncation}, horizon={horizons.max}; further steps would always be idle."
+        )
+
+
+def num_windows(horizon: Any, truncation: int) -> Any:
+    """Truncations that an episode of ``horizon`` steps takes; the last may be a part of one."""
+    return -(-horizon // truncation)
 
 
 def check_positive(**values: float) -> None:
@@ -210,7 +218,7 @@ def init_particles(
     begin: Callable[[jax.Array], Any],
     memory: Any,
 ) -> Particle:
-    """A population with phases spread evenly over the episode.
+    """A population with phases spread evenly over the truncations of the episode.
 
     Particle ``i`` starts in a fresh state, but its first episode is cut short, so that
     from the first outer step on the population restarts at evenly spread times instead
@@ -226,9 +234,9 @@ def init_particles(
     def one(index):
         key_horizon, key_begin = jax.random.split(jax.random.fold_in(key, index))
         horizon = horizons.draw(key_horizon)
-        windows = horizon // truncation
-        first_length = truncation * (windows * index // num_particles)
-        return Particle(index, begin(key_begin), horizon - first_length, horizon, memory)
+        windows = num_windows(horizon, truncation)
+        position = truncation * (windows - windows * index // num_particles)
+        return Particle(index, begin(key_begin), position, horizon, memory)
 
     return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32))
 
@@ -254,6 +262,30 @@ def restart_if_done(
         jax.tree.map(jnp.zeros_like, particle.memory),
     )
     return select(particle.position >= particle.horizon, fresh, particle)
+
+
+def in_episode(particle: Particle, truncation: int) -> jax.Array:
+    """Which of the next ``truncation`` steps the episode of a particle has left, bool ``[K]``.
+
+    An episode that ends within a truncation idles until the next, where it restarts.
+    """
+    return particle.position + jnp.arange(truncation) < particle.horizon
+
+
+def step_weight(horizons: Horizons, truncation: int) -> float:
+    """What a step counts in its truncation, ``E[truncations of an episode] / E[horizon]``.
+
+    So that the mean over truncations is the sum over an episode by ``E[horizon]``. It is
+    ``1 / truncation`` if all horizons are multiples of it.
+    """
+    return float(num_windows(horizons.values, truncation) @ horizons.probs) / horizons.mean
+
+
+def window_loss(particle: Particle, horizons: Horizons, losses: jax.Array) -> jax.Array:
+    """A truncation's share of the mean per-step loss, from ``losses [..., K]`` of its steps."""
+    truncation = losses.shape[-1]
+    kept = jnp.where(in_episode(particle, truncation), losses, 0.0)
+    return jnp.sum(kept, axis=-1) * step_weight(horizons, truncation)
 
 
 def end_if_nonfinite(particle: Particle, finite: jax.Array) -> Particle:

@@ -92,13 +92,13 @@ def truncated_es(
     Args:
       num_pairs: ``N``, antithetic pairs, each with its own inner state.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+      ValueError: on a ``truncation`` longer than any horizon, or a non-positive number.
 
     Source: Vicol et al. 2021, Algorithm 1 (right column). Differs: the paper advances one
     inner state for the whole population; here every pair has its own, so a population
@@ -122,7 +122,8 @@ def truncated_es(
             started = base.restart_if_done(particle, horizons, key_restart, begin)
             states, losses = unroll(system, theta_i, started.states, key_data, truncation)
             position = started.position + truncation
-            return started._replace(states=states, position=position), jnp.mean(losses)
+            loss = base.window_loss(started, horizons, losses)
+            return started._replace(states=states, position=position), loss
 
         branches, losses = jax.vmap(branch)(jnp.array([1.0, -1.0, 0.0]))
         positive, negative, unperturbed = losses

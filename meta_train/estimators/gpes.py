@@ -35,14 +35,14 @@ def gpes(
       truncation: inner steps per outer step (``W`` in the source).
       noise_period: inner steps per perturbation (``K`` in the source), a multiple of
         ``truncation``.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon or noise period that is no multiple of ``truncation``, or a
-        non-positive number.
+      ValueError: on a ``truncation`` longer than any horizon, a noise period that is no
+        multiple of it, or a non-positive number.
 
     Source: Li et al. 2023, "Variance-reduced gradient estimation via noise-reuse in online
     evolution strategies", Algorithm 3 and section 4. Differs: restarts fall only between
@@ -90,7 +90,7 @@ def gpes(
             return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
 
         states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
-        positive, negative = jnp.mean(losses, axis=1)
+        positive, negative = base.window_loss(particle, horizons, losses)
         contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
         particle = particle._replace(
             states=states, position=particle.position + truncation, memory=(xi, eps)
@@ -133,7 +133,7 @@ def nres(
         system,
         num_pairs=num_pairs,
         truncation=truncation,
-        noise_period=horizons.max,
+        noise_period=truncation * base.num_windows(horizons.max, truncation),
         horizons=horizons,
         sigma=sigma,
         sampler=sampler,

@@ -47,21 +47,22 @@ def guided_es(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       truncation: inner steps the surrogate gradients look back.
       num_surrogates: ``k``, at most the size of theta.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths, the longest a multiple of ``truncation``.
       sigma: standard deviation of the perturbations, root mean square over directions.
       alpha: share of the isotropic part, in ``(0, 1]``.
       sampler: distribution of the isotropic part; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a number out of range, or
-        (from ``init``) more surrogates than theta has entries, or a loss without a derivative.
+      ValueError: on a longest horizon that is no multiple of ``truncation``, a number out of
+        range, or (from ``init``) more surrogates than theta has entries, or a loss without a
+        derivative.
 
     Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
     means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
     """
     base.check_positive(num_pairs=num_pairs, num_surrogates=num_surrogates, sigma=sigma)
-    base.check_truncation(horizons, truncation)
+    base.check_multiple(horizons.max, truncation)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     if not 0 < alpha <= 1:
         raise ValueError(
