@@ -343,6 +343,14 @@ def test_guided_es_expects_its_covariance_times_the_gradient(x64, exact):
     assert np.abs(systems.z_scores(samples, whole)).max() > 20
 
 
+def test_guided_es_is_unbiased_before_it_has_a_guide(x64, exact):
+    system, theta, whole, _ = exact[1]
+    estimator = build("guided_es", system, PAIRS, fixed_horizon(T))
+    samples = systems.replicates(estimator, theta, REPLICATES, 1)
+    assert systems.standard_errors(samples).max() < 0.02 * np.abs(whole).max()
+    assert np.abs(systems.z_scores(samples, whole)).max() < Z
+
+
 @pytest.mark.parametrize("name", ["pes", "nres", "uoro"])
 def test_staggered_phases_add_up_to_the_whole_gradient(x64, exact, name):
     system, theta, whole, blind = exact[0]
@@ -479,6 +487,42 @@ def test_shards_in_chunks_agree_with_the_whole(name):
         assert jax.tree.structure(grad) == jax.tree.structure(theta)
         assert metrics["finite"] == 1
         assert_equal(ravel_pytree(mean)[0], ravel_pytree(grad)[0], 2e-4)
+
+
+def diverging(system):
+    """The system, half of whose episodes have an infinite loss at the third step."""
+
+    def init(theta, key):
+        return system.init(theta, key), jax.random.bernoulli(key)
+
+    def step(theta, state, key):
+        third = state[0]["count"] == 2
+        inner, loss = system.step(theta, state[0], key)
+        return (inner, state[1]), loss * jnp.where(state[1] & third, jnp.inf, 1.0)
+
+    return UnrolledSystem(init, step)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_diverged_episode_counts_nothing_and_ends(name):
+    system, theta = systems.nonlinear(0)
+    num = 2 if name == "reparam_es" else 16  # Groups of 6 pairs: few are without a diverged one.
+    estimator = build(name, diverging(system), num, fixed_horizon(6))
+
+    def run(theta):
+        state = estimator.init(theta, jax.random.key(0))
+        if hasattr(state, "position"):
+            state = est.synchronized(state)
+        return estimator.estimate(theta, state, jax.random.key(1))
+
+    grad, state, metrics = systems.jit(run)(theta)
+    assert np.isfinite(ravel_pytree(grad)[0]).all() and metrics["finite"] < 1
+    if name == "reparam_es":
+        return
+    assert metrics["finite"] > 0 and np.abs(ravel_pytree(grad)[0]).max() > 0
+    if hasattr(state, "position"):
+        assert np.mean(state.position == 3) == metrics["finite"]  # The others restart.
+        assert set(np.unique(state.position)) == {3, 6}
 
 
 # Refusals.

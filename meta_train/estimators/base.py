@@ -390,7 +390,9 @@ def perturbations(sampler: str, num: int, sigma) -> Callable:
     """The perturbations of ``num`` particles: zero mean, covariance ``sigma^2 I``.
 
     Args:
-      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers.
+      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers. With
+        others estimates are unbiased as stated for losses quadratic in theta; beyond that only
+        ``normal`` and ``sobol`` smooth the loss as the papers do.
       num: particles (or pairs) that draw together, on all devices.
 
     Returns:

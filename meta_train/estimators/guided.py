@@ -33,7 +33,8 @@ def guided_es(
     """Antithetic ES over whole episodes, with perturbations guided by cheap biased gradients.
 
     With ``U [P, k]`` an orthonormal basis of the pair's last ``k`` surrogate gradients
-    (truncated backpropagation), perturbations are ``eps ~ N(0, sigma^2 C)``,
+    (truncated backpropagation; at first random directions), perturbations are
+    ``eps ~ N(0, sigma^2 C)``,
 
         C = alpha I + (1 - alpha) (P / k) U U^T,      g = eps (L+ - L-) / (2 sigma^2).
 
@@ -78,7 +79,7 @@ def guided_es(
                 f"`num_surrogates` must be at most the size of theta, got num_surrogates="
                 f"{num_surrogates} for {flat.size} entries; more span no more directions."
             )
-        surrogates = jnp.zeros((num_pairs, num_surrogates, flat.size), flat.dtype)
+        surrogates = jax.random.normal(key, (num_pairs, num_surrogates, flat.size), flat.dtype)
         return GuidedParticle(jnp.arange(num_pairs, dtype=jnp.int32), surrogates)
 
     def surrogate(theta, key_begin, key_horizon, key_data):
@@ -117,8 +118,9 @@ def guided_es(
         positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
         newest = surrogate(theta, key_begin, key_horizon, key_data)
-        newest = jnp.where(jnp.all(jnp.isfinite(newest)), newest, 0.0)
         surrogates = jnp.concatenate([newest[None], particle.surrogates[:-1]])
+        finite = jnp.all(jnp.isfinite(newest))
+        surrogates = jnp.where(finite, surrogates, particle.surrogates)
         return contribution, GuidedParticle(particle.id, surrogates), (positive + negative) / 2
 
     def estimate(theta, particles, key):
