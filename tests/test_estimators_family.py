@@ -525,6 +525,24 @@ def test_a_diverged_episode_counts_nothing_and_ends(name):
         assert set(np.unique(state.position)) == {3, 6}
 
 
+@pytest.mark.parametrize("name", ["bptt", "artbp", "reparam", "reparam_es", "guided_es", "full_es"])
+def test_what_comes_after_a_drawn_horizon_is_harmless(x64, name):
+    """Cubed without end, the state overflows in eight steps; episodes have three of the twelve."""
+
+    def step(theta, state, key):
+        return state**3 * theta, theta @ state
+
+    system = UnrolledSystem(lambda theta, key: jnp.ones_like(theta), step)
+    horizons = est.Horizons(np.array([3, T]), np.array([1.0, 0.0]))
+    theta = jnp.array([1.5, 1.5])
+    grad, state = estimate(build(name, system, 8, horizons, sigma=1e-4), theta)
+    assert np.isfinite(grad).all() and (grad != 0).all()
+    if name == "guided_es":
+        assert (state.surrogates[:, 0] == state.surrogates[0, 0]).all()  # The new ones: no noise.
+    if name in ("bptt", "reparam", "reparam_es"):  # theta + theta^2 + theta^5, over three steps.
+        np.testing.assert_allclose(grad, (1 + 2 * 1.5 + 5 * 1.5**4) / 3, rtol=1e-4)
+
+
 # Refusals.
 
 

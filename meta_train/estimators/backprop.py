@@ -62,16 +62,16 @@ def bptt(
         base.check_differentiable("bptt", system, theta, key)
         return jnp.arange(num_particles, dtype=jnp.int32)
 
-    remat_system = rematerialized(system)
-
     def episode(key, theta_and_id):
         theta, particle_id = theta_and_id
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
 
+        run = rematerialized(base.ending(system, horizons, key_horizon))
+
         def loss(theta):
-            state = system.init(theta, key_begin)
-            losses = unroll(remat_system, theta, state, key_data, horizons.max)[1]
+            state = run.init(theta, key_begin)
+            losses = unroll(run, theta, state, key_data, horizons.max)[1]
             return base.episode_loss(losses, horizons, key_horizon)
 
         return jax.value_and_grad(loss)(theta)

@@ -336,6 +336,24 @@ def episode_loss(losses: jax.Array, horizons: Horizons, key: jax.Array) -> jax.A
     return jnp.sum(jnp.where(kept, losses, 0.0)) / horizons.mean
 
 
+def ending(system: UnrolledSystem, horizons: Horizons, key: jax.Array) -> UnrolledSystem:
+    """The system, resting in the last state of an episode of the length ``key`` draws.
+
+    For backpropagation: ``episode_loss`` masks the losses of later steps, but a derivative of
+    theirs that is not finite would make its product with zero not a number.
+    """
+    if len(horizons.values) == 1:
+        return system
+    horizon = horizons.draw(key)
+
+    def step(theta, state, key):
+        inner, position = state
+        moved, loss = system.step(theta, inner, key)
+        return (select(position + 1 < horizon, moved, inner), position + 1), loss
+
+    return UnrolledSystem(lambda theta, key: (system.init(theta, key), jnp.int32(0)), step)
+
+
 def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -> Any:
     """``vmap(fn)`` over the leading axis, ``chunk`` particles at a time (``None``: all).
 

@@ -85,15 +85,17 @@ def guided_es(
     def surrogate(theta, key_begin, key_horizon, key_data):
         """The gradient of the episode with the state held constant every ``truncation`` steps."""
 
+        run = base.ending(system, horizons, key_horizon)
+
         def loss(theta):
             def window(state, keys):
                 floats = [jax.lax.stop_gradient(x) for x in base.float_leaves(state)]
                 state = base.replace_floats(state, floats)
-                return jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)
+                return jax.lax.scan(lambda s, k: run.step(theta, s, k), state, keys)
 
             keys = jax.random.split(key_data, horizons.max)
             windows = keys.reshape(-1, truncation, *keys.shape[1:])
-            losses = jax.lax.scan(window, system.init(theta, key_begin), windows)[1]
+            losses = jax.lax.scan(window, run.init(theta, key_begin), windows)[1]
             return base.episode_loss(losses.reshape(-1), horizons, key_horizon)
 
         return ravel_pytree(jax.grad(loss)(theta))[0]
