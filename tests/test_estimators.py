@@ -303,11 +303,15 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("name", ["tbptt", "pes", "truncated_es"])
-def test_horizon_must_be_a_multiple(name):
+@pytest.mark.parametrize("truncation", [0, 21])
+def test_truncations_are_within_the_horizon(name, truncation):
     system, _ = linear_system()
     sigma = {} if name == "tbptt" else {"sigma": 0.1}
-    with pytest.raises(ValueError, match=r"`horizon` must be a positive multiple.*horizon=20"):
-        BUILDERS[name](system, truncation=6, horizons=estimators.fixed_horizon(20), **sigma)
+    message = rf"`truncation` must be at least 1.*truncation={truncation}, horizon=20"
+    with pytest.raises(ValueError, match=message):
+        BUILDERS[name](
+            system, truncation=truncation, horizons=estimators.fixed_horizon(20), **sigma
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])

@@ -151,7 +151,9 @@ def test_gpes_with_a_perturbation_per_truncation_is_pes(x64):
     pes = systems.replicates(est.pes(system, **shared), theta, 2, T // K)
     gpes = systems.replicates(est.gpes(system, noise_period=K, **shared), theta, 2, T // K)
     nres = systems.replicates(est.nres(system, **shared), theta, 2, T // K)
+    longer = systems.replicates(est.gpes(system, noise_period=2 * T, **shared), theta, 2, T // K)
     assert_equal(gpes, pes, 1e-10)
+    assert_equal(longer, nres, 1e-10)
     assert np.abs(nres - pes).max() > 1e-3
 
 
@@ -253,6 +255,18 @@ def test_unbiased_for_a_quadratic_loss(x64, exact, name, seed):
     assert np.abs(systems.z_scores(samples, whole)).max() < Z
 
 
+@pytest.mark.parametrize("sigma", [1e-3, 10.0])
+@pytest.mark.parametrize("name", ["pes", "gpes", "nres", "pes_analytic"])
+def test_the_same_draws_for_any_sigma_if_the_loss_is_quadratic(x64, exact, name, sigma):
+    """The difference over a pair is linear in sigma, so the estimate does not depend on it."""
+    system, theta, *_ = exact[0]
+    reference, scaled = (
+        systems.replicates(build(name, system, 4, fixed_horizon(T), sigma=s), theta, 2, T // K)
+        for s in (SIGMA, sigma)
+    )
+    assert_equal(scaled, reference, 1e-8)
+
+
 @pytest.mark.parametrize("alpha", [2.0, np.inf])
 @pytest.mark.parametrize("mean_truncation", [10.0, 10 / 3])
 def test_artbp_is_unbiased_for_any_cut_probability(x64, exact, alpha, mean_truncation):
@@ -292,6 +306,25 @@ def test_truncated_es_expects_truncated_backpropagation(x64, exact):
     assert_equal(systems.replicates(backprop, theta, 1, T // K)[0], blind, 1e-10)
 
 
+@pytest.mark.parametrize(
+    "name", ["full_es", "truncated_es", "pes", "gpes", "nres", "pes_analytic", "forward_gradient"]
+)
+def test_theta_counts_where_it_enters_the_start(x64, name):
+    linear, theta = systems.linear(0)
+    start = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))
+    system = UnrolledSystem(lambda theta, key: start @ theta, linear.step)
+    constant = UnrolledSystem(lambda _, key: start @ theta, linear.step)
+    expected, other = (
+        np.einsum("ttp->p", g) / T if name == "truncated_es" else g.sum((0, 1)) / T
+        for g in (systems.window_gradients(s, theta, T, K) for s in (system, constant))
+    )
+    samples = systems.replicates(
+        build(name, system, PAIRS, fixed_horizon(T)), theta, REPLICATES, T // K
+    )
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, other)).max() > 10
+
+
 def test_guided_es_expects_its_covariance_times_the_gradient(x64, exact):
     system, theta, whole, blind = exact[1]
     estimator = est.guided_es(
@@ -308,6 +341,14 @@ def test_guided_es_expects_its_covariance_times_the_gradient(x64, exact):
     expected = 0.4 * whole + 0.6 * theta.size * surrogate * (surrogate @ whole)
     assert np.abs(systems.z_scores(samples, expected)).max() < Z
     assert np.abs(systems.z_scores(samples, whole)).max() > 20
+
+
+def test_guided_es_is_unbiased_before_it_has_a_guide(x64, exact):
+    system, theta, whole, _ = exact[1]
+    estimator = build("guided_es", system, PAIRS, fixed_horizon(T))
+    samples = systems.replicates(estimator, theta, REPLICATES, 1)
+    assert systems.standard_errors(samples).max() < 0.02 * np.abs(whole).max()
+    assert np.abs(systems.z_scores(samples, whole)).max() < Z
 
 
 @pytest.mark.parametrize("name", ["pes", "nres", "uoro"])
@@ -330,6 +371,38 @@ def test_random_horizons_weigh_every_inner_step_alike(x64, name):
     samples = systems.replicates(build(name, system, 16, horizons), theta, 1024, 4, burn_in=24)
     assert np.abs(systems.z_scores(samples, expected)).max() < Z
     assert np.abs(systems.z_scores(samples, totals[-1] / T)).max() > 10
+
+
+@pytest.mark.parametrize(
+    "name", ["tbptt", "truncated_es", "rtrl", "pes", "pes_analytic", "gpes", "nres"]
+)
+def test_an_episode_may_end_within_a_truncation(x64, name):
+    """Steps after its end count nothing, and those before it what they count in others."""
+    system, theta = systems.linear(0)
+    horizons = est.Horizons(np.array([2, 5, 11]), np.array([0.4, 0.3, 0.3]))
+    g = systems.window_gradients(system, theta, T, 1)
+    if name in ("tbptt", "truncated_es"):
+        window = np.arange(T) // K
+        g = g * (window[:, None] == window)[..., None]
+    expected, rounded_up = (
+        horizons.probs @ [g[:h].sum((0, 1)) for h in values] / (horizons.probs @ values)
+        for values in (horizons.values, -(-horizons.values // K) * K)
+    )
+    samples = systems.replicates(build(name, system, 16, horizons), theta, 1024, 4, burn_in=24)
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert np.abs(systems.z_scores(samples, rounded_up)).max() > 5
+
+
+def test_telescoping_over_drawn_horizons(x64):
+    """The last loss of each episode, also of one that ends within a truncation."""
+    system, theta = systems.linear(0)
+    horizons = est.Horizons(np.array([2, 5, 11]), np.array([0.4, 0.3, 0.3]))
+    last = systems.window_gradients(system, theta, T, 1).sum(axis=1)[horizons.values - 1]
+    final = est.telescoped(system, horizons)
+    samples = systems.replicates(build("pes", final, 16, horizons), theta, 1024, 4, burn_in=24)
+    expected = horizons.probs @ last
+    assert np.abs(systems.z_scores(samples, expected)).max() < Z
+    assert systems.standard_errors(samples).max() < 0.1 * np.abs(expected).max()
 
 
 def test_telescoping_gives_the_gradient_of_the_last_loss(x64, exact):
@@ -416,6 +489,60 @@ def test_shards_in_chunks_agree_with_the_whole(name):
         assert_equal(ravel_pytree(mean)[0], ravel_pytree(grad)[0], 2e-4)
 
 
+def diverging(system):
+    """The system, half of whose episodes have an infinite loss at the third step."""
+
+    def init(theta, key):
+        return system.init(theta, key), jax.random.bernoulli(key)
+
+    def step(theta, state, key):
+        third = state[0]["count"] == 2
+        inner, loss = system.step(theta, state[0], key)
+        return (inner, state[1]), loss * jnp.where(state[1] & third, jnp.inf, 1.0)
+
+    return UnrolledSystem(init, step)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_diverged_episode_counts_nothing_and_ends(name):
+    system, theta = systems.nonlinear(0)
+    num = 2 if name == "reparam_es" else 16  # Groups of 6 pairs: few are without a diverged one.
+    estimator = build(name, diverging(system), num, fixed_horizon(6))
+
+    def run(theta):
+        state = estimator.init(theta, jax.random.key(0))
+        if hasattr(state, "position"):
+            state = est.synchronized(state)
+        return estimator.estimate(theta, state, jax.random.key(1))
+
+    grad, state, metrics = systems.jit(run)(theta)
+    assert np.isfinite(ravel_pytree(grad)[0]).all() and metrics["finite"] < 1
+    if name == "reparam_es":
+        return
+    assert metrics["finite"] > 0 and np.abs(ravel_pytree(grad)[0]).max() > 0
+    if hasattr(state, "position"):
+        assert np.mean(state.position == 3) == metrics["finite"]  # The others restart.
+        assert set(np.unique(state.position)) == {3, 6}
+
+
+@pytest.mark.parametrize("name", ["bptt", "artbp", "reparam", "reparam_es", "guided_es", "full_es"])
+def test_what_comes_after_a_drawn_horizon_is_harmless(x64, name):
+    """Cubed without end, the state overflows in eight steps; episodes have three of the twelve."""
+
+    def step(theta, state, key):
+        return state**3 * theta, theta @ state
+
+    system = UnrolledSystem(lambda theta, key: jnp.ones_like(theta), step)
+    horizons = est.Horizons(np.array([3, T]), np.array([1.0, 0.0]))
+    theta = jnp.array([1.5, 1.5])
+    grad, state = estimate(build(name, system, 8, horizons, sigma=1e-4), theta)
+    assert np.isfinite(grad).all() and (grad != 0).all()
+    if name == "guided_es":
+        assert (state.surrogates[:, 0] == state.surrogates[0, 0]).all()  # The new ones: no noise.
+    if name in ("bptt", "reparam", "reparam_es"):  # theta + theta^2 + theta^5, over three steps.
+        np.testing.assert_allclose(grad, (1 + 2 * 1.5 + 5 * 1.5**4) / 3, rtol=1e-4)
+
+
 # Refusals.
 
 
@@ -460,7 +587,8 @@ def test_rtrl_refuses_a_sensitivity_too_large_for_memory():
     [
         ("gpes", {"noise_period": 4}, "`noise_period` .* noise_period=4, truncation=3"),
         ("gpes", {"sigma": 0.0}, "sigma=0.0"),
-        ("nres", {"truncation": 5}, "horizon=12, truncation=5"),
+        ("nres", {"truncation": 13}, "truncation=13, horizon=12"),
+        ("guided_es", {"truncation": 5}, "horizon=12, truncation=5"),
         ("artbp", {"mean_truncation": 1.0}, "mean_truncation=1.0"),
         ("artbp", {"alpha": 1.0}, "alpha=1.0"),
         ("reparam_es", {"pairs_per_particle": 5}, "pairs_per_particle=5"),

@@ -46,7 +46,7 @@ def begin_runs(system: UnrolledSystem, theta: jax.Array, num_pairs: int, sigma: 
     def one(index):
         key_eps, key_begin = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
         eps = sigma * jax.random.normal(key_eps, theta.shape, theta.dtype)
-        states = estimators.base.antithetic_starts(system, theta)(key_begin)
+        states = estimators.base.antithetic_starts(system, theta, eps)(key_begin)
         return Runs(index, jnp.stack([theta + eps, theta - eps]), states, jnp.int32(0))
 
     return jax.vmap(one)(jnp.arange(num_pairs, dtype=jnp.int32))

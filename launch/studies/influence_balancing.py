@@ -140,7 +140,8 @@ def claims(thetas: dict, losses: dict) -> list[Claim]:
         ),
         Claim(
             "Short truncations, and 100 steps under the mean loss, move away from the optimum.",
-            all(bool((last[name] > start).all()) for name in blind),
+            all(bool((last[name] > 10).all()) for name in blind)
+            and all(bool((thetas[name][:, RECORDS] > THETA_INIT).all()) for name in blind),
             ", ".join(f"{name}: {last[name].min():.2g}" for name in blind) + f"; start {start:.1g}",
         ),
         Claim(

@@ -63,18 +63,19 @@ def artbp(
     def episode(theta, key, particle_id):
         key_restart, key_data, key_cuts = jax.random.split(jax.random.fold_in(key, particle_id), 3)
         key_horizon, key_begin = jax.random.split(key_restart)
+        run = base.ending(system, horizons, key_horizon)
 
         def body(theta, carry, keys):
             state, since_cut = carry
             key_step, key_cut = keys
-            state, loss = system.step(theta, state, key_step)
+            state, loss = run.step(theta, state, key_step)
             probability = cut_probability(since_cut)
             cut = jax.random.bernoulli(key_cut, probability)
             weight = jnp.where(cut, 0.0, 1 / (1 - probability))
             return (_scale_backward(weight, state), jnp.where(cut, 1, since_cut + 1)), loss
 
         def loss(theta):
-            start = system.init(theta, key_begin), jnp.int32(1)
+            start = run.init(theta, key_begin), jnp.int32(1)
             keys = (
                 jax.random.split(key_data, horizons.max),
                 jax.random.split(key_cuts, horizons.max),

@@ -62,16 +62,16 @@ def bptt(
         base.check_differentiable("bptt", system, theta, key)
         return jnp.arange(num_particles, dtype=jnp.int32)
 
-    remat_system = rematerialized(system)
-
     def episode(key, theta_and_id):
         theta, particle_id = theta_and_id
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
 
+        run = rematerialized(base.ending(system, horizons, key_horizon))
+
         def loss(theta):
-            state = system.init(theta, key_begin)
-            losses = unroll(remat_system, theta, state, key_data, horizons.max)[1]
+            state = run.init(theta, key_begin)
+            losses = unroll(run, theta, state, key_data, horizons.max)[1]
             return base.episode_loss(losses, horizons, key_horizon)
 
         return jax.value_and_grad(loss)(theta)
@@ -106,11 +106,11 @@ def tbptt(
     Args:
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number, or
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number, or
         (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
@@ -134,7 +134,7 @@ def tbptt(
                 particle, horizons, key_restart, partial(system.init, theta)
             )
             state, losses = unroll(remat_system, theta, started.states, key_data, truncation)
-            return jnp.mean(losses), started._replace(
+            return base.window_loss(started, horizons, losses), started._replace(
                 states=state, position=started.position + truncation
             )
 

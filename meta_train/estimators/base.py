@@ -101,15 +101,23 @@ def check_multiple(horizon: int, truncation: int) -> None:
         near = max(1, round(horizon / max(truncation, 1))) * max(truncation, 1)
         raise ValueError(
             f"`horizon` must be a positive multiple of `truncation`, got horizon={horizon}, "
-            f"truncation={truncation}; resets happen only between truncations. "
-            f"Try horizon={near}."
+            f"truncation={truncation}; after its end an episode would idle to the end of its "
+            f"truncation. Try horizon={near}."
         )
 
 
 def check_truncation(horizons: Horizons, truncation: int) -> None:
-    """Raises ``ValueError`` unless every horizon is a positive multiple of ``truncation``."""
-    for horizon in horizons.values:
-        check_multiple(int(horizon), truncation)
+    """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``."""
+    if not 1 <= truncation <= horizons.max:
+        raise ValueError(
+            f"`truncation` must be at least 1 and at most the longest horizon, got truncation="
+            f"{truncation}, horizon={horizons.max}; further steps would always be idle."
+        )
+
+
+def num_windows(horizon: Any, truncation: int) -> Any:
+    """Truncations that an episode of ``horizon`` steps takes; the last may be a part of one."""
+    return -(-horizon // truncation)
 
 
 def check_positive(**values: float) -> None:
@@ -210,7 +218,7 @@ def init_particles(
     begin: Callable[[jax.Array], Any],
     memory: Any,
 ) -> Particle:
-    """A population with phases spread evenly over the episode.
+    """A population with phases spread evenly over the truncations of the episode.
 
     Particle ``i`` starts in a fresh state, but its first episode is cut short, so that
     from the first outer step on the population restarts at evenly spread times instead
@@ -226,9 +234,9 @@ def init_particles(
     def one(index):
         key_horizon, key_begin = jax.random.split(jax.random.fold_in(key, index))
         horizon = horizons.draw(key_horizon)
-        windows = horizon // truncation
-        first_length = truncation * (windows * index // num_particles)
-        return Particle(index, begin(key_begin), horizon - first_length, horizon, memory)
+        windows = num_windows(horizon, truncation)
+        position = truncation * (windows - windows * index // num_particles)
+        return Particle(index, begin(key_begin), position, horizon, memory)
 
     return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32))
 
@@ -254,6 +262,30 @@ def restart_if_done(
         jax.tree.map(jnp.zeros_like, particle.memory),
     )
     return select(particle.position >= particle.horizon, fresh, particle)
+
+
+def in_episode(particle: Particle, truncation: int) -> jax.Array:
+    """Which of the next ``truncation`` steps the episode of a particle has left, bool ``[K]``.
+
+    An episode that ends within a truncation idles until the next, where it restarts.
+    """
+    return particle.position + jnp.arange(truncation) < particle.horizon
+
+
+def step_weight(horizons: Horizons, truncation: int) -> float:
+    """What a step counts in its truncation, ``E[truncations of an episode] / E[horizon]``.
+
+    So that the mean over truncations is the sum over an episode by ``E[horizon]``. It is
+    ``1 / truncation`` if all horizons are multiples of it.
+    """
+    return float(num_windows(horizons.values, truncation) @ horizons.probs) / horizons.mean
+
+
+def window_loss(particle: Particle, horizons: Horizons, losses: jax.Array) -> jax.Array:
+    """A truncation's share of the mean per-step loss, from ``losses [..., K]`` of its steps."""
+    truncation = losses.shape[-1]
+    kept = jnp.where(in_episode(particle, truncation), losses, 0.0)
+    return jnp.sum(kept, axis=-1) * step_weight(horizons, truncation)
 
 
 def end_if_nonfinite(particle: Particle, finite: jax.Array) -> Particle:
@@ -302,6 +334,24 @@ def episode_loss(losses: jax.Array, horizons: Horizons, key: jax.Array) -> jax.A
     """
     kept = jnp.arange(horizons.max) < horizons.draw(key)
     return jnp.sum(jnp.where(kept, losses, 0.0)) / horizons.mean
+
+
+def ending(system: UnrolledSystem, horizons: Horizons, key: jax.Array) -> UnrolledSystem:
+    """The system, resting in the last state of an episode of the length ``key`` draws.
+
+    For backpropagation: ``episode_loss`` masks the losses of later steps, but a derivative of
+    theirs that is not finite would make its product with zero not a number.
+    """
+    if len(horizons.values) == 1:
+        return system
+    horizon = horizons.draw(key)
+
+    def step(theta, state, key):
+        inner, position = state
+        moved, loss = system.step(theta, inner, key)
+        return (select(position + 1 < horizon, moved, inner), position + 1), loss
+
+    return UnrolledSystem(lambda theta, key: (system.init(theta, key), jnp.int32(0)), step)
 
 
 def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -> Any:
@@ -358,7 +408,9 @@ def perturbations(sampler: str, num: int, sigma) -> Callable:
     """The perturbations of ``num`` particles: zero mean, covariance ``sigma^2 I``.
 
     Args:
-      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers.
+      sampler: a name of ``samplers.SAMPLERS``; ``normal`` is the Gaussian of the papers. With
+        others estimates are unbiased as stated for losses quadratic in theta; beyond that only
+        ``normal`` and ``sobol`` smooth the loss as the papers do.
       num: particles (or pairs) that draw together, on all devices.
 
     Returns:
@@ -409,11 +461,17 @@ def select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
 
 
-def antithetic_starts(system: UnrolledSystem, theta: Theta) -> Callable[[jax.Array], Any]:
-    """``key -> states [2, ...]``: the two halves of a pair start from the same draw."""
+def antithetic_starts(
+    system: UnrolledSystem, theta: Theta, eps: Theta
+) -> Callable[[jax.Array], Any]:
+    """``key -> states [2, ...]``: the halves of a pair start from the same draw.
+
+    The start is the first thing theta enters, so each half starts under its own theta:
+    ``theta + eps`` and ``theta - eps``.
+    """
 
     def begin(key):
-        state = system.init(theta, key)
-        return jax.tree.map(lambda x: jnp.stack([x, x]), state)
+        signs = jnp.array([1.0, -1.0])
+        return jax.vmap(lambda sign: system.init(add_scaled(theta, sign, eps), key))(signs)
 
     return begin

@@ -52,16 +52,13 @@ def full_es(
         key_horizon, key_begin = jax.random.split(key_restart)
         eps = perturb(key_eps, particle_id)
 
-        def half(sign, state):
+        def half(sign):
             theta_i = base.add_scaled(theta, sign, eps)
-            return base.episode_loss(
-                unroll(system, theta_i, state, key_data, horizons.max)[1],
-                horizons,
-                key_horizon,
-            )
+            state = system.init(theta_i, key_begin)
+            losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
+            return base.episode_loss(losses, horizons, key_horizon)
 
-        states = base.antithetic_starts(system, theta)(key_begin)
-        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]), states)
+        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
         return contribution, (positive + negative) / 2
 
@@ -86,21 +83,22 @@ def truncated_es(
 ) -> base.GradientEstimator:
     """Antithetic evolution strategies on each truncation alone: biased to short horizons.
 
-    Each pair perturbs theta from one shared inner state, which then advances under theta
-    itself. The expectation is that of truncated backpropagation, smoothed: it misses the
-    effect of theta on later truncations through the state. ``3 N K`` forward steps;
+    Each pair perturbs theta from one shared inner state (at the start of an episode, from the
+    start under its own theta), which then advances under theta itself. The expectation is
+    that of truncated backpropagation, smoothed: it misses the effect of theta on later
+    truncations through the state. ``3 N K`` forward steps;
     memory: ``N`` inner states.
 
     Args:
       num_pairs: ``N``, antithetic pairs, each with its own inner state.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+      ValueError: on a ``truncation`` longer than any horizon, or a non-positive number.
 
     Source: Vicol et al. 2021, Algorithm 1 (right column). Differs: the paper advances one
     inner state for the whole population; here every pair has its own, so a population
@@ -116,21 +114,21 @@ def truncated_es(
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        begin = partial(system.init, theta)
-        particle = base.restart_if_done(particle, horizons, key_restart, begin)
         eps = perturb(key_eps, particle.id)
 
         def branch(sign):
             theta_i = base.add_scaled(theta, sign, eps)
-            return unroll(system, theta_i, particle.states, key_data, truncation)
+            begin = partial(system.init, theta_i)
+            started = base.restart_if_done(particle, horizons, key_restart, begin)
+            states, losses = unroll(system, theta_i, started.states, key_data, truncation)
+            position = started.position + truncation
+            loss = base.window_loss(started, horizons, losses)
+            return started._replace(states=states, position=position), loss
 
-        states, losses = jax.vmap(branch)(jnp.array([1.0, -1.0, 0.0]))
-        positive, negative, unperturbed = jnp.mean(losses, axis=1)
+        branches, losses = jax.vmap(branch)(jnp.array([1.0, -1.0, 0.0]))
+        positive, negative, unperturbed = losses
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
-        particle = particle._replace(
-            states=jax.tree.map(lambda x: x[2], states), position=particle.position + truncation
-        )
-        return contribution, particle, unperturbed
+        return contribution, jax.tree.map(lambda x: x[2], branches), unperturbed
 
     return base.GradientEstimator(
         init, base.estimate_perturbed_windows(window, perturbations, chunk)

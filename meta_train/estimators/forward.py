@@ -41,12 +41,12 @@ def rtrl(
     Args:
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       max_bytes: the largest sensitivity matrix (all particles together) allowed.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number,
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
         a loss without a derivative, or (from ``init``) a sensitivity above ``max_bytes``.
 
     Source: Williams and Zipser 1989; Vicol et al. 2021, Table 1. Differs: a Jacobian-vector
@@ -103,11 +103,11 @@ def uoro(
     Args:
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number,
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
         or (from ``init``) a loss without a derivative.
 
     Source: Tallec and Ollivier 2018. Differs: exact Jacobian-vector products where the
@@ -161,11 +161,11 @@ def forward_gradient(
     Args:
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       chunk: particles computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number,
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
         or (from ``init``) a loss without a derivative.
 
     Source: Silver et al. 2021, "Learning by directional gradient descent".
@@ -235,16 +235,21 @@ def _online(
         fresh = partial(begin, theta, key_begin)
         particle = base.restart_if_done(particle, horizons, key_restart, fresh)
 
-        def body(loop, keys):
-            carry, total = loop
-            carry, loss, grad = advance(theta, carry, *keys)
-            return (carry, base.add_scaled(total, 1.0, grad)), loss
-
         zeros = jax.tree.map(jnp.zeros_like, theta)
+
+        def body(loop, step):
+            carry, total = loop
+            kept, keys = step
+            carry, loss, grad = advance(theta, carry, *keys)
+            return (carry, base.add_scaled(total, 1.0, base.select(kept, grad, zeros))), loss
+
         step_keys = jax.random.split(key_steps, truncation), jax.random.split(key_data, truncation)
-        (carry, total), losses = jax.lax.scan(body, (particle.states, zeros), step_keys)
+        steps = base.in_episode(particle, truncation), step_keys
+        (carry, total), losses = jax.lax.scan(body, (particle.states, zeros), steps)
+        loss = base.window_loss(particle, horizons, losses)
+        grad = base.scaled(base.step_weight(horizons, truncation), total)
         particle = particle._replace(states=carry, position=particle.position + truncation)
-        return base.scaled(1 / truncation, total), particle, jnp.mean(losses)
+        return grad, particle, loss
 
     def estimate(theta, particles, key):
         grads, particles, losses = base.map_particles(partial(window, theta, key), particles, chunk)

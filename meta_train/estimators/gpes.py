@@ -35,14 +35,14 @@ def gpes(
       truncation: inner steps per outer step (``W`` in the source).
       noise_period: inner steps per perturbation (``K`` in the source), a multiple of
         ``truncation``.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon or noise period that is no multiple of ``truncation``, or a
-        non-positive number.
+      ValueError: on a ``truncation`` longer than any horizon, a noise period that is no
+        multiple of it, or a non-positive number.
 
     Source: Li et al. 2023, "Variance-reduced gradient estimation via noise-reuse in online
     evolution strategies", Algorithm 3 and section 4. Differs: restarts fall only between
@@ -61,7 +61,7 @@ def gpes(
     def init(theta, key):
         key_particles, key_eps = jax.random.split(key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta)
+        begin = base.antithetic_starts(system, theta, zeros)
         particles = base.init_particles(
             num_pairs, horizons, truncation, key_particles, begin, (zeros, zeros)
         )
@@ -78,18 +78,19 @@ def gpes(
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        begin = base.antithetic_starts(system, theta)
+        drawn = perturb(key_eps, particle.id)
+        begin = base.antithetic_starts(system, theta, drawn)
         particle = base.restart_if_done(particle, horizons, key_restart, begin)
         xi, eps = particle.memory
         draw = particle.position % noise_period == 0
-        eps = base.select(draw, perturb(key_eps, particle.id), eps)
+        eps = base.select(draw, drawn, eps)
         xi = base.select(draw, base.add_scaled(xi, 1.0, eps), xi)
 
         def half(sign, state):
             return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
 
         states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
-        positive, negative = jnp.mean(losses, axis=1)
+        positive, negative = base.window_loss(particle, horizons, losses)
         contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
         particle = particle._replace(
             states=states, position=particle.position + truncation, memory=(xi, eps)
@@ -132,7 +133,7 @@ def nres(
         system,
         num_pairs=num_pairs,
         truncation=truncation,
-        noise_period=horizons.max,
+        noise_period=truncation * base.num_windows(horizons.max, truncation),
         horizons=horizons,
         sigma=sigma,
         sampler=sampler,

@@ -33,7 +33,8 @@ def guided_es(
     """Antithetic ES over whole episodes, with perturbations guided by cheap biased gradients.
 
     With ``U [P, k]`` an orthonormal basis of the pair's last ``k`` surrogate gradients
-    (truncated backpropagation), perturbations are ``eps ~ N(0, sigma^2 C)``,
+    (truncated backpropagation; at first random directions), perturbations are
+    ``eps ~ N(0, sigma^2 C)``,
 
         C = alpha I + (1 - alpha) (P / k) U U^T,      g = eps (L+ - L-) / (2 sigma^2).
 
@@ -47,21 +48,22 @@ def guided_es(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       truncation: inner steps the surrogate gradients look back.
       num_surrogates: ``k``, at most the size of theta.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths, the longest a multiple of ``truncation``.
       sigma: standard deviation of the perturbations, root mean square over directions.
       alpha: share of the isotropic part, in ``(0, 1]``.
       sampler: distribution of the isotropic part; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a number out of range, or
-        (from ``init``) more surrogates than theta has entries, or a loss without a derivative.
+      ValueError: on a longest horizon that is no multiple of ``truncation``, a number out of
+        range, or (from ``init``) more surrogates than theta has entries, or a loss without a
+        derivative.
 
     Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
     means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
     """
     base.check_positive(num_pairs=num_pairs, num_surrogates=num_surrogates, sigma=sigma)
-    base.check_truncation(horizons, truncation)
+    base.check_multiple(horizons.max, truncation)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     if not 0 < alpha <= 1:
         raise ValueError(
@@ -77,21 +79,23 @@ def guided_es(
                 f"`num_surrogates` must be at most the size of theta, got num_surrogates="
                 f"{num_surrogates} for {flat.size} entries; more span no more directions."
             )
-        surrogates = jnp.zeros((num_pairs, num_surrogates, flat.size), flat.dtype)
+        surrogates = jax.random.normal(key, (num_pairs, num_surrogates, flat.size), flat.dtype)
         return GuidedParticle(jnp.arange(num_pairs, dtype=jnp.int32), surrogates)
 
     def surrogate(theta, key_begin, key_horizon, key_data):
         """The gradient of the episode with the state held constant every ``truncation`` steps."""
 
+        run = base.ending(system, horizons, key_horizon)
+
         def loss(theta):
             def window(state, keys):
                 floats = [jax.lax.stop_gradient(x) for x in base.float_leaves(state)]
                 state = base.replace_floats(state, floats)
-                return jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)
+                return jax.lax.scan(lambda s, k: run.step(theta, s, k), state, keys)
 
             keys = jax.random.split(key_data, horizons.max)
             windows = keys.reshape(-1, truncation, *keys.shape[1:])
-            losses = jax.lax.scan(window, system.init(theta, key_begin), windows)[1]
+            losses = jax.lax.scan(window, run.init(theta, key_begin), windows)[1]
             return base.episode_loss(losses.reshape(-1), horizons, key_horizon)
 
         return ravel_pytree(jax.grad(loss)(theta))[0]
@@ -107,17 +111,18 @@ def guided_es(
         eps = jnp.sqrt(alpha) * ravel_pytree(perturb(key_eps, particle.id))[0]
         eps = unravel(eps + stretch * basis @ within)
 
-        def half(sign, state):
+        def half(sign):
             theta_i = base.add_scaled(theta, sign, eps)
+            state = system.init(theta_i, key_begin)
             losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
             return base.episode_loss(losses, horizons, key_horizon)
 
-        states = base.antithetic_starts(system, theta)(key_begin)
-        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]), states)
+        positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
         newest = surrogate(theta, key_begin, key_horizon, key_data)
-        newest = jnp.where(jnp.all(jnp.isfinite(newest)), newest, 0.0)
         surrogates = jnp.concatenate([newest[None], particle.surrogates[:-1]])
+        finite = jnp.all(jnp.isfinite(newest))
+        surrogates = jnp.where(finite, surrogates, particle.surrogates)
         return contribution, GuidedParticle(particle.id, surrogates), (positive + negative) / 2
 
     def estimate(theta, particles, key):

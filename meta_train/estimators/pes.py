@@ -33,17 +33,17 @@ def pes(
     Args:
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, or a non-positive number.
+      ValueError: on a ``truncation`` longer than any horizon, or a non-positive number.
 
     Source: Vicol, Metz, Sohl-Dickstein 2021, Algorithm 2. Differs: restarts fall only
-    between truncations, so no truncation mixes two episodes; losses are averaged over the
-    truncation, not summed.
+    between truncations, so no truncation mixes two episodes (one that ends within a truncation
+    idles until the next); losses are averaged over the truncation, not summed.
     """
     base.check_positive(num_pairs=num_pairs, sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
@@ -51,21 +51,21 @@ def pes(
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta)
+        begin = base.antithetic_starts(system, theta, zeros)
         return base.init_particles(num_pairs, horizons, truncation, key, begin, zeros)
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
-        begin = base.antithetic_starts(system, theta)
-        particle = base.restart_if_done(particle, horizons, key_restart, begin)
         eps = perturb(key_eps, particle.id)
+        begin = base.antithetic_starts(system, theta, eps)
+        particle = base.restart_if_done(particle, horizons, key_restart, begin)
         xi = base.add_scaled(particle.memory, 1.0, eps)
 
         def half(sign, state):
             return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
 
         states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
-        positive, negative = jnp.mean(losses, axis=1)
+        positive, negative = base.window_loss(particle, horizons, losses)
         contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
         particle = particle._replace(
             states=states, position=particle.position + truncation, memory=xi

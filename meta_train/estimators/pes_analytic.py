@@ -37,13 +37,13 @@ def pes_analytic(
     Args:
       num_pairs: ``N``, antithetic pairs; pair and mean share data and keys.
       truncation: ``K``, inner steps per outer step.
-      horizons: distribution of episode lengths, multiples of ``truncation``.
+      horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
       sampler: their distribution; see ``base.perturbations``.
       chunk: pairs computed at a time; see ``base.map_particles``.
 
     Raises:
-      ValueError: on a horizon that is no multiple of ``truncation``, a non-positive number,
+      ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
         or (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, PES+Analytic. Differs: each pair has a mean state of its own,
@@ -53,15 +53,14 @@ def pes_analytic(
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
-    def begin(theta, key):
-        state = system.init(theta, key)
-        return state, base.antithetic_starts(system, theta)(key)
+    def begin(eps, theta, key):
+        return system.init(theta, key), base.antithetic_starts(system, theta, eps)(key)
 
     def init(theta, key):
         base.check_differentiable("pes_analytic", system, theta, key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
         return base.init_particles(
-            num_pairs, horizons, truncation, key, partial(begin, theta), zeros
+            num_pairs, horizons, truncation, key, partial(begin, zeros, theta), zeros
         )
 
     def window(perturb, theta, key, particle):
@@ -69,9 +68,10 @@ def pes_analytic(
         eps = perturb(key_eps, particle.id)
 
         def mean_loss(theta):
-            started = base.restart_if_done(particle, horizons, key_restart, partial(begin, theta))
+            fresh = partial(begin, eps, theta)
+            started = base.restart_if_done(particle, horizons, key_restart, fresh)
             mean_state, losses = unroll(system, theta, started.states[0], key_data, truncation)
-            return jnp.mean(losses), (started, mean_state)
+            return base.window_loss(started, horizons, losses), (started, mean_state)
 
         (loss, (started, mean_state)), direct = jax.value_and_grad(mean_loss, has_aux=True)(theta)
 
@@ -79,7 +79,7 @@ def pes_analytic(
             return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
 
         pair, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), started.states[1])
-        positive, negative = jnp.mean(losses, axis=1)
+        positive, negative = base.window_loss(started, horizons, losses)
         indirect = (positive - negative) / 2 - base.inner(eps, direct)
         contribution = base.add_scaled(direct, indirect / sigma**2, started.memory)
         advanced = started._replace(

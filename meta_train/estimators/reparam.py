@@ -141,10 +141,11 @@ def _pair_estimates(system, theta, key, perturb, horizons, sigma):
     key_restart, key_eps, key_data = jax.random.split(key, 3)
     key_horizon, key_begin = jax.random.split(key_restart)
     eps = perturb(key_eps)
+    run = base.ending(system, horizons, key_horizon)
 
     def loss(theta):
-        state = system.init(theta, key_begin)
-        losses = unroll(system, theta, state, key_data, horizons.max)[1]
+        state = run.init(theta, key_begin)
+        losses = unroll(run, theta, state, key_data, horizons.max)[1]
         return base.episode_loss(losses, horizons, key_horizon)
 
     def half(sign):
