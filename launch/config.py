@@ -207,6 +207,7 @@ def _groups(c: EstimatorConfig, system, horizons):
         pairs_per_particle=c.pairs_per_group,
         horizons=horizons,
         sigma=c.sigma,
+        sampler=c.sampler,
         chunk=c.chunk or devices.default_chunk(),
     )
 

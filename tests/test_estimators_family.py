@@ -567,6 +567,36 @@ def test_a_loss_without_a_derivative_is_refused_by_those_that_need_one(name):
         assert np.isfinite(estimate(estimator, theta)[0]).all()
 
 
+def driven(by):
+    """A state that moves by ``by(theta)``, seen by the loss two steps later only."""
+
+    def step(theta, state, key):
+        first, second = state
+        return (first + by(jnp.sum(theta)), first), second**2
+
+    return UnrolledSystem(lambda theta, key: (jnp.ones([]), jnp.ones([])), step)
+
+
+def test_a_state_that_theta_moves_in_jumps_is_refused():
+    theta = jnp.ones(3)
+    build("bptt", driven(jnp.sin), 2, fixed_horizon(T)).init(theta, jax.random.key(0))
+    for name in ("bptt", "rtrl"):
+        with pytest.raises(ValueError, match=rf"`{name}` differentiates"):
+            build(name, driven(jnp.floor), 2, fixed_horizon(T)).init(theta, jax.random.key(0))
+
+
+def test_reparam_es_without_finite_backpropagation_is_es(x64):
+    def step(theta, state, key):  # The derivative of the root is 0 * inf below zero.
+        return state, theta + jnp.sqrt(jnp.maximum(theta, 0.0))
+
+    system = UnrolledSystem(lambda theta, key: (), step)
+    estimator = build("reparam_es", system, 200, fixed_horizon(1), sigma=0.1)
+    theta = jnp.asarray(-3.0)
+    assert np.isnan(jax.grad(lambda t: step(t, (), None)[1])(theta))
+    grad = estimate(estimator, theta)[0]
+    np.testing.assert_allclose(grad, 1.0, atol=5 * np.sqrt(2 / (200 * 6)))
+
+
 def test_an_integer_loss_is_refused():
     system, theta = systems.nonlinear(0)
     counted = UnrolledSystem(system.init, lambda t, s, k: (system.step(t, s, k)[0], s["count"]))

@@ -72,7 +72,8 @@ def in_between(estimator, stale=STALE, theta=THETA):
     """The state just after a refresh that gave ``stale``."""
     state = estimator.init(jnp.asarray(theta), jax.random.key(0))
     shared = state.shared
-    shared = shared._replace(step=shared.step + 1, surrogate=jnp.asarray(stale, jnp.asarray(theta).dtype))
+    stale = jnp.asarray(stale, jnp.asarray(theta).dtype)
+    shared = shared._replace(step=shared.step + 1, surrogate=stale)
     return state._replace(shared=shared)
 
 

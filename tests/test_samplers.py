@@ -1,5 +1,7 @@
 """Directions of unit variance: moments, structure, and what they do to an ES gradient."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +174,30 @@ def test_the_halves_of_reparam_es_draw_blocks_of_their_own(x64):
     expected = 4 * (2 * theta) ** 3 + 12 * (2 * theta) * 4 * SIGMA**2
     assert systems.standard_errors(found).max() < 0.01 * expected
     assert np.abs(systems.z_scores(found, expected)).max() < Z
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*cfg.ANTITHETIC, "reparam", "reparam_es"} & set(cfg.ESTIMATORS))
+)
+def test_every_es_estimator_of_the_command_line_takes_the_sampler(name):
+    config = cfg.Config(
+        task=cfg.TaskConfig(name="quadratic"),
+        optimizer=cfg.OptimizerConfig(name="sgdm"),
+        inner=cfg.InnerConfig(horizon=4),
+        estimator=cfg.EstimatorConfig(name=name, num_particles=16, truncation=2, noise_period=2),
+    )
+    found = []
+    for sampler in ("normal", "rademacher"):
+        config = replace(config, estimator=replace(config.estimator, sampler=sampler))
+        optimizer = cfg.make_optimizer(config.optimizer)
+        system = cfg.make_system(config, cfg.make_task(config.task, None), optimizer)
+        theta = optimizer.init(jax.random.key(0))
+        estimator = cfg.make_estimator(config, system)
+        state = estimator.init(theta, jax.random.key(1))
+        step = jax.jit(estimator.estimate)
+        state = step(theta, state, jax.random.key(2))[1]  # pes_analytic: the first is exact.
+        found.append(jax.tree.leaves(step(theta, state, jax.random.key(3))[0]))
+    assert not np.array_equal(*found)
 
 
 def test_unknown_samplers_are_named():

@@ -47,7 +47,9 @@ class Row(NamedTuple):
     Attributes:
       build: ``(system, N, T, K, sigma) -> estimator``.
       unbiased, differentiates, smooths: what it should be found to be.
-      compute, memory: as published (F, B: a forward and a backward step).
+      compute, memory: the paper's (F, B: a forward and a backward step), but for RTRL and UORO:
+        the paper forms the Jacobian of a step (``P S^2 + S (F + B)`` and ``S P + S^2``; ``S^2``
+        more for UORO), here it is only multiplied with.
       flops, bytes: the exponents of the symbols in them; an absent symbol has exponent 0.
       final: whether it estimates the gradient of the last loss, instead of the mean one.
     """
@@ -329,7 +331,8 @@ def claims(rows: list[dict], exponents: dict) -> list[Claim]:
         )
         found.append(
             Claim(
-                "Compute and memory grow with K, T, S, P and N as published (where S dominates).",
+                "Compute and memory grow with K, T, S, P and N as the formulas say, where S "
+                "dominates.",
                 worst[0] < 0.4,
                 f"exponent furthest from its integer: {worst[1]}",
             )

@@ -156,33 +156,52 @@ def step_on_floats(system: UnrolledSystem, state: Any, key: jax.Array) -> Callab
     return step
 
 
+def _reached(jaxpr, sources: set) -> list[bool]:
+    """Which outputs of ``jaxpr`` depend on any of the variables ``sources``."""
+    reached = set(sources)
+
+    def depends(value):
+        return not isinstance(value, Literal) and value in reached
+
+    for equation in jaxpr.eqns:
+        if any(map(depends, equation.invars)):
+            reached.update(equation.outvars)
+    return [depends(value) for value in jaxpr.outvars]
+
+
 def check_differentiable(name: str, system: UnrolledSystem, theta: Theta, key: jax.Array) -> None:
     """Raises ``ValueError`` if the loss has no derivative, or one that is zero everywhere.
 
-    Linearizes one step (nothing is computed) and asks whether the tangent of the loss
-    depends on those of theta and the state: that of a count or an accuracy does not.
+    Linearizes the start and one step (nothing is computed), and asks whether the tangent of the
+    loss depends on that of theta, directly or through states that themselves depend on it: that
+    of a count, an accuracy or a discrete action does not.
     """
 
-    def loss_tangent(key, dtheta, dfloats):
-        state = system.init(theta, key)
-        step = step_on_floats(system, state, key)
-        _, pushforward, _ = jax.linearize(step, theta, float_leaves(state), has_aux=True)
-        return pushforward(dtheta, dfloats)[1]
+    def tangents(key, dtheta, dfloats):
+        def start(theta):
+            return float_leaves(system.init(theta, key))
+
+        initial = system.init(theta, key)
+        step = step_on_floats(system, initial, key)
+        begun = jax.linearize(start, theta)[1](dtheta)
+        _, pushforward, _ = jax.linearize(step, theta, float_leaves(initial), has_aux=True)
+        return begun, pushforward(dtheta, dfloats)
 
     state = jax.eval_shape(system.init, theta, key)
     loss = jax.eval_shape(system.step, theta, state, key)[1]
     if jnp.issubdtype(loss.dtype, jnp.floating):
-        jaxpr = jax.make_jaxpr(loss_tangent)(key, theta, float_leaves(state)).jaxpr
-        reached = set(jaxpr.invars[1:])
-
-        def depends(value):
-            return not isinstance(value, Literal) and value in reached
-
-        for equation in jaxpr.eqns:
-            if any(map(depends, equation.invars)):
-                reached.update(equation.outvars)
-        if depends(jaxpr.outvars[0]):
-            return
+        num = len(float_leaves(state))
+        jaxpr = jax.make_jaxpr(tangents)(key, theta, float_leaves(state)).jaxpr
+        thetas, floats = jaxpr.invars[1 : len(jaxpr.invars) - num], jaxpr.invars[-num:]
+        moved: set = set()  # States that move with theta, after some step or other.
+        while True:
+            reached = _reached(jaxpr, {*thetas, *(floats[i] for i in moved)})
+            if reached[-1]:
+                return
+            more = {i for i in range(num) if reached[i] or reached[num + i]}
+            if more <= moved:
+                break
+            moved |= more
     raise ValueError(
         f"`{name}` differentiates the loss, but the derivative of this loss (dtype "
         f"{loss.dtype}) is zero wherever it exists; use an estimator that only evaluates "

@@ -96,6 +96,7 @@ def reparam_es(
     Source: Metz et al. 2019, section 3.3. Differs: each half of the pairs is weighted by the
     variances of the other half (weights from the averaged samples themselves are biased),
     and the weights are of a particle, not of the whole population, so devices need not talk.
+    A group in which any backpropagated gradient is not finite uses its ES gradients alone.
     With a sampler whose components are not normal the two gradients are those of two different
     smoothings, equal up to quadratic losses.
     """
@@ -126,7 +127,10 @@ def reparam_es(
             return jax.vmap(one)(keys, jnp.arange(keys.size))
 
         by_es, by_backprop, losses = jax.vmap(half)(jnp.arange(2), keys)
-        return jax.tree.map(_combine, by_es, by_backprop), jnp.mean(losses)
+        both = jax.tree.map(_combine, by_es, by_backprop)
+        alone = jax.tree.map(lambda x: jnp.mean(x, axis=(0, 1)), by_es)
+        usable = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(by_backprop)])
+        return base.select(jnp.all(usable), both, alone), jnp.mean(losses)
 
     def estimate(theta, ids, key):
         grads, losses = base.map_particles(partial(group, theta, key), ids, chunk)
