@@ -104,6 +104,25 @@ def test_rtrl_truncations_add_up_to_the_whole_gradient(x64):
     assert_equal(parts[0], exact, 1e-10)
 
 
+def test_bptt_is_jax_grad_of_a_plain_loop(x64):
+    system, theta = systems.nonlinear(0)
+    key, num = jax.random.key(3), 3
+
+    def loss(theta, particle_id):
+        key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
+        state = system.init(theta, jax.random.split(key_restart)[1])
+        total = 0.0
+        for step_key in jax.random.split(key_data, T):
+            state, loss = system.step(theta, state, step_key)
+            total += loss
+        return total / T
+
+    estimator = build("bptt", system, num, fixed_horizon(T))
+    grad = estimator.estimate(theta, estimator.init(theta, jax.random.key(0)), key)[0]
+    grads = [ravel_pytree(jax.grad(loss)(theta, i))[0] for i in range(num)]
+    np.testing.assert_allclose(ravel_pytree(grad)[0], np.mean(grads, axis=0), rtol=1e-10)
+
+
 def test_bptt_is_the_central_difference(x64):
     system, theta = systems.nonlinear(0)
     flat, unravel = ravel_pytree(theta)
