@@ -150,7 +150,7 @@ def device_gather(tree: Any) -> Any:
 def device_tree_mean(tree: Any) -> Any:
     """The mean over devices, summed in pairs; inside ``population_map`` only.
 
-    Neighbours add, then pairs of neighbours, and so on: with ``sum_in_pairs`` on each device,
+    Neighbours add, then pairs of neighbours, and so on: with ``mean_in_pairs`` on each device,
     the same sum to the bit on 1, 2, 4, ... devices. Sends ``log2(devices)`` times the tree.
     For another number of devices it is ``device_mean``.
     """

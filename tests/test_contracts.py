@@ -104,15 +104,17 @@ def test_learned_optimizer(name):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(updates))
 
 
-def small_job(name, **inner):
+def small_job(name, inner=None, hybrid=None):
     """A small optimizer on a quadratic with the estimator of that name."""
+    mixed = cfg.HybridConfig(**hybrid or {})
     optimizer = cfg.OptimizerConfig(name="sgdm", learning_rate=0.01)
-    if name == "reversible":
+    if "reversible" in (name, mixed.base):
         optimizer = cfg.OptimizerConfig(name="reversible_mlp", hidden_sizes=(8,), step_mult=0.01)
     return cfg.Config(
         task=cfg.TaskConfig(name="quadratic", noise=0.0),
         optimizer=optimizer,
-        inner=cfg.InnerConfig(horizon=8, **inner),
+        inner=cfg.InnerConfig(horizon=8, **inner or {}),
+        hybrid=mixed,
         estimator=cfg.EstimatorConfig(name=name, num_particles=32, truncation=4, sigma=0.05),
         meta=cfg.MetaConfig(learning_rate=0.03),
         eval_every=0,
@@ -162,16 +164,31 @@ def run_job(job, state, num_steps):
     return after
 
 
+# What Hybrid-ES may hold besides candidates: a base's population, residuals, past, a predictor.
+HYBRIDS = (
+    {"base": "pes", "compression": "int8"},
+    {"base": "bptt", "mode": "past_descent", "num_workers": 2, "candidates_per_worker": 2},
+    {"base": "reversible", "mode": "guided", "compression": "top_k", "kept": 0.1},
+    {"predict": True, "relative_sigma": True, "per_layer": True},
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "inner"),
-    [(name, {}) for name in ESTIMATORS] + [("pes", {"reduction": "telescoped"})],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value.values()),
+    ("name", "parts"),
+    [(name, {}) for name in ESTIMATORS]
+    + [("pes", {"inner": {"reduction": "telescoped"}})]
+    + [(cfg.HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS],
+    ids=lambda value: (
+        value
+        if isinstance(value, str)
+        else "-".join(str(x) for v in value.values() for x in v.values())
+    ),
 )
 def test_estimator_moves_between_devices_and_through_a_checkpoint(
-    name, inner, tmp_path, fast_compilation
+    name, parts, tmp_path, fast_compilation
 ):
     """Two devices draw what one does; a job read back from disk continues bit for bit."""
-    config = small_job(name, **inner)
+    config = small_job(name, **parts)
     jobs = [build(dataclasses.replace(config, num_devices=count), None) for count in (1, 2)]
     init = jax.jit(jobs[0].init)
     one, two = (run_job(job, init(), num_steps=6) for job in jobs)

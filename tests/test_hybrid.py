@@ -23,7 +23,7 @@ from meta_train import compression, devices, estimators, replay, trainer
 from meta_train.estimators import hybrid
 from meta_train.estimators import noise as noises
 from meta_train.unroll import UnrolledSystem
-from tests.systems import jit, z_scores
+from tests.systems import jit, linear, window_gradients, z_scores
 
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
@@ -169,6 +169,53 @@ def test_control_variate_is_unbiased_whatever_the_surrogate(x64):
     assert abs(off.var(axis=0).sum() / nearer.var(axis=0).sum() - 4) < 0.5
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_control_variate_has_the_gradient_of_the_smoothed_loss(x64, fraction):
+    """``E sum (theta + e)^4`` has slope ``4 theta^3 + 12 sigma^2 theta``; what a mask leaves out
+    is the stale gradient's share."""
+    sigma = 0.4
+    system = UnrolledSystem(lambda theta, key: (), lambda theta, s, key: (s, jnp.sum(theta**4)))
+    noise = estimators.Noise(sigma, mask="random", fraction=fraction)
+    estimator = build(mode="control_variate", system=system, noise=noise)
+    sample = jax.vmap(lambda k: estimator.estimate(jnp.asarray(THETA), in_between(estimator), k)[0])
+    found = np.asarray(jit(sample)(jax.random.split(jax.random.key(2), 20_000)))
+    smoothed = 4 * THETA**3 + 12 * sigma**2 * THETA
+    assert np.abs(z_scores(found, fraction * smoothed + (1 - fraction) * STALE)).max() < 4.5
+    assert np.abs(z_scores(found, fraction * 4 * THETA**3 + (1 - fraction) * STALE)).max() > 10
+
+
+@pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "truncated_es"])
+def test_control_variate_is_unbiased_on_any_base(x64, base):
+    """Over episodes of several steps: a base that is blind beyond its window biases it not."""
+    system, theta = linear(0)
+    horizons = estimators.fixed_horizon(4)
+    sizes = {"bptt": {}, "tbptt": {"truncation": 2}}
+    sizes = sizes.get(base, {"truncation": 2, "sigma": 0.1})
+    sizes |= {"num_particles" if "tt" in base else "num_pairs": 4}
+    surrogate = getattr(estimators, base)(system, horizons=horizons, **sizes)
+    estimator = build(
+        sigma=0.2, mode="control_variate", system=system, surrogate=surrogate, horizons=horizons
+    )
+
+    @jit
+    @jax.vmap
+    def two_steps(key):
+        keys = jax.random.split(key, 3)
+        first, state, _ = estimator.estimate(theta, estimator.init(theta, keys[0]), keys[1])
+        return first, estimator.estimate(theta, state, keys[2])[0]
+
+    stale, found = map(np.asarray, two_steps(jax.random.split(jax.random.key(3), 2000)))
+    exact = window_gradients(system, theta, 4, 4).sum(axis=(0, 1)) / 4
+    if base == "bptt":
+        np.testing.assert_allclose(found, np.tile(exact, (2000, 1)), rtol=1e-9)
+        return
+    assert np.abs(z_scores(found, exact)).max() < 4.5
+    if base != "pes":
+        error = np.abs(stale.mean(axis=0) - exact).max()
+        assert error > 0.1 * np.abs(exact).max()
+        assert found.std(axis=0).max() / np.sqrt(2000) < 0.05 * error
+
+
 def test_guided(x64):
     past = np.stack([STALE, np.arange(SIZE) / 3.0])
     estimator = build(mode="guided", num_surrogates=2, alpha=0.3)
@@ -241,7 +288,9 @@ def test_masks(mode):
     stale = np.asarray(jnp.asarray(STALE, jnp.float32))
     dense = grad("none", 1.0)
     assert not np.any(dense == stale)
-    np.testing.assert_array_equal(grad("random", 1.0), dense)
+    for mask in ("random", "largest", "layers"):
+        layers = (2, 4) if mask == "layers" else ()
+        np.testing.assert_array_equal(grad(mask, 1.0, layers), dense)
     largest = grad("largest", 0.5)
     np.testing.assert_array_equal(largest == stale, np.abs(STALE) < 0.25)
     layer = grad("layers", 0.5, (2, 4)) == stale
@@ -264,6 +313,29 @@ def test_same_step_however_candidates_are_split_over_workers(sampler):
     ]
     np.testing.assert_array_equal(grads[1], grads[0])
     np.testing.assert_array_equal(grads[2], grads[0])
+
+
+def test_same_run_however_candidates_are_split_over_workers():
+    """Refreshes too: to rounding, since each worker first averages its own gradients."""
+    system, runs = quadratic(noise=0.3), []
+    for num in (1, 2, 8):
+        surrogate = estimators.bptt(system, num_particles=8, horizons=ONE)
+        estimator = build(
+            surrogate=surrogate, system=system, refresh_every=3, combine="rank", step_size=0.1,
+            num_workers=num, candidates_per_worker=16 // num,
+            noise=estimators.Noise(0.5, relative=True),
+        )  # fmt: skip
+        step = jit(trainer.make_step(estimator, optax.sgd(0.1)))
+        start = partial(jnp.asarray, THETA, jnp.float32)
+        state = trainer.init_state(estimator, optax.sgd(0.1), lambda key: start(), seed=0)  # noqa: B023
+        thetas = []
+        for _ in range(12):
+            state, _ = step(state)
+            thetas.append(state.theta)
+        runs.append(np.stack(thetas))
+    assert np.ptp(runs[0], axis=0).min() > 0.01
+    for other in runs[1:]:
+        np.testing.assert_allclose(other, runs[0], atol=2e-5)
 
 
 # What crosses between devices.
@@ -293,8 +365,18 @@ def compiled(num_devices, **kwargs):
     [
         {"compressor": compression.int8(), "noise": estimators.Noise(0.5, success_rate=0.5)},
         {"mode": "control_variate", "predictor": estimators.learned_features(updates=2)},
+        {
+            "mode": "guided", "num_surrogates": 2, "compressor": compression.top_k(0.5),
+            "noise": estimators.Noise(0.5, "sobol", relative=True),
+        },
+        {
+            "mode": "past_descent", "candidates_per_worker": 2, "assist": True,
+            "noise": estimators.Noise(0.5, "orthogonal"),
+        },
+        {"combine": "rank", "noise": estimators.Noise(0.5, mask="random", fraction=0.5)},
     ],
-)
+    ids=["select-int8", "control_variate-predictor", "guided-top_k", "past_descent", "rank-mask"],
+)  # fmt: skip
 def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments):
     """To the bit, on 1, 2 and 4 devices; and rebuilt from the messages, past a torn record."""
     runs = []
@@ -312,6 +394,7 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     path = tmp_path / "4.log"
     whole = path.read_bytes()
     assert whole == (tmp_path / "1.log").read_bytes()
+    assert len(whole) == log_bytes(arguments)
     path.write_bytes(whole + whole[:150])
     estimator, optimizer, start = parts
     # This estimator's exchange needs devices; what is rebuilt does not.
@@ -330,6 +413,23 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     replay.ReplayLog(path, 5).close()
     like = replay.message_spec(build_alone(arguments), start)
     assert [number for number, _ in replay.read_log(path, like)] == [1, 2, 3, 4, 5]
+
+
+def log_bytes(arguments):
+    """Of seven steps by formula: what was sent, and a header of 128 bytes for each array."""
+    sizes = {"candidates_per_worker": 4, "mode": "select", "combine": "argmin"}
+    sizes |= {name: arguments[name] for name in sizes if name in arguments}
+    coder, rule = (
+        arguments.get("compressor"),
+        arguments.get("noise", estimators.Noise(0.1)).success_rate > 0,
+    )
+    sent = hybrid.traffic(SIZE, num_workers=4, success_rule=rule, compressor=coder, **sizes)
+    ids = sizes["mode"] == "select" and sizes["combine"] == "argmin"
+    refreshes, searches = 3, 7 if arguments.get("assist") else 4
+    # A gradient that is not compressed is in the log once: the mean over workers.
+    gradient = sent.refresh if coder else 4 * SIZE
+    refresh = gradient + 128 * (2 if coder else 1)
+    return 7 * (128 + 32) + refreshes * refresh + searches * (sent.between + 128 * (1 + ids + rule))
 
 
 def build_alone(arguments):
@@ -386,6 +486,9 @@ def collective_bytes(text):
     raise AssertionError("no conditional with collectives in both branches")
 
 
+METRICS = 4 * 3  # Bytes that cross at a refresh beside the gradient.
+
+
 @pytest.mark.parametrize("combine, success_rate", [("argmin", 0.0), ("rank", 0.5)])
 def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
     step, *_ = compiled(2, combine=combine, noise=estimators.Noise(0.1, success_rate=success_rate))
@@ -399,9 +502,21 @@ def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
     )
     assert 2 * between == sent.between == {"argmin": 32, "rank": 80}[combine]
     # On two devices the gradient crosses once, with three scalars of metrics.
-    assert refresh == 4 * SIZE + 4 * 3
+    assert refresh == 4 * SIZE + METRICS
     assert sent.refresh == 4 * 4 * SIZE
     assert hybrid.traffic(SIZE, num_workers=4, candidates_per_worker=4, mode="stale").between == 0
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("coder", [None, compression.int8(), compression.top_k(0.4)])
+def test_bytes_of_a_refresh_are_those_of_the_formula(num_devices, coder):
+    """Compressed gradients cross once each; means of others log2(devices) times, from each."""
+    step, *_ = compiled(num_devices, compressor=coder)
+    rounds = num_devices.bit_length() - 1
+    found = num_devices * (collective_bytes(step.as_text())[1] - rounds * METRICS)
+    sent = hybrid.traffic(SIZE, num_workers=4, candidates_per_worker=4, compressor=coder).refresh
+    assert found == (sent if coder else sent // 4 * num_devices * rounds)
+    assert sent // 4 == (coder.num_bytes(SIZE) if coder else 4 * SIZE)
 
 
 # Sigma, predictions, compression.
@@ -439,6 +554,41 @@ def test_one_exploding_gradient_does_not_blow_sigma_up(bad, factor):
     for _ in range(60):
         scale = noises.observe_gradient(noise, scale, good)
     np.testing.assert_allclose(noises.standard_deviation(noise, scale, SIZE), before, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "bad, arguments",
+    [
+        (np.nan, {"noise": estimators.Noise(0.1, relative=True)}),
+        (np.nan, {"mode": "guided", "num_surrogates": 2}),
+        (np.inf, {"mode": "past_descent", "candidates_per_worker": 2, "assist": True}),
+        (1e20, {"mode": "control_variate", "predictor": estimators.learned_features()}),
+    ],
+)
+def test_a_refresh_that_is_not_finite_teaches_nothing(bad, arguments):
+    """What is known stays, and the steps in between go on from it."""
+    theta, keys = jnp.asarray(THETA), jax.random.split(jax.random.key(0), 4)
+    good, ill = (
+        build(surrogate=fixed_surrogate(scale * STALE), refresh_every=2, **arguments)
+        for scale in (1, bad)
+    )
+    state = good.init(theta, keys[0])
+    if "predictor" in arguments:  # It learns from the second gradient on.
+        state = jit(good.estimate)(theta, state, keys[0])[1]
+        state = jit(good.estimate)(theta, state, keys[1])[1]
+    state = jit(good.estimate)(theta, state, keys[1])[1]
+    state = state._replace(shared=state.shared._replace(step=jnp.int32(2)))
+    grad, after, _ = jit(ill.estimate)(theta, state, keys[2])
+    if arguments.get("assist"):
+        assert np.isfinite(grad).all()
+    else:
+        assert not np.abs(grad).max() < 1e19  # Said, not hidden; the trainer stays.
+        for a, b in zip(
+            *(jax.tree.leaves(s.shared._replace(step=0)) for s in (after, state)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    grad = jit(ill.estimate)(theta, after, keys[3])[0]
+    assert np.isfinite(grad).all() and np.abs(grad).max() < 10
 
 
 def test_layers_of_one_entry_are_perturbed():

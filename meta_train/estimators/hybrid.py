@@ -79,7 +79,7 @@ class Shared(NamedTuple):
     Attributes:
       step: int32, outer steps done.
       surrogate: the stale gradient ``d``, or what is predicted in its place, ``[P]``.
-      past: the last surrogates, ``[k, P]`` (mode ``guided``; else ``()``).
+      past: the last surrogates, ``[k, P]``, at first random (mode ``guided``; else ``()``).
       scale: what sigma has learned.
       prediction: the predictor's state, or ``()``.
     """
@@ -170,7 +170,8 @@ def hybrid_es(
     zero; if no candidate is finite, ``select`` gives zero. ``r = 1`` is ``surrogate`` itself,
     except with ``assist``: then the in-between step follows every gradient, in the same step,
     on other data. The surrogate's episodes advance at refreshes only, so a truncation of PES
-    spans ``r`` steps of theta. A refresh that is not finite changes no running statistic.
+    spans ``r`` steps of theta. A refresh that is not finite, or overflows what is learned from it,
+    teaches nothing: the steps in between go on around the gradient before it.
 
     Workers are spread over devices. What crosses between them is a ``Message``: from it and
     the keys every device builds the same step, bit for bit. The arithmetic of a worker does
@@ -254,15 +255,15 @@ def hybrid_es(
                 f"`mode` {mode!r} needs {wanted} independent directions, but theta has "
                 f"{flat.size} entries; lower `num_surrogates` or the number of candidates."
             )
-        past = jnp.zeros((num_surrogates, flat.size), flat.dtype)
+        # Random before they are gradients: a basis of zeros would not be.
+        key = jax.random.fold_in(key, SEARCH)
+        past = jax.random.normal(key, (num_surrogates, flat.size), flat.dtype)
         shared = Shared(
             jnp.zeros([], jnp.int32),
             jnp.zeros_like(flat),
             past if mode == "guided" else (),
             noises.init_scale(spec, flat.dtype),
-            predictor.init(jax.random.fold_in(key, SEARCH), flat.size, flat.dtype)
-            if predictor
-            else (),
+            predictor.init(key, flat.size, flat.dtype) if predictor else (),
         )
         residuals = jnp.zeros((num_workers, flat.size), flat.dtype) if compressor else ()
         return HybridState(particles, jnp.arange(num_workers, dtype=jnp.int32), residuals, shared)
@@ -306,14 +307,16 @@ def hybrid_es(
         if mode == "guided":
             past = jnp.concatenate([sent[None], past[:-1]])
         prediction = predictor.learn(shared.prediction, sent) if predictor else ()
-        learned = past, prediction, noises.observe_gradient(spec, shared.scale, sent)
-        # A gradient that is not finite teaches nothing.
-        usable = jnp.all(jnp.isfinite(sent))
-        known = shared.past, shared.prediction, shared.scale
-        past, prediction, scale = base.select(usable, learned, known)
-        # What a prediction is made from stays the same until the next refresh, so it does too.
-        surrogate = predictor.predict(prediction) if predictor else sent
-        return sent, Shared(shared.step, surrogate, past, scale, prediction)
+        fresh = Shared(
+            shared.step,
+            # What it is made from stays the same until the next refresh, so it does too.
+            predictor.predict(prediction) if predictor else sent,
+            past,
+            noises.observe_gradient(spec, shared.scale, sent),
+            prediction,
+        )
+        usable = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((sent, fresh))]
+        return sent, base.select(jnp.all(jnp.array(usable)), fresh, shared)
 
     # In between: the candidates, their costs, and the step all make of them.
 
@@ -484,7 +487,9 @@ def hybrid_es(
         state = state._replace(shared=shared)
         if not assist:
             return grad, state, sent, None, metrics
-        around = state._replace(shared=shared._replace(surrogate=grad))
+        around = state
+        if predictor:  # Its prediction is for the steps in between.
+            around = state._replace(shared=shared._replace(surrogate=grad))
         grad, state, costs, more = searched(theta, around, key, obtain_costs)
         if predictor:
             state = state._replace(shared=state.shared._replace(surrogate=shared.surrogate))
@@ -598,7 +603,9 @@ def traffic(
 ) -> Traffic:
     """What ``hybrid_es`` sends, by formula, for a theta of ``size`` entries.
 
-    A refresh: each worker's gradient. In between: the best candidate's id and cost of each
+    A refresh: each worker's gradient, once. (``devices.device_tree_mean`` adds those of a device
+    first; then each device sends the sum ``log2(devices)`` times. Compressed ones all cross.)
+    In between: the best candidate's id and cost of each
     worker where the combination needs only those, else the costs of all candidates (their
     ids are known); 4 bytes a worker more for the success rule; nothing in ``stale`` and
     ``skip``.

@@ -142,8 +142,8 @@ def mask(noise: Noise, key: jax.Array, surrogate: jax.Array) -> jax.Array:
 
 
 def _seen_share(scale: Scale) -> jax.Array:
-    """The weights of the running mean in all, which starts at zero."""
-    return 1 - _DECAY ** scale.seen.astype(scale.variance.dtype)
+    """The weights of the running mean in all, which starts at zero; never zero itself."""
+    return 1 - _DECAY ** jnp.maximum(scale.seen, 1).astype(scale.variance.dtype)
 
 
 def _split(noise: Noise, vector: jax.Array) -> list[jax.Array]:
