@@ -234,6 +234,25 @@ def test_guided(x64):
     np.testing.assert_allclose(grad, (differences / 2) @ eps / 8 / 0.1**2, rtol=1e-8)
 
 
+def test_guided_before_there_are_enough_gradients(x64):
+    """Missing ones are random: ``E v v^T = (I - u u^T) / (P - 1)`` beside the first one's ``u``."""
+    estimator = build(mode="guided", num_surrogates=2, alpha=0.3)
+
+    def second(key):
+        keys = jax.random.split(key, 3)
+        state = estimator.init(jnp.asarray(THETA), keys[0])
+        state = estimator.estimate(jnp.asarray(THETA), state, keys[1])[1]
+        return estimator.estimate(jnp.asarray(THETA), state, keys[2])[0]
+
+    found = np.asarray(jit(jax.vmap(second))(jax.random.split(jax.random.key(5), 4000)))
+    along = np.outer(STALE, STALE) / (STALE @ STALE)
+    spread = along + (np.eye(SIZE) - along) / (SIZE - 1)
+    expected = (0.3 * np.eye(SIZE) + 0.7 * SIZE / 2 * spread) @ MATRIX @ THETA
+    assert np.abs(z_scores(found, expected)).max() < 4.5
+    fewer = (0.3 * np.eye(SIZE) + 0.7 * SIZE / 2 * along) @ MATRIX @ THETA
+    assert np.abs(z_scores(found, fewer)).max() > 8
+
+
 def test_past_descent(x64):
     """The projection on the span of the old gradient and random directions: all of it, if that
     is the whole space; and it is the next surrogate."""
@@ -413,6 +432,26 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     replay.ReplayLog(path, 5).close()
     like = replay.message_spec(build_alone(arguments), start)
     assert [number for number, _ in replay.read_log(path, like)] == [1, 2, 3, 4, 5]
+
+
+def test_a_log_may_be_torn_anywhere(tmp_path):
+    """Every whole record is read, and a resume cuts the rest off."""
+    path = tmp_path / "log"
+    costs = hybrid.Costs(np.arange(2, dtype=np.uint32), np.ones(2, np.float32))
+    like = hybrid.Message(np.array(True), np.zeros(3, np.float32), np.array(True), costs)
+    log, ends = replay.ReplayLog(path, 0), [0]
+    for step, refreshed in ((1, True), (2, False)):
+        sent = like._replace(refreshed=np.array(refreshed), searched=np.array(not refreshed))
+        log.append(step, sent)
+        ends.append(path.stat().st_size)
+    log.close()
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        number = sum(size >= end for end in ends[1:])
+        assert [step for step, _ in replay.read_log(path, like)] == [1, 2][:number]
+        replay.ReplayLog(path, 2).close()
+        assert path.stat().st_size == ends[number]
 
 
 def log_bytes(arguments):
