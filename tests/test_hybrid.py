@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from launch import config as cfg
 from meta_train import compression, devices, estimators, replay, trainer
-from meta_train.estimators import hybrid
+from meta_train.estimators import hybrid, messages
 from meta_train.estimators import noise as noises
 from meta_train.unroll import UnrolledSystem
 from tests.systems import jit, linear, window_gradients, z_scores
@@ -437,8 +437,8 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
 def test_a_log_may_be_torn_anywhere(tmp_path):
     """Every whole record is read, and a resume cuts the rest off."""
     path = tmp_path / "log"
-    costs = hybrid.Costs(np.arange(2, dtype=np.uint32), np.ones(2, np.float32))
-    like = hybrid.Message(np.array(True), np.zeros(3, np.float32), np.array(True), costs)
+    costs = messages.Costs(np.arange(2, dtype=np.uint32), np.ones(2, np.float32))
+    like = messages.Message(np.array(True), np.zeros(3, np.float32), np.array(True), costs)
     log, ends = replay.ReplayLog(path, 0), [0]
     for step, refreshed in ((1, True), (2, False)):
         sent = like._replace(refreshed=np.array(refreshed), searched=np.array(not refreshed))
@@ -462,7 +462,7 @@ def log_bytes(arguments):
         arguments.get("compressor"),
         arguments.get("noise", estimators.Noise(0.1)).success_rate > 0,
     )
-    sent = hybrid.traffic(SIZE, num_workers=4, success_rule=rule, compressor=coder, **sizes)
+    sent = messages.traffic(SIZE, num_workers=4, success_rule=rule, compressor=coder, **sizes)
     ids = sizes["mode"] == "select" and sizes["combine"] == "argmin"
     refreshes, searches = 3, 7 if arguments.get("assist") else 4
     # A gradient that is not compressed is in the log once: the mean over workers.
@@ -532,7 +532,7 @@ METRICS = 4 * 3  # Bytes that cross at a refresh beside the gradient.
 def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
     step, *_ = compiled(2, combine=combine, noise=estimators.Noise(0.1, success_rate=success_rate))
     between, refresh = collective_bytes(step.as_text())
-    sent = hybrid.traffic(
+    sent = messages.traffic(
         SIZE,
         num_workers=4,
         candidates_per_worker=4,
@@ -543,7 +543,7 @@ def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
     # On two devices the gradient crosses once, with three scalars of metrics.
     assert refresh == 4 * SIZE + METRICS
     assert sent.refresh == 4 * 4 * SIZE
-    assert hybrid.traffic(SIZE, num_workers=4, candidates_per_worker=4, mode="stale").between == 0
+    assert messages.traffic(SIZE, num_workers=4, candidates_per_worker=4, mode="stale").between == 0
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])
@@ -553,7 +553,7 @@ def test_bytes_of_a_refresh_are_those_of_the_formula(num_devices, coder):
     step, *_ = compiled(num_devices, compressor=coder)
     rounds = num_devices.bit_length() - 1
     found = num_devices * (collective_bytes(step.as_text())[1] - rounds * METRICS)
-    sent = hybrid.traffic(SIZE, num_workers=4, candidates_per_worker=4, compressor=coder).refresh
+    sent = messages.traffic(SIZE, num_workers=4, candidates_per_worker=4, compressor=coder).refresh
     assert found == (sent if coder else sent // 4 * num_devices * rounds)
     assert sent // 4 == (coder.num_bytes(SIZE) if coder else 4 * SIZE)
 
