@@ -28,7 +28,7 @@ from launch.studies.hybrid_es_cluster import DRAW_FLOPS
 from launch.studies.hybrid_training import RELATIVE, Curve, Problem
 from meta_train import replay, samplers, trainer
 from meta_train.compression import int8, top_k
-from meta_train.estimators.hybrid import traffic
+from meta_train.estimators.messages import traffic
 from meta_train.estimators.noise import Noise
 from meta_train.estimators.prediction import learned_features
 

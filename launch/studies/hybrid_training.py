@@ -13,7 +13,8 @@ from launch.studies.classifier import Split
 from meta_train import estimators as est
 from meta_train.compression import Compressor
 from meta_train.estimators.base import GradientEstimator
-from meta_train.estimators.hybrid import Message, hybrid_es
+from meta_train.estimators.hybrid import hybrid_es
+from meta_train.estimators.messages import Message
 from meta_train.estimators.noise import Noise
 from meta_train.estimators.prediction import Predictor
 from meta_train.supervised import supervised_training

@@ -13,7 +13,8 @@ from meta_train.estimators.es import full_es, truncated_es
 from meta_train.estimators.forward import forward_gradient, rtrl, uoro
 from meta_train.estimators.gpes import es_single, gpes, nres
 from meta_train.estimators.guided import guided_es
-from meta_train.estimators.hybrid import ALONE, Exchange, hybrid_es
+from meta_train.estimators.hybrid import hybrid_es
+from meta_train.estimators.messages import ALONE, Exchange
 from meta_train.estimators.noise import Noise
 from meta_train.estimators.pes import pes
 from meta_train.estimators.pes_analytic import pes_analytic

@@ -1,7 +1,6 @@
 """Hybrid-ES: a gradient now and then, evolution around the old one in between."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +12,15 @@ from jax.flatten_util import ravel_pytree
 from meta_train.compression import Compressor, with_feedback
 from meta_train.estimators import base
 from meta_train.estimators import noise as noises
+from meta_train.estimators.messages import (
+    ALONE,
+    IDLE,
+    Costs,
+    Exchange,
+    Message,
+    bests_suffice,
+    mean_in_pairs,
+)
 from meta_train.estimators.prediction import Predictor
 from meta_train.reversible.isolation import isolated
 from meta_train.samplers import BLOCK, sampler_named
@@ -21,56 +29,8 @@ from meta_train.unroll import UnrolledSystem, unroll
 MODES = ("select", "control_variate", "guided", "past_descent", "stale", "skip")
 COMBINES = ("argmin", "worker_mean", "top", "rank")
 PAIRED = ("control_variate", "guided", "past_descent")  # Modes of antithetic pairs.
-IDLE = ("stale", "skip")  # Modes that evaluate no candidate.
 # The address of the candidates' draws; no particle has this id.
 SEARCH = 2**32 - 2
-
-
-class Exchange(NamedTuple):
-    """How devices exchange.
-
-    Attributes:
-      mean: the mean of a tree over devices, summed in pairs.
-      gather: leaves ``[n, ...]`` of every device, in order, as ``[devices * n, ...]``.
-    """
-
-    mean: Callable[[Any], Any]
-    gather: Callable[[Any], Any]
-
-
-ALONE = Exchange(lambda tree: tree, lambda tree: tree)
-
-
-class Costs(NamedTuple):
-    """What the workers tell each other in an in-between step, and nothing else.
-
-    Attributes:
-      ids: uint32 ``[N]``, the best candidate of each worker; ``()`` if all costs are sent.
-      costs: the best candidates' costs ``[N]``, or those of all candidates ``[M]``; inf where
-        not finite; ``()`` if none was evaluated.
-      successes: int32 ``[N]``, how many of a worker's candidates beat the stale step; ``()``
-        without the success rule.
-    """
-
-    ids: Any = ()
-    costs: Any = ()
-    successes: Any = ()
-
-
-class Message(NamedTuple):
-    """All that crosses between workers in one step, and all a replay needs.
-
-    Attributes:
-      refreshed: bool, whether ``gradient`` was sent (else it is zeros).
-      gradient: the refresh gradient ``[P]``, or each shard's compressed one, ``[N, ...]``.
-      searched: bool, whether ``costs`` were sent (else they are zeros).
-      costs: see ``Costs``.
-    """
-
-    refreshed: Any
-    gradient: Any
-    searched: Any
-    costs: Costs
 
 
 class Shared(NamedTuple):
@@ -217,7 +177,7 @@ def hybrid_es(
     spec = noise
     num_candidates = num_workers * candidates_per_worker
     paired = mode in PAIRED or (mode == "select" and antithetic)
-    best_only = mode == "select" and combine in ("argmin", "worker_mean")
+    best_only = bests_suffice(mode, combine)
     _check(
         surrogate, refresh_every, num_workers, candidates_per_worker, step_size, mode, combine, top
     )
@@ -563,62 +523,6 @@ def hybrid_es(
 
     axes = HybridState(surrogate.axes, 0, 0, None)  # type: ignore[arg-type]
     return base.GradientEstimator(init, estimate, axes, rebuild)
-
-
-def mean_in_pairs(tree: Any) -> Any:
-    """The mean over the leading axis; neighbours are added, then pairs of neighbours, and so on.
-
-    So the sum of a part of the axis is a term of the sum of the whole, to the bit, if both
-    lengths are powers of two. Other lengths are summed in some order.
-    """
-
-    def one(x):
-        num = x.shape[0]
-        if num & (num - 1):
-            return jnp.mean(x, axis=0)
-        while x.shape[0] > 1:
-            x = x[0::2] + x[1::2]
-        return x[0] / num
-
-    return jax.tree.map(one, tree)
-
-
-class Traffic(NamedTuple):
-    """Bytes sent in one step, all workers together: a ``refresh`` and an in-between step."""
-
-    refresh: int
-    between: int
-
-
-def traffic(
-    size: int,
-    *,
-    num_workers: int,
-    candidates_per_worker: int,
-    mode: str = "select",
-    combine: str = "argmin",
-    success_rule: bool = False,
-    compressor: Compressor | None = None,
-    itemsize: int = 4,
-) -> Traffic:
-    """What ``hybrid_es`` sends, by formula, for a theta of ``size`` entries.
-
-    A refresh: each worker's gradient, once. (``devices.device_tree_mean`` adds those of a device
-    first; then each device sends the sum ``log2(devices)`` times. Compressed ones all cross.)
-    In between: the best candidate's id and cost of each
-    worker where the combination needs only those, else the costs of all candidates (their
-    ids are known); 4 bytes a worker more for the success rule; nothing in ``stale`` and
-    ``skip``.
-    """
-    gradient = compressor.num_bytes(size) if compressor else itemsize * size
-    per_worker = candidates_per_worker * itemsize
-    if mode == "select" and combine in ("argmin", "worker_mean"):
-        per_worker = 4 + itemsize
-    if success_rule:
-        per_worker += 4
-    if mode in IDLE:
-        per_worker = 0
-    return Traffic(num_workers * gradient, num_workers * per_worker)
 
 
 def _zeros(shapes: Any) -> Any:

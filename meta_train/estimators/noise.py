@@ -29,7 +29,9 @@ class Noise(NamedTuple):
         own; empty: one part.
       success_rate: above 0, the speed of the 1/5th success rule: after a step in which a share
         ``p`` of the candidates beat the stale step, sigma grows by
-        ``exp(success_rate * (p - 1/5))``. A sensible speed is 0.5.
+        ``exp(success_rate * (p - 1/5))``. A sensible speed is 0.5. Who wins is decided on the
+        step's own data: at the noise floor of small batches candidates fit the batch, and
+        sigma ends too large; average more tasks there.
       mask: which entries are perturbed, drawn anew each step, for all candidates alike.
         ``none``: all. ``random``: each with probability ``fraction``. ``layers``: that share of
         the layers. ``largest``: that share of the entries, where the surrogate is largest.
