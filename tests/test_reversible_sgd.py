@@ -292,6 +292,7 @@ def loss_of_any_shape(params, theta, step):
 @given(shapes, st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 @example([(), (2, 3)], 1, 0, "per layer")
 @example([(3,), (2, 1, 2)], 400, 1, "per parameter")
+@example([(), ()], 2, 1, "per layer")  # So small that XLA wants the loop as one function.
 def test_any_run_is_recovered_to_the_bit(shapes, num_steps, seed, kind):
     rng = np.random.default_rng(seed)
     params = [jnp.asarray(rng.normal(size=shape), np.float32) for shape in shapes]
@@ -307,6 +308,28 @@ def test_any_run_is_recovered_to_the_bit(shapes, num_steps, seed, kind):
     assert reversible.explain(trained.report) == "exact: no failure."
     assert np.any(ravel_pytree(trained.params)[0] != ravel_pytree(params)[0])
     assert np.all(np.isfinite(ravel_pytree(grads)[0]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+@pytest.mark.parametrize("num_runs", [1, 8])
+def test_tiny_runs_side_by_side_are_recovered_to_the_bit(num_runs, num_steps):
+    """XLA compiles a small enough loop as one function, and unrolls a loop of one step."""
+
+    @jax.jit
+    @jax.vmap
+    def failures(weights, velocity):
+        start = reversible.setup(weights, 0.3, 0.7, jnp.float32(0.7))._replace(velocity=velocity)
+        square = lambda params, theta: jnp.sum(params**2) * theta  # noqa: E731
+        _, grads, trained = reversible.hypergradients(
+            loss_of_any_shape, square, start, num_steps=num_steps, momentum_floor=0.5
+        )
+        return trained.report.failure, grads
+
+    for seed in range(10):
+        starts = np.random.default_rng(seed).normal(size=(2, num_runs, 3)).astype(np.float32)
+        failed, grads = failures(*starts)
+        assert not np.any(failed)
+        assert np.all(np.isfinite(ravel_pytree(grads)[0]))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -169,12 +169,12 @@ def run(
         numerator = numerator.astype(jnp.int64)
         w_float = dequantize(w, fixed.weight_bits, dtype)
         loss, gradient, absorbed = isolated(
-            t, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+            w, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a, buffer = multiply(a, buffer, numerator, fixed.decay_bits)
         a = a + quantize(absorbed, fixed.accumulator_bits)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = isolated(a, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w + quantize(moved, fixed.weight_bits)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         with jax.enable_x64(precise):
@@ -249,14 +249,14 @@ def reverse(
 
     def step(carry, xs):
         w, a, buffer, d_w, d_a, d_theta = carry
-        t, hyper, x, slots, d_observed = xs
+        hyper, x, slots, d_observed = xs
         w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(t, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = isolated(a, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w - quantize(moved, fixed.weight_bits)
         w_float = dequantize(w, fixed.weight_bits, dtype)
         loss, gradient, absorbed = isolated(
-            t, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+            w, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a = a - quantize(absorbed, fixed.accumulator_bits)
         with jax.enable_x64(precise):
@@ -295,7 +295,7 @@ def reverse(
             jax.tree.map(jnp.zeros_like, theta),
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
-        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
+        xs = (hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
         (w, a, buffer, d_w, d_a, d_theta), (d_hypers, losses) = jax.lax.scan(
             step, begin, xs, reverse=True
         )
