@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import GradientEstimator, Metrics, select
-from meta_train.reversible.isolation import isolated
+from meta_train.reversible.isolation import always, isolated
 
 
 class TrainState(NamedTuple):
@@ -138,4 +138,4 @@ def _move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad:
 def move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any) -> Moved:
     """The meta-optimizer's step along ``grad``, rounded the same wherever it is compiled."""
     start = state._replace(estimator_state=())
-    return isolated(state.step, partial(_move, meta_optimizer), start, grad)
+    return isolated(always(state.step), partial(_move, meta_optimizer), start, grad)

@@ -211,7 +211,7 @@ def frontier(num_steps: int, slots: tuple[int, ...] = SLOTS) -> dict[str, Hyperg
 
 
 def measure(
-    candidates: dict[str, Hypergradient], num_steps: int, repeats: int = 5
+    candidates: dict[str, Hypergradient], num_steps: int, repeats: int = 20
 ) -> list[Measurement]:
     """Compiles all, then times them in turn; gradients are compared with the first one's."""
     start = first_setup(num_steps)

@@ -22,7 +22,7 @@ from meta_train.estimators.messages import (
     mean_in_pairs,
 )
 from meta_train.estimators.prediction import Predictor
-from meta_train.reversible.isolation import isolated
+from meta_train.reversible.isolation import always, isolated
 from meta_train.samplers import BLOCK, sampler_named
 from meta_train.unroll import UnrolledSystem, unroll
 
@@ -243,7 +243,7 @@ def hybrid_es(
                     grad, residual = with_feedback(compressor, grad, residual)
                 return grad, particles, residual, metrics
 
-            return isolated(state.shared.step, run, theta, particles, residual, key)
+            return isolated(always(state.shared.step), run, theta, particles, residual, key)
 
         shards = state.workers.shape[0]
         split = jax.tree.map(
@@ -351,7 +351,9 @@ def hybrid_es(
             return jax.vmap(lambda i: cost(key_tasks, place(i)))(indices)
 
         def one(indices):
-            return isolated(state.shared.step, some, flat, setting, key_noise, key_tasks, indices)
+            return isolated(
+                always(state.shared.step), some, flat, setting, key_noise, key_tasks, indices
+            )
 
         first = state.workers[:, None] * candidates_per_worker
         indices = first + jnp.arange(candidates_per_worker, dtype=jnp.int32)
@@ -360,7 +362,7 @@ def hybrid_es(
         if spec.success_rate:
             # Every worker can do this on its own; it costs one episode more, and no message.
             unperturbed = isolated(
-                state.shared.step, cost, key_tasks, flat - step_size * setting.surrogate
+                always(state.shared.step), cost, key_tasks, flat - step_size * setting.surrogate
             )
             successes = jnp.sum(costs < unperturbed, axis=1, dtype=jnp.int32)
         if not best_only:
@@ -443,7 +445,7 @@ def hybrid_es(
     def refreshed(theta, state, key, obtain_gradient, obtain_costs):
         state, sent, metrics = obtain_gradient(theta, state, key)
         step = state.shared.step
-        grad, shared = isolated(step, absorb_gradient, state.shared, sent)
+        grad, shared = isolated(always(step), absorb_gradient, state.shared, sent)
         state = state._replace(shared=shared)
         if not assist:
             return grad, state, sent, None, metrics
@@ -457,9 +459,11 @@ def hybrid_es(
 
     def searched(theta, state, key, obtain_costs):
         step = state.shared.step
-        setting = isolated(step, prepare, state.shared, key)
+        setting = isolated(always(step), prepare, state.shared, key)
         costs = Costs() if mode in IDLE else obtain_costs(theta, state, setting, key)
-        grad, shared, metrics = isolated(step, follow_costs, state.shared, setting, key, costs)
+        grad, shared, metrics = isolated(
+            always(step), follow_costs, state.shared, setting, key, costs
+        )
         return grad, state._replace(shared=shared), costs, metrics
 
     def advance(theta, state, key, obtain_gradient, obtain_costs):

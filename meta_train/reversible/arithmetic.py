@@ -121,7 +121,7 @@ def divmod_exact(x: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: int64, magnitude below 2^62.
       n: int64 from 1 to 2^20, broadcastable.
     """
-    quotient = isolated(x, _floor_quotient, x, n)
+    quotient = isolated(n.ravel()[0] > 0, _floor_quotient, x, n)
     return quotient, x - quotient * n
 
 

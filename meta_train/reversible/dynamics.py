@@ -32,7 +32,7 @@ from meta_train.reversible.arithmetic import (
     spill,
     unspill,
 )
-from meta_train.reversible.isolation import isolated
+from meta_train.reversible.isolation import always, isolated
 from meta_train.reversible.report import (
     NO_FAILURE,
     Failure,
@@ -162,6 +162,7 @@ def run(
     def step(carry, xs):
         w, a, buffer, tape, failures = carry
         t, hyper, x, slots, smallest = xs
+        keep = always(w)
         buffer, tape = spill(buffer, tape, slots, num_rows)
         with jax.enable_x64(precise):
             numerator = _numerator(dynamics, theta, hyper, fixed)
@@ -169,12 +170,12 @@ def run(
         numerator = numerator.astype(jnp.int64)
         w_float = dequantize(w, fixed.weight_bits, dtype)
         loss, gradient, absorbed = isolated(
-            w, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+            keep, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a, buffer = multiply(a, buffer, numerator, fixed.decay_bits)
         a = a + quantize(absorbed, fixed.accumulator_bits)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(a, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = isolated(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w + quantize(moved, fixed.weight_bits)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         with jax.enable_x64(precise):
@@ -250,13 +251,14 @@ def reverse(
     def step(carry, xs):
         w, a, buffer, d_w, d_a, d_theta = carry
         hyper, x, slots, d_observed = xs
+        keep = always(w)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(a, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = isolated(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w - quantize(moved, fixed.weight_bits)
         w_float = dequantize(w, fixed.weight_bits, dtype)
         loss, gradient, absorbed = isolated(
-            w, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
+            keep, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a = a - quantize(absorbed, fixed.accumulator_bits)
         with jax.enable_x64(precise):

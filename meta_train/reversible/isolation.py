@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 
-def isolated(unknown: jax.Array, fn: Callable, *args) -> Any:
+def isolated(condition: jax.Array, fn: Callable, *args) -> Any:
     """``fn(*args)``, compiled as a computation of its own, whatever surrounds it.
 
     So it rounds the same wherever it stands, and is computed once however many read it.
     (An optimization barrier does neither: it does not stop fusion.)
 
     Args:
-      unknown: numbers of any shape that a run brings along, not known to the compiler.
+      condition: bool scalar that is true, although XLA cannot tell: see ``always``.
     """
     shapes = jax.eval_shape(fn, *args)
 
@@ -22,17 +22,25 @@ def isolated(unknown: jax.Array, fn: Callable, *args) -> Any:
         del args
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    return jax.lax.cond(_always(unknown.ravel()[0]), fn, never, *args)
+    return jax.lax.cond(condition, fn, never, *args)
+
+
+def always(x: jax.Array) -> jax.Array:
+    """True, but XLA cannot tell, so it keeps a branch under this condition.
+
+    It sorts, because a loop that touches less than a kilobyte a step, and has no sort or the
+    like, is compiled on a CPU as one function, where branches are fused with the rest after
+    all. One such condition in a loop's body protects all of it.
+
+    Args:
+      x: numbers of any shape that come with the run. (A step number will not do: that of a
+        loop of one step is a constant.)
+    """
+    return _always(x.ravel()[0])
 
 
 @jax.custom_batching.custom_vmap
 def _always(x: jax.Array) -> jax.Array:
-    """True, but XLA cannot tell, so it keeps the branch.
-
-    It sorts, because a loop that touches less than a kilobyte a step, and has no sort or the
-    like, is compiled on a CPU as one function, where branches are fused with the rest after
-    all. It looks at data, because the step number of a loop of one step is a constant.
-    """
     low, high = jax.lax.sort(jnp.stack([x, jnp.zeros_like(x)]))
     return ~(low > high)
 
