@@ -105,7 +105,7 @@ def choose_num_devices(
 
 def default_chunk() -> int | None:
     """Particles (or pairs) to compute at a time: few on a CPU, for its cache; else all."""
-    return 4 if jax.default_backend() == "cpu" else None
+    return 2 if jax.default_backend() == "cpu" else None
 
 
 def max_in_flight() -> int:
