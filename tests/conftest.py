@@ -5,8 +5,12 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
-# Devices of a starved machine wait for each other longer than XLA's patience of 40 s.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=300")
+# Devices of a starved machine wait for each other longer than XLA's patience of 40 s; and
+# LLVM's first optimization level, as in `devices.configure_cpu_devices`, compiles faster.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_backend_optimization_level=1",
+)
 
 import jax
 import pytest
