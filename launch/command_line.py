@@ -43,12 +43,17 @@ def run(main: Callable[[cfg.Config], int], preset: str = "default") -> None:
 
     def start(argv):
         del argv
-        if not any(word.lstrip("-").startswith(("verbosity", "v=")) for word in sys.argv[1:]):
-            logging.set_verbosity(logging.WARNING)  # `app.run` raised it to INFO.
+        quiet()
         with messages():
             return main(cfg.from_dict(cfg.Config, holder.value.to_dict()))
 
     app.run(start, flags_parser=parse)
+
+
+def quiet() -> None:
+    """Warnings only, unless the user chose; ``app.run`` raises the verbosity to INFO."""
+    if not any(word.lstrip("-").startswith(("verbosity", "v=")) for word in sys.argv[1:]):
+        logging.set_verbosity(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

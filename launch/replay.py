@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 
 from launch import config as cfg
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
@@ -29,13 +29,15 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
       ValueError: if there is no such checkpoint, or no log.
     """
     log = workdir / "replay.log"
-    if not log.is_file():
-        raise ValueError(
-            f"`workdir` {workdir} has no replay.log; train with --cfg.hybrid.replay_log=true."
-        )
+    for needed in (log, workdir / "config.json"):
+        if not needed.is_file():
+            raise ValueError(
+                f"`workdir` {workdir} has no {needed.name}; give the folder of a job trained with "
+                "--cfg.hybrid.replay_log=true."
+            )
     config = cfg.from_dict(cfg.Config, json.loads((workdir / "config.json").read_text()))
     job = build(config, data_dir)  # First: it makes the devices.
-    checkpoints = Checkpoints(workdir, keep=None)
+    checkpoints = Checkpoints(workdir, read_only=True)
     start = checkpoints.latest_step if from_step is None else from_step
     if start is None or start not in checkpoints.steps:
         raise ValueError(
@@ -52,6 +54,7 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
 
 def main(argv) -> None:
     del argv
+    quiet()
     from_step = None if _FROM_STEP.value < 0 else _FROM_STEP.value
     with messages():
         step = replay(Path(str(WORKDIR.value)), from_step, DATA_DIR.value)

@@ -4,6 +4,8 @@ python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
 
 import collections
+import contextlib
+import fcntl
 import json
 import signal
 import sys
@@ -18,7 +20,7 @@ from absl import flags
 from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
-from launch.job import build, describe
+from launch.job import Job, build, describe
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
@@ -37,24 +39,28 @@ class Outcome(NamedTuple):
 
 
 def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outcome:
-    """Trains until ``config.num_steps``, or until SIGTERM or SIGINT asks to stop."""
+    """Trains until ``config.num_steps``, or until SIGTERM or SIGINT asks to stop.
+
+    Raises:
+      ValueError: if the configuration is wrong or contradicts the job in ``workdir``, or another
+        process runs that job. Nothing is written then.
+    """
     job = build(config, data_dir)
-    spec = jax.eval_shape(job.init)
+    _refuse_contradictions(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    with _claim(workdir):
+        return _run(job, config, workdir)
+
+
+def _run(job: Job, config: cfg.Config, workdir: Path) -> Outcome:
+    spec = jax.eval_shape(job.init)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     start = checkpoints.latest_step
     if start is None:
         start, run_id = 0, uuid.uuid4().hex[:8]
         state = jax.jit(job.init)()
     else:
-        if start > config.num_steps:
-            raise ValueError(
-                f"`workdir` {workdir} is at outer step {start}, past --cfg.num_steps="
-                f"{config.num_steps}. Ask for more steps, or give another --workdir."
-            )
-        saved = checkpoints.job(start)
-        _refuse_contradictions(config, saved["config"], workdir)
-        run_id = saved["wandb_run_id"]
+        run_id = checkpoints.job(start)["wandb_run_id"]
         host_state = checkpoints.restore(start, devices.host_like(spec))
         state = devices.from_host(host_state, spec)
         print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
@@ -153,7 +159,20 @@ def _keeps_log(config: cfg.Config) -> bool:
     return config.estimator.name == cfg.HYBRID and config.hybrid.replay_log
 
 
-def _refuse_contradictions(config: cfg.Config, saved: dict[str, Any], workdir: Path) -> None:
+def _refuse_contradictions(config: cfg.Config, workdir: Path) -> None:
+    if not (workdir / "checkpoints").is_dir():
+        return
+    checkpoints = Checkpoints(workdir, read_only=True)
+    start = checkpoints.latest_step
+    if start is None:
+        return
+    saved = checkpoints.job(start)["config"]
+    checkpoints.close()
+    if start > config.num_steps:
+        raise ValueError(
+            f"`workdir` {workdir} is at outer step {start}, past --cfg.num_steps="
+            f"{config.num_steps}. Ask for more steps, or give another --workdir."
+        )
     differences = cfg.contradictions(config, saved)
     if differences:
         raise ValueError(
@@ -161,6 +180,22 @@ def _refuse_contradictions(config: cfg.Config, saved: dict[str, Any], workdir: P
             + "\n  ".join(differences)
             + "\nGive the same flags to continue it, or another --workdir to start afresh."
         )
+
+
+@contextlib.contextmanager
+def _claim(workdir: Path):
+    """Keeps a second process out of the job; the system lets go when this one ends, however."""
+    with open(workdir / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`workdir` {workdir} is in use by another process, which would write to the same "
+                "files. Wait until it ends, or give another --workdir."
+            ) from None
+        except OSError:
+            pass  # A file system without locks.
+        yield
 
 
 class _StopSignals:

@@ -12,12 +12,21 @@ class Checkpoints:
     A checkpoint holds the device-free train state and a JSON description of the job
     (resolved config, W&B run id). It appears in one rename when it is complete, so a job
     killed at any moment leaves only whole checkpoints behind.
+
+    Args:
+      workdir: the job's folder.
+      keep: how many of the newest to keep; ``None`` for all.
+      read_only: only look: change nothing, not even what a killed job left half-written,
+        which may be what a living one is writing.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = 3):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
-        )
+    def __init__(self, workdir: Path, keep: int | None = 3, read_only: bool = False):
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=options,

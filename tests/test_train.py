@@ -192,6 +192,10 @@ def test_evaluations_are_logged_and_a_resume_goes_on_counting(tmp_path):
 
 
 def test_contradicting_configuration_is_refused(reference):
+    # What a killed job left half-written, or a living one is writing.
+    unfinished = reference / "checkpoints" / "7.orbax-checkpoint-tmp-1" / "state"
+    unfinished.mkdir(parents=True)
+    (unfinished / "part").write_text("half")
     before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
     done = run(reference, "--cfg.estimator.sigma=0.5", "--cfg.seed=3")
     assert done.returncode == 2
@@ -199,6 +203,20 @@ def test_contradicting_configuration_is_refused(reference):
     assert "--cfg.seed: the checkpoint has 0, this command 3" in done.stderr
     assert "Traceback" not in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+
+
+def test_a_second_process_on_a_running_job_is_refused(tmp_path):
+    first = start(tmp_path / "job", num_steps=10**6)
+    try:
+        while first.poll() is None and not progress(tmp_path / "job"):
+            time.sleep(0.01)
+        done = run(tmp_path / "job", num_steps=10**6)
+        assert done.returncode == 2
+        assert "is in use by another process" in done.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_wandb_run_holds_the_metrics(reference):
