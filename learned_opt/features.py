@@ -37,7 +37,8 @@ def normalized_features(grads, params, momenta) -> jax.Array:
     """Gradient, parameter and momenta, each divided by its root mean square over the tensor.
 
     Returns:
-      float32 ``[8, parameters]``, the tensors side by side in the order of ``jax.tree.leaves``.
+      float32 ``[8, columns]``: the tensors side by side in the order of ``jax.tree.leaves``,
+      then zeros up to a multiple of the vector width, without which products are a tenth slower.
     """
 
     def normalize(x):
@@ -48,14 +49,17 @@ def normalized_features(grads, params, momenta) -> jax.Array:
         return normalize(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
 
     leaves = zip(*map(jax.tree.leaves, (grads, params, momenta)), strict=True)
-    return jnp.concatenate([features(*leaf) for leaf in leaves], axis=1)
+    tensors = [features(*leaf) for leaf in leaves]
+    padding = -sum(tensor.shape[1] for tensor in tensors) % _LANES
+    zeros = jnp.zeros((tensors[0].shape[0], padding), jnp.float32)
+    return jnp.concatenate([*tensors, zeros], axis=1)
 
 
 def unflatten(flat: jax.Array, like):
-    """Cuts ``[parameters]`` into leaves with the shapes and dtypes of ``like``."""
+    """Cuts ``[parameters or more]`` into leaves with the shapes and dtypes of ``like``."""
     leaves, treedef = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    pieces = jnp.split(flat, ends)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    pieces = jnp.split(flat, ends)[:-1]
     return jax.tree.unflatten(
         treedef,
         [p.reshape(leaf.shape).astype(leaf.dtype) for p, leaf in zip(pieces, leaves, strict=True)],

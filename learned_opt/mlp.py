@@ -40,12 +40,14 @@ class PerParameterMLP(nn.Module):
             layers.append((kernel, self.param(f"bias_{i}", nn.initializers.zeros, (fan_out,))))
         kernel, bias = layers[0]
         layers[0] = kernel[:NUM_FEATURES], bias + time_features @ kernel[NUM_FEATURES:]
+        # Transposed on their own: XLA takes a slower routine for products that transpose.
+        layers = [(jax.lax.optimization_barrier(kernel.T), bias) for kernel, bias in layers]
 
         def network(block):
             for kernel, bias in layers[:-1]:
-                block = jax.nn.relu(kernel.T @ block + bias[:, None])
+                block = jax.nn.relu(kernel @ block + bias[:, None])
             kernel, bias = layers[-1]
-            return kernel.T @ block + bias[:, None]
+            return kernel @ block + bias[:, None]
 
         return feat.map_blocks(network, features, _BLOCK)
 
