@@ -110,9 +110,12 @@ def mlp_optimizer(
                 )
             momenta = feat.update_momenta(state.momenta, updates)
             features = feat.normalized_features(updates, params, momenta)
-            direction, magnitude = module.apply(theta, features, feat.time_embedding(state.steps))
+            outputs = module.apply(theta, features, feat.time_embedding(state.steps))
+            # Split, not indexed: the derivative is a concatenation, not a sum of padded rows.
+            direction, magnitude = jnp.split(outputs, 2)
             step = -step_mult * direction * jnp.exp(exp_mult * magnitude)
-            return feat.unflatten(step, updates), MLPOptimizerState(state.steps + 1, momenta)
+            steps = feat.unflatten(step.reshape(-1), updates)
+            return steps, MLPOptimizerState(state.steps + 1, momenta)
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
