@@ -25,6 +25,7 @@ from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
 from meta_train.tracking import Tracker
+from meta_train.trainer import TrainState
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
@@ -46,14 +47,14 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
         process runs that job. Nothing is written then.
     """
     job = build(config, data_dir)
+    spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
     _refuse_contradictions(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with _claim(workdir):
-        return _run(job, config, workdir)
+        return _run(job, spec, config, workdir)
 
 
-def _run(job: Job, config: cfg.Config, workdir: Path) -> Outcome:
-    spec = jax.eval_shape(job.init)
+def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outcome:
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     start = checkpoints.latest_step
     if start is None:
