@@ -83,12 +83,11 @@ def map_blocks(fn, features: jax.Array, block: int) -> jax.Array:
     """
     rows, columns = features.shape
     num_blocks = max(1, math.ceil(columns / block))
+    size = math.ceil(columns / num_blocks / _LANES) * _LANES
     if num_blocks <= _UNROLLED_BLOCKS:
         # Static slices: no padding, and the compiler sees straight-line code.
-        size = math.ceil(columns / num_blocks / _LANES) * _LANES
         pieces = [fn(features[:, i : i + size]) for i in range(0, columns, size)]
         return jnp.concatenate(pieces, axis=1)
-    size = math.ceil(columns / num_blocks)
     padded = jnp.pad(features, ((0, 0), (0, num_blocks * size - columns)))
     blocks = padded.reshape(rows, num_blocks, size).swapaxes(0, 1)
     outputs = jax.lax.map(fn, blocks)

@@ -15,12 +15,12 @@ class Checkpoints:
 
     Args:
       workdir: the job's folder.
-      keep: how many of the newest to keep; ``None`` for all.
+      keep: how many of the newest to keep.
       read_only: only look: change nothing, not even what a killed job left half-written,
         which may be what a living one is writing.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = 3, read_only: bool = False):
+    def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
         else:

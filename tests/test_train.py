@@ -109,16 +109,21 @@ def progress(workdir):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def wait_for_progress(process, workdir, goal):
+    """Until that many outer steps are in metrics.jsonl, or the process ended."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and progress(workdir) < goal:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def kill_and_resume(workdir, num_kills, seed):
     """Kills the job at random moments, then lets it finish."""
     rng = random.Random(seed)
     for kill in range(num_kills):
         process = start(workdir)
         goal = NUM_STEPS * (kill + rng.random()) / (num_kills + 1)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and progress(workdir) < goal:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_progress(process, workdir, goal)
         time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
         assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
@@ -151,8 +156,7 @@ def test_killed_during_startup(tmp_path, reference):
 def test_sigterm_saves_and_exits_with_its_own_code(tmp_path, reference):
     workdir = tmp_path / "job"
     process = start(workdir)
-    while process.poll() is None and progress(workdir) < 200:
-        time.sleep(0.01)
+    wait_for_progress(process, workdir, 200)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == EXIT_PREEMPTED, output
@@ -208,8 +212,7 @@ def test_contradicting_configuration_is_refused(reference):
 def test_a_second_process_on_a_running_job_is_refused(tmp_path):
     first = start(tmp_path / "job", num_steps=10**6)
     try:
-        while first.poll() is None and not progress(tmp_path / "job"):
-            time.sleep(0.01)
+        wait_for_progress(first, tmp_path / "job", 1)
         done = run(tmp_path / "job", num_steps=10**6)
         assert done.returncode == 2
         assert "is in use by another process" in done.stderr
