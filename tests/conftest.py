@@ -12,8 +12,39 @@ os.environ.setdefault(
     "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_backend_optimization_level=1",
 )
 
+import collections
+
 import jax
 import pytest
+
+# Their assertions explain themselves, as those of files called `test_*` do.
+pytest.register_assert_rewrite("tests.contracts")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Notes what a contract test ran on: the thing, by its parameter ``name``."""
+    outcome = yield
+    if item.path.name == "test_contracts.py":
+        callspec = getattr(item, "callspec", None)
+        name = str(callspec.params.get("name", "-")) if callspec else "-"
+        outcome.get_result().user_properties.append(("contract", (item.originalname, name)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints how many things x cases the contract tests ran."""
+    things: dict = collections.defaultdict(collections.Counter)
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            contract = dict(report.user_properties).get("contract")
+            if contract and report.when == "call":
+                things[contract[0]][contract[1]] += 1
+    if things:
+        terminalreporter.section("contracts: things x cases")
+        for test, counts in sorted(things.items()):
+            terminalreporter.line(f"{len(counts):4} things, {counts.total():5} cases  {test}")
+        total = sum(counts.total() for counts in things.values())
+        terminalreporter.line(f"{total} cases in {len(things)} contracts")
 
 
 @pytest.fixture

@@ -141,3 +141,11 @@ def z_scores(samples, expected):
 
 def standard_errors(samples):
     return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+
+
+def leaves_equal(a, b):
+    """Whether two trees hold the same arrays, NaN where NaN."""
+    pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    return all(
+        np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.floating)) for x, y in pairs
+    )

@@ -1,0 +1,140 @@
+"""The contract of every estimator."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from launch import config as cfg
+from launch.job import build
+from meta_train import devices, trainer
+from meta_train.checkpoint import Checkpoints
+from tests.systems import leaves_equal
+
+ESTIMATORS = sorted([*cfg.ESTIMATORS, cfg.HYBRID])
+
+
+def small_job(name, inner=None, hybrid=None):
+    """A small optimizer on a quadratic with the estimator of that name."""
+    mixed = cfg.HybridConfig(**hybrid or {})
+    optimizer = cfg.OptimizerConfig(name="sgdm", learning_rate=0.01)
+    if "reversible" in (name, mixed.base):
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp", hidden_sizes=(8,), step_mult=0.01)
+    return cfg.Config(
+        task=cfg.TaskConfig(name="quadratic", noise=0.0),
+        optimizer=optimizer,
+        inner=cfg.InnerConfig(horizon=8, **inner or {}),
+        hybrid=mixed,
+        estimator=cfg.EstimatorConfig(name=name, num_particles=32, truncation=4, sigma=0.05),
+        meta=cfg.MetaConfig(learning_rate=0.03),
+        eval_every=0,
+    )
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimator(name, fast_compilation):
+    """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
+    config = small_job(name)
+    task = cfg.make_task(config.task, None)
+    optimizer = cfg.make_optimizer(config.optimizer)
+    estimator = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
+    meta_optimizer = cfg.make_meta_optimizer(config)
+    state = trainer.init_state(estimator, meta_optimizer, optimizer.init, seed=0)
+    population = state.estimator_state
+    if name == cfg.HYBRID:  # The rest is on every device.
+        assert population.workers.shape == (cfg.shards(config)[0],)
+        population = population.particles
+    for leaf in jax.tree.leaves(population):
+        assert leaf.shape[0] == cfg.num_shardable(config)
+    step = jax.jit(trainer.make_step(estimator, meta_optimizer))
+    once, again = step(state), step(state)
+    assert leaves_equal(once[0].theta, again[0].theta)
+    assert leaves_equal(once[1], again[1])
+    for metric in ("meta_loss", "meta_grad_norm", "meta_grad_spread", "theta_norm", "update_norm"):
+        assert np.isfinite(once[1][metric])
+    assert jax.tree.structure(once[0]) == jax.tree.structure(state)
+    for _ in range(100):
+        state, metrics = step(state)
+    assert metrics["nonfinite"] == 0
+    if name == "reversible":
+        assert metrics["meta_loss"] < 0.8 * once[1]["meta_loss"]
+        return
+    before, after = (t["params"]["log_learning_rate"] for t in (once[0].theta, state.theta))
+    assert after > before + 0.5  # A rate of 0.01 is far too small; every estimator sees it.
+
+
+def run_job(job, state, num_steps):
+    """The host state after each of the steps, from ``state`` (a step takes its memory)."""
+    state = devices.place(state, job.num_devices, job.axes)
+    after = []
+    for _ in range(num_steps):
+        state, metrics = job.step(state)
+        jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
+        after.append(devices.to_host(state, job.axes))
+    return after
+
+
+# What Hybrid-ES may hold besides candidates: a base's population, residuals, past, a predictor.
+HYBRIDS = (
+    {"base": "pes", "compression": "int8"},
+    {"base": "bptt", "mode": "past_descent", "num_workers": 2, "candidates_per_worker": 2},
+    {"base": "reversible", "mode": "guided", "compression": "top_k", "kept": 0.1},
+    {"predict": True, "relative_sigma": True, "per_layer": True},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [(name, {}) for name in ESTIMATORS]
+    + [("pes", {"inner": {"reduction": "telescoped"}})]
+    + [(cfg.HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS],
+    ids=lambda value: (
+        value
+        if isinstance(value, str)
+        else "-".join(str(x) for v in value.values() for x in v.values())
+    ),
+)
+def test_estimator_moves_between_devices_and_through_a_checkpoint(
+    name, parts, tmp_path, fast_compilation
+):
+    """Two devices draw what one does; a job read back from disk continues bit for bit."""
+    config = small_job(name, **parts)
+    jobs = [build(dataclasses.replace(config, num_devices=count), None) for count in (1, 2)]
+    init = jax.jit(jobs[0].init)
+    one, two = (run_job(job, init(), num_steps=6) for job in jobs)
+    # In the first step theta is the same to the bit, so whatever differs was drawn differently.
+    for a, b in zip(*map(jax.tree.leaves, (one[0], two[0])), strict=True):
+        if np.issubdtype(a.dtype, np.floating):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max(initial=0))
+        else:
+            np.testing.assert_array_equal(a, b)
+    a, b = (np.concatenate([*map(np.ravel, jax.tree.leaves(x[-1].theta))]) for x in (one, two))
+    assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, two[2], {})
+    checkpoints.close()
+    spec = jax.eval_shape(jobs[1].init)
+    checkpoints = Checkpoints(tmp_path)
+    read = devices.from_host(checkpoints.restore(3, devices.host_like(spec)), spec)
+    checkpoints.close()
+    assert leaves_equal(run_job(jobs[1], read, num_steps=3)[-1], two[-1])
+
+
+def test_every_estimator_is_configurable():
+    """Each name on the command line builds, and the flags' dataclasses round-trip."""
+    config = cfg.Config()
+    assert cfg.from_dict(cfg.Config, cfg.to_dict(config)) == config
+    for name in ESTIMATORS:
+        optimizer = cfg.OptimizerConfig(name="reversible_mlp" if name == "reversible" else "mlp")
+        estimator = dataclasses.replace(config.estimator, name=name)
+        cfg.validate(dataclasses.replace(config, estimator=estimator, optimizer=optimizer))
+    for name in cfg.preset_names():
+        cfg.validate(cfg.load_preset(name))
+
+
+def test_reversible_estimator_refuses_an_optimizer_that_cannot_be_undone():
+    config = cfg.Config(estimator=cfg.EstimatorConfig(name="reversible"))
+    with pytest.raises(ValueError, match=r"optimizer.name one of \['reversible_mlp'\], got 'mlp'"):
+        cfg.validate(config)
