@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from meta_train.checks import check_sigma, check_whole, fixed_types, is_whole, lost_share
 from meta_train.compression import Compressor, with_feedback
 from meta_train.estimators import base
 from meta_train.estimators import noise as noises
@@ -140,7 +141,8 @@ def hybrid_es(
     another number of workers the in-between steps are the same (``worker_mean`` aside), the
     refreshes to rounding, or more where each worker compresses its own.
     Metrics: ``loss`` is the mean of the costs that were exchanged (for ``argmin`` and
-    ``worker_mean`` only the bests), NaN where nothing was; ``refresh`` and ``sigma``.
+    ``worker_mean`` only the bests), NaN where nothing was; ``refresh``, ``sigma`` and, where
+    candidates were evaluated, ``unperturbed``: see ``base.checked``.
 
     Args:
       system: what candidates run on.
@@ -183,14 +185,14 @@ def hybrid_es(
     )
     _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha)
     noises.check_noise(spec)
-    base.check_positive(num_tasks=num_tasks)
+    check_whole(num_tasks=num_tasks)
     chunk = candidates_per_worker if chunk is None else chunk
     if paired and candidates_per_worker % 2:
         raise ValueError(
             f"`candidates_per_worker` must be even where candidates come in pairs, got "
             f"{candidates_per_worker}. Try {candidates_per_worker + 1}."
         )
-    if chunk < 1 or candidates_per_worker % chunk:
+    if not is_whole(chunk) or chunk < 1 or candidates_per_worker % chunk:
         raise ValueError(
             f"`chunk` must divide `candidates_per_worker`, got chunk={chunk}, "
             f"candidates_per_worker={candidates_per_worker}."
@@ -201,6 +203,8 @@ def hybrid_es(
 
     def init(theta, key):
         flat = ravel_pytree(theta)[0]
+        if mode in PAIRED and not spec.relative:
+            check_sigma(spec.sigma, flat)
         particles = surrogate.init(theta, key)
         num_particles = jax.tree.leaves(particles)[0].shape[0]
         if num_particles % num_workers:
@@ -464,6 +468,10 @@ def hybrid_es(
         grad, shared, metrics = isolated(
             always(step), follow_costs, state.shared, setting, key, costs
         )
+        if mode not in IDLE:
+            length = step_size if mode == "select" else 1.0
+            flat = ravel_pytree(theta)[0]
+            metrics["unperturbed"] = lost_share(flat, length * setting.sigma)
         return grad, state._replace(shared=shared), costs, metrics
 
     def advance(theta, state, key, obtain_gradient, obtain_costs):
@@ -522,11 +530,11 @@ def hybrid_es(
         def costs(theta, state, setting, key):
             return message.costs
 
-        grad, state, _, _ = advance(theta, state, key, gradient, costs)
+        grad, state, _, _ = advance(fixed_types(theta), state, key, gradient, costs)
         return grad, state
 
     axes = HybridState(surrogate.axes, 0, 0, None)  # type: ignore[arg-type]
-    return base.GradientEstimator(init, estimate, axes, rebuild)
+    return base.checked("hybrid_es", system, init, estimate, axes=axes, rebuild=rebuild)
 
 
 def _zeros(shapes: Any) -> Any:
@@ -548,14 +556,13 @@ def _check(surrogate, refresh_every, num_workers, candidates, step_size, mode, c
         raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
     if combine not in COMBINES:
         raise ValueError(f"`combine` must be one of {list(COMBINES)}, got {combine!r}.")
-    for name, value in (
-        ("refresh_every", refresh_every),
-        ("num_workers", num_workers),
-        ("candidates_per_worker", candidates),
-        ("top", top),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check_whole(
+        refresh_every=refresh_every,
+        num_workers=num_workers,
+        candidates_per_worker=candidates,
+        top=top,
+    )
+    check_whole(**{"num_workers * candidates_per_worker": num_workers * candidates})
     if top > num_workers * candidates:
         raise ValueError(
             f"`top` must be at most the number of candidates, got top={top} for "
@@ -587,6 +594,6 @@ def _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha):
             f"`antithetic` is for mode='select', got mode={mode!r}; the other modes that "
             "evaluate candidates always pair them. Leave it out."
         )
-    base.check_positive(num_surrogates=num_surrogates)
+    check_whole(num_surrogates=num_surrogates)
     if not 0 < alpha <= 1:
         raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={alpha}.")
