@@ -204,7 +204,7 @@ def hybrid_es(
     def init(theta, key):
         flat = ravel_pytree(theta)[0]
         if mode in PAIRED and not spec.relative:
-            check_sigma(spec.sigma, flat)
+            check_sigma(spec.sigma, theta)
         particles = surrogate.init(theta, key)
         num_particles = jax.tree.leaves(particles)[0].shape[0]
         if num_particles % num_workers:
