@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_train.checks import check_whole
+
 # The address of what the rows of a block share; no row has this index.
 BLOCK = 2**32 - 1
 CAUCHY_CLIP = 10.0
@@ -40,6 +42,7 @@ def rows(
 
     So the rows of a population may be drawn on the devices that use them.
     """
+    check_whole(num=num, dim=dim)
     block, row = sampler_named(name)
     shared = block(jax.random.fold_in(key, BLOCK), num, dim, dtype)
     return jax.vmap(lambda i: row(shared, jax.random.fold_in(key, i), i, dim, dtype))(indices)
@@ -50,8 +53,9 @@ def draw(name: str, key: jax.Array, num: int, dim: int, dtype: Any = jnp.float32
     ``num``, and keyed by ``fold_in(key, i)``.
 
     Raises:
-      ValueError: on an unknown name.
+      ValueError: on an unknown name, or sizes that are not whole numbers of at least 1.
     """
+    check_whole(num=num, dim=dim)
     return rows(name, key, jnp.arange(num, dtype=jnp.int32), num, dim, dtype)
 
 

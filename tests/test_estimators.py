@@ -255,6 +255,94 @@ def test_phases_are_spread_evenly():
     np.testing.assert_array_equal(np.sort(left), [0, 0, 3, 3, 6, 6, 9, 9])
 
 
+@pytest.mark.parametrize(
+    ("horizon", "truncation", "num"),
+    [(10**6, 1, 4000), (2**30, 1, 1000), (2**30, 2**30, 7), (100, 3, 70_000), (7, 5, 3)],
+)
+def test_phases_are_exact_however_large(horizon, truncation, num):
+    """``windows * index`` does not fit int32 here."""
+    particles = jax.jit(
+        lambda key: estimators.base.init_particles(
+            num, estimators.fixed_horizon(horizon), truncation, key, lambda key: (), ()
+        )
+    )(jax.random.key(0))
+    windows = -(-horizon // truncation)
+    expected = [truncation * (windows - windows * i // num) for i in range(num)]
+    np.testing.assert_array_equal(particles.position, expected)
+
+
+def test_an_episode_without_an_end_counts(x64):
+    """The longest horizon there is: each window is that of an episode which is never over."""
+    system, _ = linear_system()
+    endless = estimators.fixed_horizon(2**30)
+    estimator = estimators.tbptt(system, num_particles=1, truncation=WINDOW, horizons=endless)
+    state = estimators.synchronized(estimator.init(THETA0, jax.random.key(0)))
+    for _ in range(2):
+        grad, state, metrics = estimator.estimate(THETA0, state, jax.random.key(1))
+        assert metrics["loss"] > 0 and np.abs(vector(grad)).min() > 0
+    assert state.position[0] == 2 * WINDOW
+
+
+@pytest.mark.parametrize(
+    ("values", "probs", "message"),
+    [
+        ([2**31 + 4], [1.0], "`horizon` must be .* 1073741824, .*2147483652.*never reached"),
+        ([2**30 + 1], [1.0], "`horizon` must be"),
+        ([0, 3], [0.5, 0.5], "`horizon` must be"),
+        ([-3], [1.0], "`horizon` must be"),
+        ([2.5], [1.0], "`horizon` must be"),
+        ([np.nan], [1.0], "`horizon` must be"),
+        ([6, 3], [0.5, 0.5], "ascending"),
+        ([3, 3], [0.5, 0.5], "ascending"),
+        ([], [], "`horizon` must be"),
+        ([[3, 6]], [[0.5, 0.5]], "`horizon` must be"),
+        (["3"], [1.0], "`horizon` must be"),
+        ([3, 6], [0.5, 0.6], "`probs` must be 2 probabilities that sum to 1"),
+        ([3, 6], [1.5, -0.5], "`probs` must be"),
+        ([3, 6], [1.0], "`probs` must be"),
+        ([3, 6], [np.nan, 1.0], "`probs` must be"),
+        ([3, 6], [0.5j, 0.5], "`probs` must be"),
+    ],
+)
+def test_horizons_that_are_none_are_refused(values, probs, message):
+    with pytest.raises(ValueError, match=message):
+        estimators.Horizons(np.array(values), np.array(probs))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: estimators.fixed_horizon(2**31 + 4),
+        lambda: estimators.fixed_horizon(2.0),
+        lambda: estimators.fixed_horizon(0),
+        lambda: estimators.fixed_horizon(True),
+        lambda: estimators.log_uniform_horizons(2.5, 10, 1),
+        lambda: estimators.log_uniform_horizons(2, 10.0, 1),
+        lambda: estimators.log_uniform_horizons(2, 10, 2.5),
+        lambda: estimators.log_uniform_horizons(2, 2**32, 1 << 31),
+    ],
+)
+def test_horizons_are_whole_however_they_are_made(make):
+    with pytest.raises(ValueError, match=r"`(min_)?horizon`|`truncation`"):
+        make()
+
+
+def test_artbp_leaves_an_infinite_state_alone(x64):
+    """A best loss so far starts at infinity; the cuts must not make it a number that is none."""
+
+    def step(theta, state, key):
+        x, best = state
+        x = 0.9 * x + theta["y"]
+        best = jnp.minimum(best, x**2)
+        return (x, best), best + x
+
+    system = UnrolledSystem(lambda theta, key: (jnp.ones(()), jnp.asarray(jnp.inf)), step)
+    shared = {"num_particles": 2, "horizons": FIXED}
+    exact = run_episode(estimators.bptt(system, **shared))
+    uncut = run_episode(estimators.artbp(system, mean_truncation=1e13, **shared))
+    np.testing.assert_allclose(uncut, exact, rtol=1e-9)
+
+
 def test_nonfinite_particles_contribute_zero_and_restart():
     """A particle that diverges is dropped, counted, and back one truncation later."""
 

@@ -195,6 +195,13 @@ def test_every_es_estimator_of_the_command_line_takes_the_sampler(name):
     cfg.make_estimator(fine, system)
 
 
+@pytest.mark.parametrize(("num", "dim"), [(2.5, 3), (0, 3), (2, 0), (2, 3.0), (True, 3), (2, -1)])
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_are_whole_numbers(name, num, dim):
+    with pytest.raises(ValueError, match=r"`(num|dim)` must be a whole number from 1"):
+        samplers.draw(name, jax.random.key(0), num, dim)
+
+
 def test_unknown_samplers_are_named():
     with pytest.raises(ValueError, match=r"`sampler` must be one of \['cauchy'.*got 'gauss'"):
         samplers.draw("gauss", jax.random.key(0), 2, 3)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 from meta_train.samplers import sampler_named
 
@@ -72,12 +73,16 @@ def check_noise(noise: Noise) -> None:
             f"`fraction` needs a mask, got fraction={noise.fraction} with mask='none'. "
             f"Choose one of {list(MASKS[1:])}, or fraction=1."
         )
-    if noise.success_rate < 0:
-        raise ValueError(f"`success_rate` must be at least 0, got {noise.success_rate}.")
+    if not 0 <= noise.success_rate < math.inf:
+        raise ValueError(
+            f"`success_rate` must be a finite number of at least 0, got {noise.success_rate}."
+        )
 
 
 def check_layers(noise: Noise, size: int) -> None:
     """Raises ``ValueError`` unless the layers make up a theta of ``size`` entries."""
+    for i, layer in enumerate(noise.layers):
+        check_whole(minimum=0, **{f"layers[{i}]": layer})
     if noise.layers and sum(noise.layers) != size:
         raise ValueError(
             f"`layers` must sum to the size of theta, got {noise.layers}, in total "

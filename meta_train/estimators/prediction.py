@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meta_train.checks import check_positive, check_whole
+
 _DECAYS = (0.5, 0.9)  # Of the running means of the gradient, per refresh.
 
 
@@ -71,13 +73,12 @@ def learned_features(
       updates: steps of Adam per refresh.
 
     Raises:
-      ValueError: on a number below 1.
+      ValueError: on a count that is not a whole number of at least 1, or a rate not above 0.
 
     Source: "learned features" of the Hybrid-ES poster's future work.
     """
-    for name, value in (("num_past", num_past), ("updates", updates)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check_whole(num_past=num_past, updates=updates)
+    check_positive(learning_rate=learning_rate)
     network = _PerParameter(tuple(hidden_sizes))
     optimizer = optax.adam(learning_rate)
 
