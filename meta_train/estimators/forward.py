@@ -57,6 +57,9 @@ def rtrl(
     Jacobian and a matrix product (``P S^2``); the same numbers, less for sparse steps.
     """
 
+    if not max_bytes > 0:
+        raise ValueError(f"`max_bytes` must be above 0, got max_bytes={max_bytes}.")
+
     def check_size(theta, key):
         floats = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key)
         state_size = _size(floats)
