@@ -38,12 +38,13 @@ _LOOP_STEPS = 300
 
 def case_config(name: str, num_devices: int):
     """Digits MLP 64-32-10 with ReLU, batch 64, float32; horizon 100, truncation 20."""
-    from launch.config import Config, EstimatorConfig
+    from launch.config import Config, estimator
 
     particles = 16 if name == "tbptt" else 32
-    estimator = "pes" if name == "loop" else name
     return Config(
-        estimator=EstimatorConfig(name=estimator, num_particles=particles, truncation=20),
+        estimator=estimator(
+            "pes" if name == "loop" else name, num_particles=particles, truncation=20
+        ),
         num_steps=_LOOP_STEPS,
         num_devices=num_devices,
         eval_every=0,
@@ -56,10 +57,11 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     import jax
     import optax
 
-    from launch import config as cfg
+    from launch.config import estimator as choose_estimator
     from launch.job import build
+    from launch.subjects import make_system
     from learned_opt import LearnedOptimizer
-    from meta_train import devices, trainer
+    from meta_train import devices, estimators, trainer
 
     config = case_config(name, num_devices)
     job = build(config, None)
@@ -73,7 +75,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     state, metrics = job.step(state)
     jax.block_until_ready(metrics)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    inner_steps = cfg.inner_steps_per_outer_step(config)
+    inner_steps = config.inner_steps()
     row = {
         "devices": job.num_devices,
         "compile_seconds": round(compile_seconds, 2),
@@ -83,20 +85,21 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     if name == "loop":
         return [row | _loop(config, job, state, inner_steps)]
 
-    optimizer = cfg.make_optimizer(config.optimizer)
+    optimizer = config.optimizer.make()
     floor_optimizer = LearnedOptimizer(
         optimizer.init, lambda theta, n: optax.with_extra_args_support(optax.sgd(0.1))
     )
-    system = cfg.make_system(config, cfg.make_task(config.task, None), floor_optimizer)
+    system = make_system(config, config.task.make(), floor_optimizer)
     # A gradient with respect to an unused theta would be dead code: the floor of TBPTT is
     # the forward unroll of inner training too.
     floor_config = config
     if name == "tbptt":
         floor_config = dataclasses.replace(
-            config, estimator=dataclasses.replace(config.estimator, name="pes")
+            config, estimator=choose_estimator("pes", num_particles=16, truncation=20)
         )
-    estimator = cfg.make_estimator(floor_config, system)
-    meta_optimizer = cfg.make_meta_optimizer(config)
+    context = estimators.Context(devices.default_chunk())
+    estimator = floor_config.estimator.make(system, config.horizons(), context)
+    meta_optimizer = config.meta.make(config.num_steps)
     floor_step = devices.population_map(
         trainer.make_step(estimator, meta_optimizer, devices.device_mean),
         job.num_devices,
@@ -119,7 +122,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
             if i >= 2:
                 times[label].append(time.perf_counter() - began)
     seconds, floor = (float(np.median(times[label])) for label in ("case", "floor"))
-    floor_inner_steps = cfg.inner_steps_per_outer_step(floor_config)
+    floor_inner_steps = floor_config.inner_steps()
     return [
         row
         | {

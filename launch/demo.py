@@ -21,7 +21,7 @@ def main(config: cfg.Config) -> int:
         print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
         return train.EXIT_PREEMPTED
     trained = time.perf_counter() - began
-    task = cfg.make_task(config.task, DATA_DIR.value)
+    task = config.task.make(DATA_DIR.value)
     horizon = config.inner.horizon
     optimizers = {AFTER: workdir / "optimizer", BEFORE: workdir / "optimizer_initial"}
     results = evaluate.evaluate(task, optimizers, [horizon, 5 * horizon], num_seeds=20)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 
-from launch import config as cfg
+from launch.choices import to_dict
+from launch.config import Config
 from launch.subjects import SUBJECTS, Subject
 from meta_train import devices, estimators, trainer
 from meta_train.unroll import with_flat_theta
@@ -16,7 +17,7 @@ from meta_train.unroll import with_flat_theta
 class Job(NamedTuple):
     """What a configuration becomes: everything the loop needs, nothing computed yet."""
 
-    config: cfg.Config
+    config: Config
     num_devices: int
     subject: Subject  # what theta is
     unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
@@ -28,22 +29,30 @@ class Job(NamedTuple):
     evaluate: Any  # theta -> {"eval/...": scalar}
 
 
-def build(config: cfg.Config, data_dir: str | None) -> Job:
+def build(config: Config, data_dir: str | None) -> Job:
     """Checks the configuration and builds the job.
 
     Raises:
       ValueError: naming the flag and what to do, before any compute.
     """
-    cfg.validate(config)
     devices.configure_cpu_devices(config.num_devices)
-    num_devices = devices.choose_num_devices(config.num_devices, *cfg.shards(config))
-    subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
+    parts, field, share = config.estimator.shards
+    num_devices = devices.choose_num_devices(
+        config.num_devices, parts, f"--cfg.estimator.{field}", share
+    )
+    subject = SUBJECTS[config.trains](config, config.task.make(data_dir))
     theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
     system, unravel = with_flat_theta(subject.system, theta_spec)
     layers = tuple(leaf.size for leaf in jax.tree.leaves(theta_spec))
-    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
-    estimator = cfg.make_estimator(config, system, exchange, layers)
-    meta_optimizer = cfg.make_meta_optimizer(config)
+    alone = estimators.Context(
+        devices.default_chunk(), layers=layers, learning_rate=config.meta.learning_rate
+    )
+    together = alone._replace(
+        exchange=estimators.Exchange(devices.device_tree_mean, devices.device_gather)
+    )
+    horizons = config.horizons()
+    estimator = config.estimator.make(system, horizons, together)
+    meta_optimizer = config.meta.make(config.num_steps)
     step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
     axes = trainer.state_axes(estimator)
 
@@ -58,7 +67,7 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
         devices.population_map(step, num_devices, axes),
         axes,
-        cfg.make_estimator(config, system, layers=layers),
+        config.estimator.make(system, horizons, alone),
         meta_optimizer,
         jax.jit(lambda theta: subject.evaluate(unravel(theta))),
     )
@@ -73,15 +82,15 @@ def describe(job: Job) -> str:
     population = sum(jax.tree.leaves(host.estimator_state))
     placed = devices.placed_spec(spec, job.num_devices, job.axes)
     memory = job.step.lower(placed).compile().memory_analysis()
-    total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = cfg.population_unit(cfg.population(config))[0]
+    total = config.num_steps * config.inner_steps()
+    axis, size, _ = config.estimator.population
     return "\n".join(
         [
-            json.dumps(cfg.to_dict(config), indent=2),
+            json.dumps(to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis + ' per device':<25}{cfg.num_shardable(config) // job.num_devices}",
+            f"{axis + ' per device':<25}{size // job.num_devices}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
             f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
             f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",

@@ -1,4 +1,4 @@
-"""The weights of a job with ``--cfg.hybrid.replay_log``, rebuilt without evaluating a loss.
+"""The weights of a job with ``--cfg.estimator.replay_log``, rebuilt without evaluating a loss.
 
 python -m launch.replay --workdir=DIR [--from_step=STEP]
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
+from launch.config import read_config
 from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
@@ -33,9 +33,9 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
         if not needed.is_file():
             raise ValueError(
                 f"`workdir` {workdir} has no {needed.name}; give the folder of a job trained with "
-                "--cfg.hybrid.replay_log=true."
+                "--cfg.estimator.replay_log=true."
             )
-    config = cfg.from_dict(cfg.Config, json.loads((workdir / "config.json").read_text()))
+    config = read_config(json.loads((workdir / "config.json").read_text()))
     job = build(config, data_dir)  # First: it makes the devices.
     checkpoints = Checkpoints(workdir, read_only=True)
     start = checkpoints.latest_step if from_step is None else from_step

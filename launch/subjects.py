@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from launch import config as cfg
-from learned_opt import weights
+from launch.choices import to_dict
+from launch.config import Config
+from learned_opt import LearnedOptimizer, weights
 from meta_train import evaluate
+from meta_train.estimators import telescoped
+from meta_train.inner import inner_training
+from meta_train.reversible.inner import reversible_inner_training
 from meta_train.supervised import supervised_training
 from meta_train.unroll import UnrolledSystem
 from tasks import Task
@@ -37,9 +41,9 @@ class Subject(NamedTuple):
     export: Callable[[Path, Any, int], None]
 
 
-def optimizer_subject(config: cfg.Config, task: Task) -> Subject:
+def optimizer_subject(config: Config, task: Task) -> Subject:
     """Meta-training: theta is a learned optimizer's."""
-    optimizer = cfg.make_optimizer(config.optimizer)
+    optimizer = config.optimizer.make()
 
     def evaluation(theta):
         losses = evaluate.inner_curves(
@@ -50,19 +54,37 @@ def optimizer_subject(config: cfg.Config, task: Task) -> Subject:
 
     def export(path, theta, step):
         """A trained optimizer for ``learned_opt.load``."""
+        arguments = to_dict(config.optimizer)
         weights.save(
             path,
-            config.optimizer.name,
-            cfg.optimizer_arguments(config.optimizer),
+            arguments.pop("name"),
+            arguments,
             jax.tree.map(np.asarray, theta),
             training=_training(config, step),
         )
 
-    system = cfg.make_system(config, task, optimizer)
+    system = make_system(config, task, optimizer)
     return Subject("optimizer", optimizer.init, system, evaluation, export)
 
 
-def network_subject(config: cfg.Config, task: Task) -> Subject:
+def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
+    """Inner training as an unrolled system, in the form that the estimator needs."""
+    inner = config.inner
+    undone = config.estimator.needs_reversible
+    system = (reversible_inner_training if undone else inner_training)(
+        task,
+        optimizer,
+        num_steps=inner.horizon,
+        meta_loss=inner.meta_loss,
+        reduction="mean" if inner.reduction == "telescoped" else inner.reduction,
+        loss_ceiling=inner.loss_ceiling or None,
+    )
+    if inner.reduction == "telescoped":
+        return telescoped(system, config.horizons())
+    return system
+
+
+def network_subject(config: Config, task: Task) -> Subject:
     """Supervised training: theta are the parameters of the task's own network."""
     instance = task.sample(jax.random.key(config.seed))
 
@@ -106,23 +128,20 @@ def network_subject(config: cfg.Config, task: Task) -> Subject:
     return Subject("network", init, supervised_training(loss), evaluation, export)
 
 
-SUBJECTS: dict[str, Callable[[cfg.Config, Task], Subject]] = {
+SUBJECTS: dict[str, Callable[[Config, Task], Subject]] = {
     "optimizer": optimizer_subject,
     "network": network_subject,
 }
 
 
-def _training(config: cfg.Config, step: int) -> dict[str, Any]:
+def _training(config: Config, step: int) -> dict[str, Any]:
     """How theta came about, for the model card."""
     return {
-        "task": cfg.to_dict(config)["task"],
+        "task": to_dict(config.task),
         "horizon": config.inner.horizon,
         "meta_loss": config.inner.meta_loss,
-        "estimator": config.estimator.name,
-        "num_particles": config.estimator.num_particles,
-        "truncation": config.estimator.truncation,
-        "sigma": config.estimator.sigma,
+        "estimator": to_dict(config.estimator),
         "outer_steps": step,
-        "inner_steps": step * cfg.inner_steps_per_outer_step(config),
+        "inner_steps": step * config.inner_steps(),
         "seed": config.seed,
     }

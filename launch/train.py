@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import command_line
 from launch import config as cfg
+from launch.choices import to_dict
 from launch.command_line import DATA_DIR, WORKDIR
 from launch.job import Job, build, describe
 from meta_train import devices
@@ -68,7 +69,7 @@ def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outco
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
 
-    description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
+    description: dict[str, Any] = {"config": to_dict(config), "wandb_run_id": run_id}
     (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
 
     def save(step, state):
@@ -89,10 +90,10 @@ def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outco
         project=config.wandb_project,
         mode=config.wandb_mode,
     )
-    replay_log = ReplayLog(workdir / "replay.log", start) if _keeps_log(config) else None
+    replay_log = ReplayLog(workdir / "replay.log", start) if config.estimator.keeps_log else None
 
-    inner_steps = cfg.inner_steps_per_outer_step(config)
-    num_particles = cfg.num_shardable(config)
+    inner_steps = config.inner_steps()
+    num_particles = config.estimator.population.size
     max_in_flight = devices.max_in_flight()
     last = time.perf_counter()
     started = last - tracker.wall_seconds  # The job's, not this process's.
@@ -154,10 +155,6 @@ def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outco
     if not preempted:
         job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
     return Outcome(step, preempted, tracker.wandb_dir)
-
-
-def _keeps_log(config: cfg.Config) -> bool:
-    return config.estimator.name == cfg.HYBRID and config.hybrid.replay_log
 
 
 def _refuse_contradictions(config: cfg.Config, workdir: Path) -> None:

@@ -1,6 +1,6 @@
 """Learned optimizers: Flax modules that act as optax transformations."""
 
-from learned_opt.base import LearnedOptimizer
+from learned_opt.base import LearnedOptimizer, OptimizerConfig
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import (
@@ -14,6 +14,7 @@ from learned_opt.weights import OPTIMIZERS, load, load_config, save
 __all__ = [
     "OPTIMIZERS",
     "LearnedOptimizer",
+    "OptimizerConfig",
     "learnable_adam",
     "learnable_schedule",
     "learnable_sgdm",

@@ -1,6 +1,7 @@
 """The learned optimizer: a function of meta-parameters theta that acts as an optax optimizer."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -44,3 +45,16 @@ class LearnedOptimizer(NamedTuple):
     init: Callable[[jax.Array], Theta]
     bind: Callable[[Theta, Any], optax.GradientTransformationExtraArgs]
     reversible: ReversibleUpdate | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The kind of all learned optimizers: an optimizer's architecture as values.
+
+    An optimizer is a frozen dataclass derived from this one, or a plain function that returns a
+    ``LearnedOptimizer``; its arguments, each with a default, are then the fields.
+    """
+
+    def make(self) -> LearnedOptimizer:
+        """The learned optimizer."""
+        raise NotImplementedError(f"{type(self).__name__} must define `make`.")

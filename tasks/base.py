@@ -1,6 +1,7 @@
 """The inner problem: what a learned optimizer is trained on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,3 +37,21 @@ class Task(NamedTuple):
     batch: Callable[[Instance, jax.Array, Split], Batch]
     loss: Callable[[Params, Instance, Batch, jax.Array], jax.Array]
     score: Callable[[Params, Instance, Split], dict[str, jax.Array]] | None = None
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The kind of all tasks: a task as values.
+
+    A task is a frozen dataclass derived from this one, or a plain function that returns a
+    ``Task``; its arguments, each with a default, are then the fields (``data_dir`` aside, which
+    it gets from the job if it takes it).
+    """
+
+    def make(self, data_dir: str | None = None) -> Task:
+        """The task.
+
+        Args:
+          data_dir: folder of prepared data sets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `make`.")

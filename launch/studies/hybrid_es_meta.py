@@ -38,9 +38,9 @@ def hybrid_config(scale: Scale, refresh_every: int, mode: str) -> cfg.Config:
         return config
     return dataclasses.replace(
         config,
-        estimator=dataclasses.replace(config.estimator, name=cfg.HYBRID),
-        hybrid=cfg.HybridConfig(
-            base="tbptt",
+        estimator=cfg.estimator(
+            "hybrid_es",
+            base=config.estimator,
             refresh_every=refresh_every,
             num_workers=NUM_WORKERS,
             candidates_per_worker=CANDIDATES_PER_WORKER,
@@ -83,7 +83,7 @@ def row(name: str, scale: Scale, config: cfg.Config, found: Curves) -> dict[str,
     return {
         "estimator": name,
         "seeds": len(found.losses),
-        "outer steps": round(inner_steps / cfg.inner_steps_per_outer_step(config)),
+        "outer steps": round(inner_steps / config.inner_steps()),
         "seconds": float(np.median(found.seconds[:, -1])),
         "meta-loss before": float(np.median(found.losses[:, 0])),
         "after": float(np.median(found.losses[:, -1])),

@@ -25,8 +25,11 @@ from tqdm import tqdm
 from launch import config as cfg
 from launch.studies.base import Claim, Result, Study
 from launch.studies.descent import band
+from launch.subjects import make_system
+from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer
 from meta_train.unroll import with_flat_theta
+from tasks import TaskConfig
 
 ESTIMATORS = {
     "PES": "pes",
@@ -51,18 +54,18 @@ class Scale(NamedTuple):
     inner_steps: int
     num_records: int
     num_seeds: int
-    task: cfg.TaskConfig
-    optimizer: cfg.OptimizerConfig
+    task: TaskConfig
+    optimizer: OptimizerConfig
 
 
 # Between records every estimator takes whole outer steps: of 640, 960 and 3,200 inner steps.
-FULL = Scale(28_800, 12, 3, cfg.TaskConfig(), cfg.OptimizerConfig())
+FULL = Scale(28_800, 12, 3, cfg.task("mlp"), cfg.optimizer("mlp"))
 QUICK = Scale(
     9_600,
     4,
     2,
-    cfg.TaskConfig(hidden_sizes=(8,), batch_size=16),
-    cfg.OptimizerConfig(hidden_sizes=(16,)),
+    cfg.task("mlp", hidden_sizes=(8,), batch_size=16),
+    cfg.optimizer("mlp", hidden_sizes=(16,)),
 )
 
 
@@ -73,7 +76,7 @@ def job_config(name: str, scale: Scale) -> cfg.Config:
         demo,
         task=scale.task,
         optimizer=scale.optimizer,
-        estimator=dataclasses.replace(demo.estimator, name=ESTIMATORS[name]),
+        estimator=cfg.estimator(ESTIMATORS[name], num_particles=32),
         meta=dataclasses.replace(demo.meta, schedule="constant"),
     )
 
@@ -88,7 +91,7 @@ class Curves(NamedTuple):
 def evaluation(scale: Scale) -> Callable[[jax.Array], float]:
     """``theta -> meta-loss`` of whole inner runs under theta itself, always the same ones."""
     config = job_config("PES", scale)
-    task, optimizer = cfg.make_task(scale.task, None), cfg.make_optimizer(scale.optimizer)
+    task, optimizer = scale.task.make(), scale.optimizer.make()
     unravel = ravel_pytree(optimizer.init(jax.random.key(0)))[1]
 
     @jax.jit
@@ -104,13 +107,17 @@ def meta_train(
     label: str, config: cfg.Config, scale: Scale, meta_loss: Callable[[jax.Array], float]
 ) -> Curves:
     """Runs the job once for each seed; progress is shown under the label."""
-    task, optimizer = cfg.make_task(config.task, None), cfg.make_optimizer(config.optimizer)
+    task, optimizer = config.task.make(), config.optimizer.make()
     theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
-    system, _ = with_flat_theta(cfg.make_system(config, task, optimizer), theta_spec)
-    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
-    estimator = cfg.make_estimator(config, system, exchange)
-    meta_optimizer = cfg.make_meta_optimizer(config)
-    num_devices = devices.choose_num_devices(0, *cfg.shards(config))
+    system, _ = with_flat_theta(make_system(config, task, optimizer), theta_spec)
+    context = estimators.Context(
+        devices.default_chunk(),
+        estimators.Exchange(devices.device_tree_mean, devices.device_gather),
+        learning_rate=config.meta.learning_rate,
+    )
+    estimator = config.estimator.make(system, config.horizons(), context)
+    meta_optimizer = config.meta.make(config.num_steps)
+    num_devices = devices.choose_num_devices(0, *config.estimator.shards)
     axes = trainer.state_axes(estimator)
     step = devices.population_map(
         trainer.make_step(estimator, meta_optimizer, devices.device_mean), num_devices, axes
@@ -134,7 +141,7 @@ def meta_train(
         return devices.place(init(seed), num_devices, axes)
 
     steps(start(0), 1)  # Compiles.
-    per_record = scale.inner_steps / cfg.inner_steps_per_outer_step(config)
+    per_record = scale.inner_steps / config.inner_steps()
     ends = [round(record * per_record) for record in range(scale.num_records + 1)]
     shape = scale.num_seeds, scale.num_records + 1
     curves = Curves(np.zeros(shape), np.zeros(shape))
@@ -173,7 +180,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
 def row(name: str, scale: Scale, found: Curves) -> dict[str, Any]:
     """One line of the table: medians over seeds."""
     inner_steps = scale.inner_steps * scale.num_records
-    per_outer_step = cfg.inner_steps_per_outer_step(job_config(name, scale))
+    per_outer_step = job_config(name, scale).inner_steps()
     return {
         "estimator": name,
         "seeds": len(found.losses),

@@ -129,6 +129,16 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"`{name}` must be a finite number above 0, got {name}={value}.")
 
 
+def check_whole(minimum: int = 1, /, **values: Any) -> None:
+    """Raises ``ValueError`` naming the first argument that is no whole number from ``minimum``."""
+    for name, value in values.items():
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < minimum:
+            raise ValueError(
+                f"`{name}` must be a whole number of at least {minimum}, got {name}={value!r}."
+            )
+
+
 def float_leaves(tree: Any) -> list[jax.Array]:
     """The leaves a derivative exists for; counters and PRNG keys are left out."""
     return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]

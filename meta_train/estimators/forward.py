@@ -9,6 +9,7 @@ sensitivities lag behind it (hysteresis), as for every online method.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, TruncatedConfig
 from meta_train.unroll import UnrolledSystem
 
 UORO_EPS = 1e-7
@@ -300,3 +302,33 @@ def _norm(tree: Any) -> jax.Array:
 
 def _size(leaves: list) -> int:
     return sum(leaf.size for leaf in leaves)
+
+
+@dataclass(frozen=True)
+class RTRL(TruncatedConfig):
+    """See ``rtrl``.
+
+    Attributes:
+      max_bytes: the largest sensitivity matrix (all particles together) allowed.
+    """
+
+    max_bytes: float = 2.0**31
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return rtrl(system, horizons=horizons, max_bytes=self.max_bytes, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class UORO(TruncatedConfig):
+    """See ``uoro``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return uoro(system, horizons=horizons, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class ForwardGradient(TruncatedConfig):
+    """See ``forward_gradient``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return forward_gradient(system, horizons=horizons, **self.arguments(context))

@@ -1,6 +1,7 @@
 """Hybrid-ES: a gradient now and then, evolution around the old one in between."""
 
 import math
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from meta_train.compression import Compressor, with_feedback
+from meta_train.compression import COMPRESSORS, Compressor, with_feedback
 from meta_train.estimators import base
 from meta_train.estimators import noise as noises
+from meta_train.estimators.backprop import TBPTT
+from meta_train.estimators.config import ONE_DEVICE, EstimatorConfig, Shards
 from meta_train.estimators.messages import (
     ALONE,
     IDLE,
@@ -21,7 +24,7 @@ from meta_train.estimators.messages import (
     bests_suffice,
     mean_in_pairs,
 )
-from meta_train.estimators.prediction import Predictor
+from meta_train.estimators.prediction import Predictor, learned_features
 from meta_train.reversible.isolation import always, isolated
 from meta_train.samplers import BLOCK, sampler_named
 from meta_train.unroll import UnrolledSystem, unroll
@@ -178,18 +181,24 @@ def hybrid_es(
     num_candidates = num_workers * candidates_per_worker
     paired = mode in PAIRED or (mode == "select" and antithetic)
     best_only = bests_suffice(mode, combine)
-    _check(
-        surrogate, refresh_every, num_workers, candidates_per_worker, step_size, mode, combine, top
+    check_settings(
+        refresh_every=refresh_every,
+        num_workers=num_workers,
+        candidates_per_worker=candidates_per_worker,
+        noise=noise,
+        step_size=step_size,
+        mode=mode,
+        combine=combine,
+        top=top,
+        antithetic=antithetic,
+        num_tasks=num_tasks,
+        num_surrogates=num_surrogates,
+        alpha=alpha,
+        predictor=predictor,
     )
-    _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha)
-    noises.check_noise(spec)
-    base.check_positive(num_tasks=num_tasks)
+    if surrogate.axes != 0:
+        raise ValueError("`surrogate` must keep its whole state in particles, as all but hybrids.")
     chunk = candidates_per_worker if chunk is None else chunk
-    if paired and candidates_per_worker % 2:
-        raise ValueError(
-            f"`candidates_per_worker` must be even where candidates come in pairs, got "
-            f"{candidates_per_worker}. Try {candidates_per_worker + 1}."
-        )
     if chunk < 1 or candidates_per_worker % chunk:
         raise ValueError(
             f"`chunk` must divide `candidates_per_worker`, got chunk={chunk}, "
@@ -543,36 +552,53 @@ def _weights(combine: str, num_workers: int, num_candidates: int, top: int) -> n
     return np.full(num, 1 / num)
 
 
-def _check(surrogate, refresh_every, num_workers, candidates, step_size, mode, combine, top):
+def check_settings(
+    *,
+    refresh_every,
+    num_workers,
+    candidates_per_worker,
+    noise,
+    step_size,
+    mode,
+    combine,
+    top,
+    antithetic,
+    num_tasks,
+    num_surrogates,
+    alpha,
+    predictor,
+) -> None:
+    """Raises ``ValueError`` as ``hybrid_es`` says, for all that needs no system."""
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
     if combine not in COMBINES:
         raise ValueError(f"`combine` must be one of {list(COMBINES)}, got {combine!r}.")
-    for name, value in (
-        ("refresh_every", refresh_every),
-        ("num_workers", num_workers),
-        ("candidates_per_worker", candidates),
-        ("top", top),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if top > num_workers * candidates:
+    base.check_whole(
+        refresh_every=refresh_every,
+        num_workers=num_workers,
+        candidates_per_worker=candidates_per_worker,
+        top=top,
+        num_tasks=num_tasks,
+        num_surrogates=num_surrogates,
+    )
+    if top > num_workers * candidates_per_worker:
         raise ValueError(
             f"`top` must be at most the number of candidates, got top={top} for "
-            f"{num_workers} x {candidates}."
+            f"{num_workers} x {candidates_per_worker}."
+        )
+    if (mode in PAIRED or (mode == "select" and antithetic)) and candidates_per_worker % 2:
+        raise ValueError(
+            f"`candidates_per_worker` must be even where candidates come in pairs, got "
+            f"{candidates_per_worker}. Try {candidates_per_worker + 1}."
         )
     base.check_positive(step_size=step_size)
-    if surrogate.axes != 0:
-        raise ValueError("`surrogate` must keep its whole state in particles, as all but hybrids.")
-
-
-def _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha):
-    if mode in ("guided", "past_descent") and (spec.mask != "none" or spec.layers):
+    noises.check_noise(noise)
+    if mode in ("guided", "past_descent") and (noise.mask != "none" or noise.layers):
         raise ValueError(
             f"`mode` {mode!r} chooses its own directions, got a mask or layers in `noise`; "
             "use them with 'select' or 'control_variate'."
         )
-    if mode != "select" and spec.success_rate:
+    if mode != "select" and noise.success_rate:
         raise ValueError(
             f"`success_rate` needs mode='select', got mode={mode!r}: only there a candidate is a "
             "step that may succeed. Set success_rate=0."
@@ -587,6 +613,155 @@ def _check_exclusions(mode, spec, predictor, antithetic, num_surrogates, alpha):
             f"`antithetic` is for mode='select', got mode={mode!r}; the other modes that "
             "evaluate candidates always pair them. Leave it out."
         )
-    base.check_positive(num_surrogates=num_surrogates)
     if not 0 < alpha <= 1:
         raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={alpha}.")
+
+
+@dataclass(frozen=True)
+class HybridES(EstimatorConfig):
+    """See ``hybrid_es``.
+
+    Attributes:
+      base: the estimator of the gradients.
+      refresh_every: outer steps per gradient.
+      assist: search after the gradient steps too.
+      num_workers: split over the devices; must divide the base's particles (or pairs).
+      candidates_per_worker: candidates a worker evaluates in an in-between step.
+      num_tasks: episodes averaged for a candidate's cost.
+      mode: select, control_variate, guided, past_descent, stale or skip.
+      combine: what select makes of the costs: argmin, worker_mean, top or rank.
+      top: how many the combination top averages.
+      antithetic: mirrored candidates, in mode select.
+      num_surrogates: past gradients that guide, in mode guided.
+      alpha: share of the isotropic part, in mode guided, in (0, 1].
+      sigma: standard deviation of the candidates' perturbations.
+      sampler: their distribution.
+      relative_sigma: sigma in units of the gradient's own spread.
+      per_layer: sigma (if relative) and the mask by layers of theta.
+      success_rate: speed of the 1/5th success rule, in mode select; 0: off.
+      mask: which entries are perturbed: none (all), random, layers or largest.
+      fraction: of the entries or layers perturbed.
+      predict: in between, a learned prediction in place of the stale gradient.
+      compression: of the gradients: none, int8 or top_k.
+      kept: share of the entries that top_k keeps.
+      replay_log: write WORKDIR/replay.log, from which the weights can be rebuilt.
+    """
+
+    base: EstimatorConfig = field(default_factory=TBPTT)
+    refresh_every: int = 5
+    assist: bool = False
+    num_workers: int = 8
+    candidates_per_worker: int = 4
+    num_tasks: int = 1
+    mode: str = "control_variate"
+    combine: str = "argmin"
+    top: int = 1
+    antithetic: bool = False
+    num_surrogates: int = 4
+    alpha: float = 0.5
+    sigma: float = 0.01
+    sampler: str = "normal"
+    relative_sigma: bool = False
+    per_layer: bool = False
+    success_rate: float = 0.0
+    mask: str = "none"
+    fraction: float = 1.0
+    predict: bool = False
+    compression: str = "none"
+    kept: float = 0.01
+    replay_log: bool = False
+
+    def __post_init__(self):
+        size = self.base.population.size
+        if isinstance(self.base, HybridES):
+            raise ValueError("`base` must be an estimator of its own, got hybrid_es.")
+        base.check_whole(num_workers=self.num_workers)
+        if size % self.num_workers:
+            raise ValueError(
+                f"`num_workers` must divide the population of `base`, {size} "
+                f"{self.base.population.unit}, got num_workers={self.num_workers}: every worker "
+                "computes a part of the gradient."
+            )
+        if self.mask == "layers" and not self.per_layer:
+            raise ValueError("`mask`='layers' needs `per_layer`=true.")
+        if self.compression not in COMPRESSORS:
+            raise ValueError(
+                f"`compression` must be one of {sorted(COMPRESSORS)}, got {self.compression!r}."
+            )
+        base.check_positive(kept=self.kept)
+        check_settings(**self._settings(ONE_DEVICE))
+
+    @property
+    def num_particles(self) -> int:
+        """Inner runs of the base."""
+        return self.base.population.size * self.base.population.runs
+
+    @property
+    def needs_reversible(self):
+        return self.base.needs_reversible
+
+    @property
+    def plain_descent(self):
+        return self.mode == "select"
+
+    @property
+    def keeps_log(self):
+        return self.replay_log
+
+    @property
+    def population(self):
+        return self.base.population
+
+    @property
+    def shards(self):
+        return Shards(self.num_workers, "num_workers", 1)
+
+    @property
+    def horizon_multiple(self):
+        return self.base.horizon_multiple
+
+    def inner_steps(self, horizon):
+        candidates = self.num_workers * self.candidates_per_worker
+        candidates += self.num_workers if self.success_rate else 0
+        if self.mode in IDLE:
+            candidates = 0
+        searches = 1.0 if self.assist else 1 - 1 / self.refresh_every
+        gradients = self.base.inner_steps(horizon) / self.refresh_every
+        return gradients + searches * candidates * self.num_tasks * horizon
+
+    def _settings(self, context):
+        """The arguments of ``hybrid_es`` that are mere values."""
+        return {
+            "refresh_every": self.refresh_every,
+            "num_workers": self.num_workers,
+            "candidates_per_worker": self.candidates_per_worker,
+            "noise": noises.Noise(
+                self.sigma,
+                self.sampler,
+                self.relative_sigma,
+                context.layers if self.per_layer else (),
+                self.success_rate,
+                self.mask,
+                self.fraction,
+            ),
+            "step_size": context.learning_rate,
+            "mode": self.mode,
+            "combine": self.combine,
+            "top": self.top,
+            "antithetic": self.antithetic,
+            "num_tasks": self.num_tasks,
+            "num_surrogates": self.num_surrogates,
+            "alpha": self.alpha,
+            "predictor": learned_features() if self.predict else None,
+        }
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return hybrid_es(
+            system,
+            self.base.make(system, horizons, context),
+            horizons=horizons,
+            exchange=context.exchange,
+            compressor=COMPRESSORS[self.compression](self.kept),
+            assist=self.assist,
+            **self._settings(context),
+        )

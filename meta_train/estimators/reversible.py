@@ -1,11 +1,13 @@
 """The exact meta-gradient by walking the inner run back, in almost no memory."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
 from meta_train.reversible.report import Failure, Report, poison
 from meta_train.reversible.system import episode_gradient
 from meta_train.unroll import UnrolledSystem
@@ -89,3 +91,15 @@ def _shares(reports: Report, dtype) -> base.Metrics:
         for failure in Failure
     }
     return shares | {"failed_step": jnp.mean(jnp.maximum(reports.step, 0), dtype=dtype)}
+
+
+@dataclass(frozen=True)
+class Reversible(ParticlesConfig):
+    """See ``reversible``; inner training must be in reversible form."""
+
+    @property
+    def needs_reversible(self):
+        return True
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return reversible(system, horizons=horizons, **self.arguments(context))
