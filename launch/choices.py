@@ -70,7 +70,7 @@ KINDS = {
 }
 
 
-def thing(base: str, name: str, **values: Any) -> Any:
+def thing(base: str, name: str, /, **values: Any) -> Any:
     """The thing of that name, with these values for its fields and its own defaults for others.
 
     Args:
@@ -135,7 +135,7 @@ def _class_of(kind: Kind, thing: Any) -> type:
     """The thing itself if it is a dataclass of the kind, else the dataclass of a plain function."""
     base = getattr(kind.module(), kind.base)
     if isinstance(thing, type):
-        if issubclass(thing, base) and dataclasses.is_dataclass(thing):
+        if issubclass(thing, base) and "__dataclass_params__" in vars(thing):
             return thing
         raise ValueError(
             f"names the class {thing.__qualname__}, which must be a frozen dataclass derived from "

@@ -51,8 +51,8 @@ def run(main: Callable[[Any], int], cls: type = cfg.Config, preset: str | None =
             rest = parse_flags(rest, cls)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
-            if "" not in sys.path:  # As with `python -m`, also for installed commands.
-                sys.path.insert(0, "")
+            if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
+                sys.path.append("")
             _import_modules()
             base = cls() if preset is None else cfg.load_preset(flags.FLAGS.preset)
             config = choices.apply_words(base, node, "cfg")

@@ -24,22 +24,22 @@ REDUCTIONS = ("mean", "last", "telescoped")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
-def task(name: str, **values: Any) -> TaskConfig:
+def task(name: str, /, **values: Any) -> TaskConfig:
     """The task of that name with these values, as ``--cfg.task=name --cfg.task.value=...``."""
     return thing("TaskConfig", name, **values)
 
 
-def optimizer(name: str, **values: Any) -> OptimizerConfig:
+def optimizer(name: str, /, **values: Any) -> OptimizerConfig:
     """The learned optimizer of that name with these values."""
     return thing("OptimizerConfig", name, **values)
 
 
-def estimator(name: str, **values: Any) -> EstimatorConfig:
+def estimator(name: str, /, **values: Any) -> EstimatorConfig:
     """The gradient estimator of that name with these values."""
     return thing("EstimatorConfig", name, **values)
 
 
-def meta_optimizer(name: str, **values: Any) -> MetaOptimizerConfig:
+def meta_optimizer(name: str, /, **values: Any) -> MetaOptimizerConfig:
     """The meta-optimizer of that name with these values."""
     return thing("MetaOptimizerConfig", name, **values)
 
