@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import launch.configs
-from launch.choices import KINDS, find, from_dict, suggest, thing, to_dict
+from launch.choices import KINDS, find, from_dict, name_of, suggest, thing, to_dict
 
 if TYPE_CHECKING:
     from learned_opt import OptimizerConfig
@@ -137,6 +137,8 @@ class Config:
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
                 "supervised training is a whole episode. Set estimator.truncation=1 too."
             )
+        if self.trains == "network" and len(self.task.parts) > 1:
+            raise ValueError("`trains`=network trains one task's network; choose one task.")
         if self.estimator.needs_reversible and self.inner.reduction == "telescoped":
             raise ValueError(
                 "`inner.reduction`=telescoped cannot be walked back by a reversible estimator. "
@@ -162,7 +164,20 @@ class Config:
 
     def inner_steps(self) -> float:
         """Forward inner steps of one outer step, all particles counted; on average."""
-        return self.estimator.inner_steps(self.inner.horizon)
+        running = self.task.mixing.get("drawn") or len(self.task.parts)
+        return running * self.estimator.inner_steps(self.inner.horizon)
+
+
+def task_names(config: TaskConfig) -> list[str]:
+    """What to call each part of a task: its own name, numbered where several have the same."""
+    given = getattr(config, "names", ())
+    if given:
+        return list(given)
+    found = [name_of(part) for part in config.parts]
+    return [
+        name if found.count(name) == 1 else f"{name}_{found[: i + 1].count(name)}"
+        for i, name in enumerate(found)
+    ]
 
 
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:

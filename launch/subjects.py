@@ -29,28 +29,33 @@ class Subject(NamedTuple):
     Attributes:
       name: what theta is, and the folder of the job it is exported to.
       init: ``key -> theta``.
-      system: the unrolled system whose theta it is.
+      systems: the unrolled systems whose theta it is, one a task.
       evaluate: ``theta -> {"eval/...": scalar}``, jittable.
       export: ``(folder, theta, step) -> None``.
     """
 
     name: str
     init: Callable[[jax.Array], Any]
-    system: UnrolledSystem
+    systems: tuple[UnrolledSystem, ...]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
 
 
-def optimizer_subject(config: Config, task: Task) -> Subject:
+def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
     def evaluation(theta):
-        losses = evaluate.inner_curves(
-            task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
-        )
-        tail = losses[:, -max(1, config.inner.horizon // 10) :]
-        return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
+        found = {}
+        for name, task in tasks.items():
+            losses = evaluate.inner_curves(
+                task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+            )
+            tail = losses[:, -max(1, config.inner.horizon // 10) :]
+            of = f"/{name}" if len(tasks) > 1 else ""
+            found[f"eval/mean_loss{of}"] = losses.mean()
+            found[f"eval/final_loss{of}"] = tail.mean()
+        return found
 
     def export(path, theta, step):
         """A trained optimizer for ``learned_opt.load``."""
@@ -63,8 +68,8 @@ def optimizer_subject(config: Config, task: Task) -> Subject:
             training=_training(config, step),
         )
 
-    system = make_system(config, task, optimizer)
-    return Subject("optimizer", optimizer.init, system, evaluation, export)
+    systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
+    return Subject("optimizer", optimizer.init, systems, evaluation, export)
 
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
@@ -84,8 +89,9 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
     return system
 
 
-def network_subject(config: Config, task: Task) -> Subject:
+def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Supervised training: theta are the parameters of the task's own network."""
+    (task,) = tasks.values()
     instance = task.sample(jax.random.key(config.seed))
 
     def loss(params, key):
@@ -125,10 +131,10 @@ def network_subject(config: Config, task: Task) -> Subject:
     def init(key):
         return task.init(instance, key)
 
-    return Subject("network", init, supervised_training(loss), evaluation, export)
+    return Subject("network", init, (supervised_training(loss),), evaluation, export)
 
 
-SUBJECTS: dict[str, Callable[[Config, Task], Subject]] = {
+SUBJECTS: dict[str, Callable[[Config, dict[str, Task]], Subject]] = {
     "optimizer": optimizer_subject,
     "network": network_subject,
 }

@@ -137,6 +137,27 @@ def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = Tru
     )
 
 
+def part_map(fn: Callable, num_devices: int) -> Callable:
+    """``fn(shared, state) -> (out, state)`` over devices: a part of a step, compiled on its own.
+
+    ``shared`` and ``out`` are on every device; every leaf of ``state`` has the particle axis, and
+    its memory is used again.
+    """
+    return jax.pmap(
+        fn,
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, 0),
+        devices=jax.local_devices()[:num_devices],
+        donate_argnums=(1,),
+    )
+
+
+def replicated_map(fn: Callable, num_devices: int) -> Callable:
+    """``fn`` of arrays that are on every device, to arrays that are on every device."""
+    return jax.jit(fn, out_shardings=_sharding(None, num_devices))
+
+
 def device_mean(tree: Any) -> Any:
     """The mean over devices; inside ``population_map`` only."""
     return jax.lax.pmean(tree, _AXIS)

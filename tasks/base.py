@@ -55,3 +55,13 @@ class TaskConfig:
           data_dir: folder of prepared data sets.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `make`.")
+
+    @property
+    def parts(self) -> tuple["TaskConfig", ...]:
+        """The tasks that run at once: itself, or those of a mixture."""
+        return (self,)
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """How the gradients of the parts are mixed, where there are several."""
+        return {}
