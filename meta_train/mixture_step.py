@@ -27,7 +27,9 @@ def make_mixture_step(
         grad, state, metrics = mixture.part(index, theta, state, step_key(root, step))
         return devices.device_mean((grad, metrics)), state
 
-    programs = [devices.part_map(partial(run, index), num_devices) for index in range(mixture.size)]
+    programs: list[Any] = [
+        devices.part_map(partial(run, index), num_devices) for index in range(mixture.size)
+    ]
 
     def lower(placed: TrainState) -> Any:
         """The largest part, as ``jax.stages.Lowered``."""
