@@ -1,0 +1,26 @@
+"""The commands: ``python -m launch.train`` and its like."""
+
+import contextlib
+import os
+import signal
+import sys
+
+
+def _end(number, frame):
+    """Ends a command at once, without a traceback, while it imports, compiles or computes.
+
+    Whatever the commands write is whole at any moment, so there is nothing to tidy up. The train
+    loop saves first: it has a handler of its own.
+    """
+    del number, frame
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # It may be in the middle of a print.
+            stream.flush()
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(130)  # 128 + SIGINT, as shells say it.
+
+
+# Only under `python -m`, and before anything slow is imported. (A shell that ignores the signal
+# for what it starts in the background is obeyed.)
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _end)

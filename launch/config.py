@@ -132,6 +132,7 @@ class Config:
     eval_seeds: int = 8  # inner runs of an evaluation
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    nonfinite_patience: int = 100  # outer steps without a finite particle, then stop; 0: never
     wandb_project: str = "learned-opt"
     wandb_mode: str = "auto"  # auto (online if logged in), online, offline, disabled
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -150,6 +151,7 @@ MAY_CHANGE = {
     "eval_seeds",
     "checkpoint_every",
     "keep_checkpoints",
+    "nonfinite_patience",
     "wandb_project",
     "wandb_mode",
     "estimator.chunk",
@@ -319,6 +321,7 @@ def validate(config: Config) -> None:
         ("eval_seeds", config.eval_seeds, 1),
         ("checkpoint_every", config.checkpoint_every, 1),
         ("keep_checkpoints", config.keep_checkpoints, 1),
+        ("nonfinite_patience", config.nonfinite_patience, 0),
         ("inner.min_horizon", config.inner.min_horizon, 0),
         ("inner.loss_ceiling", config.inner.loss_ceiling, 0),
         ("estimator.num_particles", config.estimator.num_particles, 1),

@@ -17,9 +17,8 @@ def main(config: cfg.Config) -> int:
     workdir = Path(WORKDIR.value or "runs/demo")
     began = time.perf_counter()
     outcome = train.run(config, workdir, DATA_DIR.value)
-    if outcome.preempted:
-        print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
-        return train.EXIT_PREEMPTED
+    if code := train.exit_code(outcome):
+        return code
     trained = time.perf_counter() - began
     task = cfg.make_task(config.task, DATA_DIR.value)
     horizon = config.inner.horizon
@@ -37,7 +36,8 @@ def main(config: cfg.Config) -> int:
     print(f"checkpoints          {workdir / 'checkpoints'}")
     print(f"exported optimizer   {workdir / 'optimizer'}")
     print(f"metrics              {workdir / 'metrics.jsonl'}")
-    print(f"W&B run              {outcome.wandb_dir}")
+    if outcome.wandb_dir:
+        print(f"W&B run              {outcome.wandb_dir}")
     print(f"curves               {workdir / 'curves.png'}")
     return 0
 

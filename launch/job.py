@@ -35,8 +35,8 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
       ValueError: naming the flag and what to do, before any compute.
     """
     cfg.validate(config)
-    devices.configure_cpu_devices(config.num_devices)
-    num_devices = devices.choose_num_devices(config.num_devices, *cfg.shards(config))
+    requested = devices.configure_cpu_devices(config.num_devices)
+    num_devices = devices.choose_num_devices(requested, *cfg.shards(config))
     subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
     theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
     system, unravel = with_flat_theta(subject.system, theta_spec)

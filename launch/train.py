@@ -3,24 +3,23 @@
 python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
 
-import collections
-import contextlib
-import fcntl
-import json
 import signal
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags
 
-from launch import command_line
+from launch import command_line, environment
 from launch import config as cfg
+from launch import workdir as workdirs
 from launch.command_line import DATA_DIR, WORKDIR
 from launch.job import Job, build, describe
+from launch.pending import Finished, Pending
+from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
@@ -29,18 +28,29 @@ from meta_train.trainer import TrainState
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
+# A job that cannot learn, since no particle is finite: not to be tried again as it is.
+EXIT_NONFINITE = 3
 
 
 class Outcome(NamedTuple):
-    """How a run ended: outer steps done, whether a signal stopped it, and the W&B folder."""
+    """How a run ended.
+
+    Attributes:
+      step: outer steps done.
+      preempted: whether a signal stopped it.
+      wandb_dir: the folder of the W&B run; None if disabled.
+      diagnosis: why what was trained is of no use, and was not exported; empty if it is.
+    """
 
     step: int
     preempted: bool
     wandb_dir: str | None
+    diagnosis: str = ""
 
 
 def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outcome:
-    """Trains until ``config.num_steps``, or until SIGTERM or SIGINT asks to stop.
+    """Trains until ``config.num_steps``, until SIGTERM or SIGINT asks to stop, or until no
+    particle was finite for ``config.nonfinite_patience`` outer steps in a row.
 
     Raises:
       ValueError: if the configuration is wrong or contradicts the job in ``workdir``, or another
@@ -48,161 +58,169 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
     """
     job = build(config, data_dir)
     spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
-    _refuse_contradictions(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _claim(workdir):
-        return _run(job, spec, config, workdir)
+    surroundings = environment.record(job.num_devices)
+    workdirs.refuse_contradictions(config, surroundings, workdir)
+    with workdirs.claim(workdir):
+        return _run(job, spec, surroundings, workdir)
 
 
-def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outcome:
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    start = checkpoints.latest_step
-    if start is None:
-        start, run_id = 0, uuid.uuid4().hex[:8]
-        state = jax.jit(job.init)()
-    else:
-        run_id = checkpoints.job(start)["wandb_run_id"]
-        host_state = checkpoints.restore(start, devices.host_like(spec))
-        state = devices.from_host(host_state, spec)
-        print(f"Continuing {workdir} at outer step {start}.", file=sys.stderr)
+def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path) -> Outcome:
+    config = job.config
+    start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
+    step, marks = start.step, start.record.get("files", {})
+    run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
+    state = devices.from_host(start.host_state, spec) if start.record else jax.jit(job.init)()
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
-
-    description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
-    (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
-
-    def save(step, state):
-        host_state = devices.to_host(state, job.axes)
-        checkpoints.save(step, host_state, description)
-        return host_state
-
-    if start == 0:
-        host_state = save(0, state)
-        name = job.subject.name
-        job.subject.export(workdir / f"{name}_initial", job.unravel(host_state.theta), 0)
+    workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     tracker = Tracker(
         workdir,
-        config=description["config"],
+        config=cfg.to_dict(config) | {"environment": surroundings},
         run_id=run_id,
-        start_step=start,
+        start_step=step,
         num_steps=config.num_steps,
         project=config.wandb_project,
         mode=config.wandb_mode,
+        mark=marks.get("metrics.jsonl"),
     )
-    replay_log = ReplayLog(workdir / "replay.log", start) if _keeps_log(config) else None
+    replay_log = None
+    if config.estimator.name == cfg.HYBRID and config.hybrid.replay_log:
+        replay_log = ReplayLog(workdir / "replay.log", step, marks.get("replay.log"))
+    rows = _Rows(job, tracker, replay_log, step, start.record.get("nonfinite_steps", 0))
 
-    inner_steps = cfg.inner_steps_per_outer_step(config)
-    num_particles = cfg.num_shardable(config)
-    max_in_flight = devices.max_in_flight()
-    last = time.perf_counter()
-    started = last - tracker.wall_seconds  # The job's, not this process's.
-    in_flight: collections.deque = collections.deque()
+    def save(step, state):
+        files = {"metrics.jsonl": tracker, "replay.log": replay_log}
+        record = workdirs.describe(
+            config,
+            surroundings,
+            run_id,
+            nonfinite_steps=rows.nonfinite_steps,
+            files={name: file.mark() for name, file in files.items() if file},
+        )
+        host_state = devices.to_host(state, job.axes)
+        checkpoints.save(step, host_state, record)
+        return host_state
 
-    def log_oldest():
-        nonlocal last
-        step, metrics = in_flight.popleft()
-        message = metrics.pop("message", None)
-        if replay_log:
-            replay_log.append(step, jax.device_get(message))
-        row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        evaluated = any(name.startswith("eval/") for name in row)
-        if step % config.log_every and step != config.num_steps and not evaluated:
-            last = now
-            return
-        # Of the particles; in a step of Hybrid-ES without a gradient, of the costs exchanged.
-        counted = num_particles
-        if message is not None and not message.refreshed:
-            counted = sum(leaf.size for leaf in jax.tree.leaves(message.costs.costs))
-        row["nonfinite_count"] = round(row.pop("nonfinite") * counted)
-        row["total_inner_steps"] = step * inner_steps
-        row["time/inner_steps_per_second"] = inner_steps / (now - last)
-        row["time/wall_seconds"] = now - started
-        tracker.log(row)
-        last = now
+    if not start.record:
+        name, theta = f"{job.subject.name}_initial", devices.first_replica(state.theta)
+        job.subject.export(workdir / name, job.unravel(theta), 0)
+        save(0, state)
+        checkpoints.wait()  # So that there are no metrics without a checkpoint.
 
-    step, preempted = start, False
     with _StopSignals() as stop:
-        while step < config.num_steps and not preempted:
-            waited = len(in_flight) > max_in_flight
-            if waited:
-                jax.block_until_ready(in_flight[0])
-            state, metrics = job.step(state)
+        if step < config.num_steps:
+            # Ahead, so that no step's time is that of compiling it.
+            train_step = job.step.lower(state).compile()
+            devices.trim_memory()
+        pending = Pending(devices.max_in_flight())
+        while step < config.num_steps and not (stop.requested or rows.hopeless):
+            pending.wait_for_room()
+            state, metrics = train_step(state)
             step += 1
-            if step == start + 1:
-                devices.trim_memory()  # Of compiling the step.
+            rows.write(pending)  # While the devices work on the next step.
+            pending.add(step, metrics)
             if config.eval_every and step % config.eval_every == 0:
-                metrics = metrics | job.evaluate(devices.first_replica(state.theta))
-            if waited:  # The host writes this row while the devices work on the next step.
-                log_oldest()
-            in_flight.append((step, metrics))
-            preempted = stop.requested
-            if step % config.checkpoint_every == 0 or preempted:
-                while in_flight:
-                    log_oldest()
-                # Before the checkpoint, so that no checkpoint is ahead of the metrics.
-                tracker.flush()
-                save(step, state)
-    while in_flight:
-        log_oldest()
-    tracker.flush()
-    host_state = save(step, state)
+                with pending.apart():
+                    theta = devices.first_replica(state.theta)
+                    metrics |= jax.block_until_ready(job.evaluate(theta))
+            if step % config.checkpoint_every == 0:
+                with pending.apart():
+                    # Before the checkpoint, so that no checkpoint is ahead of the metrics.
+                    rows.write(pending)
+                    save(step, state)
+        preempted = stop.requested and step < config.num_steps
+    with pending.apart():
+        rows.write(pending)
+        host_state = save(step, state)
     checkpoints.close()
     tracker.close()
     if replay_log:
         replay_log.close()
-    if not preempted:
+    diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
+    if not preempted and not diagnosis:
         job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
-    return Outcome(step, preempted, tracker.wandb_dir)
+    return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
 
 
-def _keeps_log(config: cfg.Config) -> bool:
-    return config.estimator.name == cfg.HYBRID and config.hybrid.replay_log
+class _Rows:
+    """Writes what finished steps did, and keeps an eye on whether any particle is finite.
 
+    Attributes:
+      nonfinite_steps: outer steps in a row, up to now, in which no particle was.
+    """
 
-def _refuse_contradictions(config: cfg.Config, workdir: Path) -> None:
-    if not (workdir / "checkpoints").is_dir():
-        return
-    checkpoints = Checkpoints(workdir, read_only=True)
-    start = checkpoints.latest_step
-    if start is None:
-        return
-    saved = checkpoints.job(start)["config"]
-    checkpoints.close()
-    if start > config.num_steps:
-        raise ValueError(
-            f"`workdir` {workdir} is at outer step {start}, past --cfg.num_steps="
-            f"{config.num_steps}. Ask for more steps, or give another --workdir."
+    def __init__(
+        self,
+        job: Job,
+        tracker: Tracker,
+        replay_log: ReplayLog | None,
+        start_step: int,
+        nonfinite_steps: int,
+    ):
+        self._job, self._tracker, self._replay_log = job, tracker, replay_log
+        self._inner_steps = cfg.inner_steps_per_outer_step(job.config)
+        self._last_step, self._last_seconds = start_step, 0.0
+        self.nonfinite_steps = nonfinite_steps
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether patience is at an end."""
+        return 0 < self._job.config.nonfinite_patience <= self.nonfinite_steps
+
+    def write(self, pending: Pending) -> None:
+        """Of all steps that were waited for, those that are due."""
+        for finished in pending.take():
+            self._write(finished)
+
+    def _write(self, finished: Finished) -> None:
+        step, config = finished.step, self._job.config
+        metrics = dict(finished.metrics)
+        message = metrics.pop("message", None)
+        if self._replay_log:
+            self._replay_log.append(step, jax.device_get(message))
+        row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
+        nonfinite = row.pop("nonfinite")
+        self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite == 1 else 0
+        evaluated = any(name.startswith("eval/") for name in row)
+        if step % config.log_every and step != config.num_steps and not evaluated:
+            return
+        # Of the particles; in a step of Hybrid-ES without a gradient, of the costs exchanged.
+        counted = cfg.num_shardable(config)
+        if message is not None and not message.refreshed:
+            counted = sum(leaf.size for leaf in jax.tree.leaves(message.costs.costs))
+        row["nonfinite_count"] = round(nonfinite * counted)
+        row["total_inner_steps"] = step * self._inner_steps
+        steps, seconds = step - self._last_step, finished.seconds - self._last_seconds
+        row["time/inner_steps_per_second"] = steps * self._inner_steps / seconds
+        row["time/wall_seconds"] = self._tracker.seconds()
+        self._tracker.log(row)
+        self._last_step, self._last_seconds = step, finished.seconds
+
+    def diagnosis(self, step: int, theta: np.ndarray) -> str:
+        """Why theta is of no use; empty if it may be."""
+        config, without = self._job.config, self.nonfinite_steps
+        if self.hopeless or (config.nonfinite_patience and without == step > 0):
+            what = f"no particle was finite in the last {without} outer steps"
+        elif not np.all(np.isfinite(theta)):
+            what = "theta is not finite"
+        else:
+            return ""
+        return (
+            f"{what}, so there is nothing to learn from: the state is saved at outer step {step}, "
+            f"and no {self._job.subject.name} was exported. Inner training or its derivative "
+            "overflows or is NaN: start anew with smaller inner steps (--cfg.optimizer), a "
+            "smaller --cfg.meta.learning_rate, a shorter --cfg.inner.horizon or "
+            "--cfg.estimator.truncation, --cfg.inner.loss_ceiling, or an estimator that needs no "
+            "derivatives (--cfg.estimator.name=pes). --cfg.nonfinite_patience=0 continues "
+            "regardless."
         )
-    differences = cfg.contradictions(config, saved)
-    if differences:
-        raise ValueError(
-            f"`workdir` {workdir} holds a job with another configuration:\n  "
-            + "\n  ".join(differences)
-            + "\nGive the same flags to continue it, or another --workdir to start afresh."
-        )
-
-
-@contextlib.contextmanager
-def _claim(workdir: Path):
-    """Keeps a second process out of the job; the system lets go when this one ends, however."""
-    with open(workdir / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"`workdir` {workdir} is in use by another process, which would write to the same "
-                "files. Wait until it ends, or give another --workdir."
-            ) from None
-        except OSError:
-            pass  # A file system without locks.
-        yield
 
 
 class _StopSignals:
     """Turns SIGTERM and SIGINT into a request to stop after the running step.
 
-    A second SIGINT interrupts at once.
+    A second SIGINT does what it would without this.
     """
 
     def __enter__(self):
@@ -216,7 +234,8 @@ class _StopSignals:
     def _request(self, number, frame):
         del frame
         if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            self.__exit__()
+            signal.raise_signal(signal.SIGINT)
         self.requested = True
 
     def __exit__(self, *exc):
@@ -233,15 +252,26 @@ def main(config: cfg.Config) -> int:
         return 0
     if not WORKDIR.value:
         raise ValueError("--workdir is required: the folder where the job lives.")
-    workdir = Path(WORKDIR.value)
+    workdir = writable_folder("--workdir", WORKDIR.value)
     outcome = run(config, workdir, DATA_DIR.value)
-    if outcome.preempted:
-        print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
-        return EXIT_PREEMPTED
+    if code := exit_code(outcome):
+        return code
     print(f"{config.trains:<13}{workdir / config.trains}")
     print(f"metrics      {workdir / 'metrics.jsonl'}")
     print(f"checkpoints  {workdir / 'checkpoints'}")
-    print(f"W&B run      {outcome.wandb_dir}")
+    if outcome.wandb_dir:
+        print(f"W&B run      {outcome.wandb_dir}")
+    return 0
+
+
+def exit_code(outcome: Outcome) -> int:
+    """0 if the job is done; else says why it is not."""
+    if outcome.preempted:
+        print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
+        return EXIT_PREEMPTED
+    if outcome.diagnosis:
+        print(f"error: {outcome.diagnosis}", file=sys.stderr)
+        return EXIT_NONFINITE
     return 0
 
 
