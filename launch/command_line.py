@@ -13,9 +13,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch import config as cfg
+from launch.path_flags import define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of what the command reads and writes.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
+WORKDIR = define_path("workdir", "Folder of what the command reads and writes.")
+DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
 _HELP = f"Base configuration, a file of launch/configs: {cfg.preset_names()}."
 
 

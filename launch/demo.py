@@ -4,17 +4,17 @@ make demo
 """
 
 import time
-from pathlib import Path
 
 from launch import command_line, evaluate, train
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
+from learned_opt.paths import writable_folder
 
 BEFORE, AFTER = "MLP optimizer before meta-training", "MLP optimizer after meta-training"
 
 
 def main(config: cfg.Config) -> int:
-    workdir = Path(WORKDIR.value or "runs/demo")
+    workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
     began = time.perf_counter()
     outcome = train.run(config, workdir, DATA_DIR.value)
     if code := train.exit_code(outcome):
