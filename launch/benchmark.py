@@ -137,8 +137,6 @@ def _loop(config, job, state, inner_steps) -> dict:
     """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
     import jax
 
-    from launch import train
-
     ratios = []
     for _ in range(3):
         state, metrics = jax.block_until_ready(job.step(state))  # A run forgets what is compiled.
@@ -148,7 +146,7 @@ def _loop(config, job, state, inner_steps) -> dict:
             jax.block_until_ready(metrics)
         bare = (time.perf_counter() - began) / _LOOP_STEPS
         with tempfile.TemporaryDirectory() as folder:
-            train.run(config, Path(folder))
+            loop.run(config, Path(folder))
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
         # From the first to the last logged step: start-up and compilation left out.
         loop = rows[-1]["time/wall_seconds"] - rows[1]["time/wall_seconds"]

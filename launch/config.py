@@ -89,6 +89,7 @@ class Config:
       eval_seeds: inner runs of an evaluation.
       checkpoint_every: outer steps between checkpoints.
       keep_checkpoints: how many of the newest to keep.
+      nonfinite_patience: outer steps without a finite particle after which to stop; 0: never.
       wandb_project: W&B project.
       wandb_mode: auto (online if logged in), online, offline or disabled.
       task: the inner problem.
@@ -106,6 +107,7 @@ class Config:
     eval_seeds: int = 8
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    nonfinite_patience: int = 100
     wandb_project: str = "learned-opt"
     wandb_mode: str = "auto"
     task: TaskConfig = field(default_factory=lambda: task("mlp"))
@@ -125,7 +127,12 @@ class Config:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
         )
-        _check_least(0, num_devices=self.num_devices, eval_every=self.eval_every)
+        _check_least(
+            0,
+            num_devices=self.num_devices,
+            eval_every=self.eval_every,
+            nonfinite_patience=self.nonfinite_patience,
+        )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"`seed` must be between 0 and {2**32 - 1}, got {self.seed}.")
         if self.meta.warmup >= self.num_steps:
@@ -201,6 +208,7 @@ MAY_CHANGE = {
     "eval_seeds",
     "checkpoint_every",
     "keep_checkpoints",
+    "nonfinite_patience",
     "wandb_project",
     "wandb_mode",
     "estimator.chunk",

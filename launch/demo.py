@@ -4,22 +4,21 @@ make demo
 """
 
 import time
-from pathlib import Path
 
-from launch import command_line, evaluate, train
+from launch import command_line, evaluate, loop, train
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
+from learned_opt.paths import writable_folder
 
 BEFORE, AFTER = "MLP optimizer before meta-training", "MLP optimizer after meta-training"
 
 
 def main(config: cfg.Config) -> int:
-    workdir = Path(WORKDIR.value or "runs/demo")
+    workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
     began = time.perf_counter()
-    outcome = train.run(config, workdir, DATA_DIR.value)
-    if outcome.preempted:
-        print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
-        return train.EXIT_PREEMPTED
+    outcome = loop.run(config, workdir, DATA_DIR.value)
+    if code := train.exit_code(outcome):
+        return code
     trained = time.perf_counter() - began
     task = config.task.make(DATA_DIR.value)
     horizon = config.inner.horizon
@@ -37,7 +36,8 @@ def main(config: cfg.Config) -> int:
     print(f"checkpoints          {workdir / 'checkpoints'}")
     print(f"exported optimizer   {workdir / 'optimizer'}")
     print(f"metrics              {workdir / 'metrics.jsonl'}")
-    print(f"W&B run              {outcome.wandb_dir}")
+    if outcome.wandb_dir:
+        print(f"W&B run              {outcome.wandb_dir}")
     print(f"curves               {workdir / 'curves.png'}")
     return 0
 

@@ -17,7 +17,6 @@ import jax
 import matplotlib
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -26,6 +25,8 @@ import learned_opt
 from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
+from launch.path_flags import define_paths
+from learned_opt.paths import writable_folder
 from meta_train.evaluate import (
     BASELINES,
     LEARNING_RATES,
@@ -33,6 +34,7 @@ from meta_train.evaluate import (
     evaluate_baseline,
     evaluate_learned,
 )
+from meta_train.progress import progress
 from tasks.base import Task
 
 # Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
@@ -45,7 +47,7 @@ def evaluate(
     """Curves of every optimizer and baseline at every horizon."""
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
     results: dict[int, list[Curves]] = {}
-    with tqdm(total=len(horizons) * (len(trained) + len(BASELINES)), desc="evaluation") as bar:
+    with progress(total=len(horizons) * (len(trained) + len(BASELINES)), desc="evaluation") as bar:
         for horizon in horizons:
             size: dict[str, Any] = {"num_steps": horizon, "num_seeds": num_seeds, "seed": SEED}
             results[horizon] = []
@@ -144,7 +146,7 @@ def _label(curves: Curves) -> str:
     return f"{curves.name}, learning rate {curves.learning_rate:.2g}"
 
 
-_OPTIMIZER = flags.DEFINE_multi_string("optimizer", None, "Folder of a trained optimizer.")
+_OPTIMIZER = define_paths("optimizer", "Folder of a trained optimizer.")
 _TASK = flags.DEFINE_string(
     "task", None, f"Task, one of {sorted(cfg.TASKS)} (default: that of training)."
 )
@@ -165,7 +167,7 @@ def main(config: cfg.Config) -> int:
     horizons = _horizons(trained, config)
     task_config = _task_config(trained, config)
     task = cfg.make_task(task_config, DATA_DIR.value)
-    workdir = Path(WORKDIR.value)
+    workdir = writable_folder("--workdir", WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     results = evaluate(task, paths, horizons, _SEEDS.value)
     write(results, workdir, task_config, paths)

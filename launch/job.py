@@ -37,11 +37,9 @@ def build(config: Config, data_dir: str | None) -> Job:
     Raises:
       ValueError: naming the flag and what to do, before any compute.
     """
-    devices.configure_cpu_devices(config.num_devices)
+    requested = devices.configure_cpu_devices(config.num_devices)
     shards, field, share = config.estimator.shards
-    num_devices = devices.choose_num_devices(
-        config.num_devices, shards, f"--cfg.estimator.{field}", share
-    )
+    num_devices = devices.choose_num_devices(requested, shards, f"--cfg.estimator.{field}", share)
     tasks = [task.make(data_dir) for task in config.task.parts]
     names = cfg.task_names(config.task)
     subject = SUBJECTS[config.trains](config, dict(zip(names, tasks, strict=True)))

@@ -24,6 +24,7 @@ from absl import app, flags
 import launch.studies
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
 from launch.studies.base import Result, Study
+from learned_opt.paths import writable_folder
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
@@ -61,7 +62,9 @@ def listing() -> str:
     )
 
 
-def reproduce(name: str, workdir: str, quick: bool = False, data_dir: str | None = None) -> Result:
+def reproduce(
+    name: str, workdir: str | Path, quick: bool = False, data_dir: str | None = None
+) -> Result:
     """Runs one study, prints what it found and writes ``result.json`` and ``figure.png``.
 
     Each file appears whole or not at all, the figure first.
@@ -150,7 +153,8 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise app.UsageError("give --workdir=DIR, the folder for result.json and figure.png.")
     with messages():
-        result = reproduce(argv[1], WORKDIR.value, values.quick, DATA_DIR.value)
+        workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
+        result = reproduce(argv[1], workdir, values.quick, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 

@@ -1,15 +1,16 @@
 """The train step of a mixture, one program a part, so that each is compiled (and cached) alone."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from meta_train import devices
 from meta_train.estimators.base import GradientEstimator
-from meta_train.estimators.mixture import Mixture, MixtureState, Norms
+from meta_train.estimators.mixture import Mixture, MixtureState
 from meta_train.trainer import TrainState, make_step, step_key
 
 
@@ -27,20 +28,6 @@ def make_mixture_step(
         grad, state, metrics = mixture.part(index, theta, state, step_key(root, step))
         return devices.device_mean((grad, metrics)), state
 
-    programs: list[Any] = [
-        devices.part_map(partial(run, index), num_devices) for index in range(mixture.size)
-    ]
-
-    def lower(placed: TrainState) -> Any:
-        """The largest part, as ``jax.stages.Lowered``."""
-        shared = placed.theta, placed.key, placed.step
-        sizes = [
-            sum(leaf.size for leaf in jax.tree.leaves(part))
-            for part in placed.estimator_state.parts
-        ]
-        largest = max(range(mixture.size), key=sizes.__getitem__)
-        return programs[largest].lower(shared, placed.estimator_state.parts[largest])
-
     def combine(theta, state, key):
         del theta, key
         return mixture.combine(*state)
@@ -49,33 +36,63 @@ def make_mixture_step(
     finish = make_step(GradientEstimator(nothing, combine), meta_optimizer)
     finish = devices.replicated_map(finish, num_devices)
     drawn = jax.jit(lambda root, step: mixture.drawn(step_key(root, step)))
-    idle: list = [None] * mixture.size  # What a part gives that does not run.
+    programs = [devices.part_map(partial(run, i), num_devices) for i in range(mixture.size)]
+    return _Step(programs, finish, drawn, partial(_zeros, num_devices))
 
-    def step(state: TrainState) -> tuple[TrainState, Any]:
+
+class _Step:
+    """The step, called, lowered and compiled as what ``jax.jit`` returns."""
+
+    def __init__(
+        self, programs: list, finish: Callable, drawn: Callable, zeros: Callable, idle: Any = None
+    ):
+        self._programs, self._finish, self._drawn, self._zeros = programs, finish, drawn, zeros
+        self._idle = idle  # What each part gives when it does not run.
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, Any]:
         population: MixtureState = state.estimator_state
-        ran = drawn(state.key, state.step)
-        shared = state.theta, state.key, state.step
-        results, parts = [], []
-        for index, runs in enumerate(jax.device_get(ran)):
-            part = population.parts[index]
-            if runs:
-                result, part = programs[index](shared, part)
-            else:
-                result = idle[index] or _zeros(jax.eval_shape(programs[index], shared, part)[0])
-            idle[index] = idle[index] or _zeros(result)
-            results.append(result)
-            parts.append(part)
+        if self._idle is None:
+            self._idle = self._idle_results(state)
+        ran = self._drawn(state.key, state.step)
+        results, parts = list(self._idle), list(population.parts)
+        for index in np.flatnonzero(jax.device_get(ran)):
+            results[index], parts[index] = self._programs[index](_shared(state), parts[index])
         grads, metrics = map(list, zip(*results, strict=True))
-        inputs: tuple[Norms, list, list, jax.Array] = population.norms, grads, metrics, ran
-        state, found = finish(state._replace(estimator_state=inputs))
-        return state._replace(
-            estimator_state=MixtureState(tuple(parts), state.estimator_state)
-        ), found
+        state, found = self._finish(
+            state._replace(estimator_state=(population.norms, grads, metrics, ran))
+        )
+        population = MixtureState(tuple(parts), state.estimator_state)
+        return state._replace(estimator_state=population), found
 
-    whole: Any = step  # As what `jax.jit` returns, it says what it would be compiled from.
-    whole.lower = lower
-    return whole
+    def lower(self, state: TrainState) -> "_Step":
+        parts = state.estimator_state.parts
+        lowered = [
+            program.lower(_shared(state), part)
+            for program, part in zip(self._programs, parts, strict=True)
+        ]
+        return _Step(lowered, self._finish, self._drawn, self._zeros, self._idle_results(state))
+
+    def compile(self) -> "_Step":
+        compiled = [program.compile() for program in self._programs]
+        return _Step(compiled, self._finish, self._drawn, self._zeros, self._idle)
+
+    def memory_analysis(self) -> Any:
+        """That of the part that needs most."""
+        found = [program.memory_analysis() for program in self._programs]
+        return max(found, key=lambda part: part.temp_size_in_bytes)
+
+    def _idle_results(self, state: TrainState) -> list:
+        parts = state.estimator_state.parts
+        return [
+            self._zeros(jax.eval_shape(program, _shared(state), part)[0])
+            for program, part in zip(self._programs, parts, strict=True)
+        ]
 
 
-def _zeros(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+def _shared(state: TrainState) -> tuple:
+    return state.theta, state.key, state.step
+
+
+def _zeros(num_devices: int, tree: Any) -> Any:
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+    return devices.replicate(zeros, num_devices)

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from launch.benchmarks.checkpointing import binomial_schedule, binomial_vjp, nested_scan
+from launch.path_flags import define_path
 from meta_train import reversible
 from meta_train.reversible import SINGLE, Setup
 from meta_train.reversible.arithmetic import plan_spills, snap
@@ -379,5 +380,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("steps", 1000, "Training steps.")
-    flags.DEFINE_string("figure", None, "Where to save the frontier of memory against time.")
+    define_path("figure", "Where to save the frontier of memory against time.")
     app.run(main)

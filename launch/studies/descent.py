@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from launch.studies import classifier
 from meta_train import reversible
 from meta_train.estimators import GradientEstimator, synchronized
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 
 HELD_OUT_SEED = 1_000_003  # Far from the seeds of the descents.
@@ -73,7 +73,7 @@ def descend(
 
     carry = jax.jit(jax.vmap(begin))(jnp.arange(num_seeds))
     thetas = [carry[0]]
-    for index in tqdm(range(num_records), desc=name, leave=False):
+    for index in progress(range(num_records), desc=name, leave=False):
         carry = record(carry, jnp.full(num_seeds, index * per_record))
         thetas.append(jax.block_until_ready(carry[0]))
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *thetas)
@@ -130,7 +130,7 @@ def meta_descend(
 
     opt_state = optimizer.init(theta)
     thetas, values, exact = [], [], True
-    for i in tqdm(range(num_steps), desc="meta-steps"):
+    for i in progress(range(num_steps), desc="meta-steps"):
         key = jax.random.fold_in(jax.random.key(1), i)
         theta, opt_state, value, ok = step(theta, opt_state, key)
         thetas.append(theta)

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies import classifier
 from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_training import BATCH, Curve, Problem
 from meta_train.estimators.messages import traffic
+from meta_train.progress import progress
 
 NUM_STEPS = 300
 RATE = 3.0
@@ -75,7 +75,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     seeds = 3 if quick else 8
     found: dict[str, Curve] = {}
-    with tqdm(total=len(ROWS) * seeds, desc="runs") as bar:
+    with progress(total=len(ROWS) * seeds, desc="runs") as bar:
         for name, row in ROWS.items():
             train = trainer(data_dir, row._replace(sigma=0.0, poster=None))
             found[name] = training.last(train, (row.sigma,), seeds, bar)

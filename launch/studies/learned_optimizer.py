@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch import config as cfg
 from launch.studies.base import Claim, Result, Study
@@ -28,6 +27,7 @@ from launch.studies.descent import band
 from launch.subjects import make_system
 from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer
+from meta_train.progress import progress
 from meta_train.unroll import with_flat_theta
 from tasks import TaskConfig
 
@@ -147,7 +147,7 @@ def meta_train(
     curves = Curves(np.zeros(shape), np.zeros(shape))
     for seed in range(scale.num_seeds):
         state, spent = start(seed), 0.0
-        for record in tqdm(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
+        for record in progress(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
             if record:
                 state, seconds = steps(state, ends[record] - ends[record - 1])
                 spent += seconds

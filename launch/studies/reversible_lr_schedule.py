@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies import classifier, descent
 from launch.studies.base import Claim, Result, Study
 from meta_train import reversible
+from meta_train.progress import progress
 
 HIDDEN = (50, 50, 50)
 NUM_STEPS = 100
@@ -46,7 +46,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     before = evaluate(first)
     thetas, meta_curve, exact = descent.meta_descend(training, first, META_RATE, meta_steps)
     choice = descent.evaluation(training, CHOICE_SEEDS, seed=98)
-    worst = np.array([choice(theta).worst for theta in tqdm(thetas, desc="choice")])
+    worst = np.array([choice(theta).worst for theta in progress(thetas, desc="choice")])
     chosen = int(np.argmin(np.where(np.isfinite(worst), worst, np.inf)))
     log_rates = thetas[chosen]
     after = evaluate(log_rates)

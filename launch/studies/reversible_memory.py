@@ -1,10 +1,10 @@
 """Memory and time of exact hypergradients against the number of training steps."""
 
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.benchmarks import reversible as benchmark
 from launch.studies.base import Claim, Result, Study
+from meta_train.progress import progress
 
 QUICK_STEPS = (50, 200, 800)
 STEPS = (100, 1000, 10_000)
@@ -25,7 +25,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     steps = QUICK_STEPS if quick else STEPS
     slots = (4, 8, 20) if quick else benchmark.SLOTS
     measured = {}
-    for num_steps in tqdm(steps, desc="steps"):
+    for num_steps in progress(steps, desc="steps"):
         candidates = benchmark.methods(num_steps)
         if num_steps == steps[1]:
             candidates |= benchmark.frontier(num_steps, slots)

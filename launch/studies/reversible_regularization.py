@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
 from launch.studies.classifier import Split
 from meta_train import reversible
+from meta_train.progress import progress
 
 NUM_STEPS = 50
 NUM_TRAIN = 150
@@ -64,7 +64,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     optimizer = optax.adam(META_RATE)
     opt_state = optimizer.init(theta)
     curve, exact = [], True
-    for _ in tqdm(range(meta_steps), desc="meta-steps"):
+    for _ in progress(range(meta_steps), desc="meta-steps"):
         theta, opt_state, _, ok = step(theta, opt_state)
         exact &= bool(ok)
         curve.append([float(x) for x in losses(theta)])
