@@ -137,6 +137,8 @@ def _loop(config, job, state, inner_steps) -> dict:
     """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
     import jax
 
+    from launch import loop
+
     ratios = []
     for _ in range(3):
         state, metrics = jax.block_until_ready(job.step(state))  # A run forgets what is compiled.
