@@ -81,6 +81,7 @@ class Config:
 
     Attributes:
       trains: optimizer: meta-training; network: the task's own parameters.
+      init_from: folder of a trained optimizer to start theta from; empty: a fresh one.
       seed: of everything that is drawn.
       num_steps: outer steps.
       num_devices: local devices; 0: all (on a CPU, one virtual device per core).
@@ -99,6 +100,7 @@ class Config:
     """
 
     trains: str = "optimizer"
+    init_from: str = ""
     seed: int = 0
     num_steps: int = 1000
     num_devices: int = 0
@@ -143,6 +145,10 @@ class Config:
             raise ValueError(
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
                 "supervised training is a whole episode. Set estimator.truncation=1 too."
+            )
+        if self.trains == "network" and self.init_from:
+            raise ValueError(
+                f"`init_from` is for trains=optimizer, got {self.init_from!r} for a network."
             )
         if self.trains == "network" and len(self.task.parts) > 1:
             raise ValueError("`trains`=network trains one task's network; choose one task.")

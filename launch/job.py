@@ -23,7 +23,8 @@ class Job(NamedTuple):
     num_devices: int
     subject: Subject  # what theta is
     unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
-    init: Any  # () -> TrainState, device-free
+    init: Any  # () -> TrainState, device-free; as a fresh job starts
+    begin: Any  # () -> TrainState: the same from `init_from`, where the job says so
     step: Any  # TrainState -> (TrainState, metrics), over the devices
     axes: Any  # which part of the state has the particle axis
     alone: Any  # the estimator (of the first task), on one device
@@ -69,12 +70,18 @@ def build(config: Config, data_dir: str | None) -> Job:
     def init_theta(key):
         return ravel_pytree(subject.init(key))[0]
 
+    def begin():
+        given = subject.start()
+        first = init_theta if given is None else lambda key: ravel_pytree(given)[0]
+        return trainer.init_state(estimator, meta_optimizer, first, config.seed)
+
     return Job(
         config,
         num_devices,
         subject,
         unravel,
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
+        begin,
         step,
         axes,
         config.estimator.make(systems[0], config.horizons(), alone),

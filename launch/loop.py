@@ -47,13 +47,15 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
     particle was finite for ``config.nonfinite_patience`` outer steps in a row.
 
     Raises:
-      ValueError: if the configuration is wrong or contradicts the job in ``workdir``, or another
+      ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
     job = build(config, data_dir)
     spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
     surroundings = environment.record(job.num_devices)
     workdirs.refuse_contradictions(config, surroundings, workdir)
+    if not workdirs.find_start(workdir).record:
+        job.subject.start()  # Refuses to start from another optimizer.
     with workdirs.claim(workdir):
         return _run(job, spec, surroundings, workdir)
 
@@ -63,7 +65,7 @@ def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path
     start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
     step, marks = start.step, start.record.get("files", {})
     run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
-    state = devices.from_host(start.host_state, spec) if start.record else jax.jit(job.init)()
+    state = devices.from_host(start.host_state, spec) if start.record else jax.jit(job.begin)()
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
     workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from launch.choices import to_dict
 from launch.config import Config
+from launch.provenance import provenance
 from learned_opt import LearnedOptimizer, weights
 from meta_train import evaluate
 from meta_train.estimators import telescoped
@@ -29,6 +30,7 @@ class Subject(NamedTuple):
     Attributes:
       name: what theta is, and the folder of the job it is exported to.
       init: ``key -> theta``.
+      start: ``() -> theta``, what ``config.init_from`` holds; None without it.
       systems: the unrolled systems whose theta it is, one a task.
       evaluate: ``theta -> {"eval/...": scalar}``, jittable.
       export: ``(folder, theta, step) -> None``.
@@ -36,6 +38,7 @@ class Subject(NamedTuple):
 
     name: str
     init: Callable[[jax.Array], Any]
+    start: Callable[[], Any]
     systems: tuple[UnrolledSystem, ...]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
@@ -68,8 +71,11 @@ def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
             training=_training(config, step),
         )
 
+    def start():
+        return start_theta(config)
+
     systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
-    return Subject("optimizer", optimizer.init, systems, evaluation, export)
+    return Subject("optimizer", optimizer.init, start, systems, evaluation, export)
 
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
@@ -131,13 +137,37 @@ def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     def init(key):
         return task.init(instance, key)
 
-    return Subject("network", init, (supervised_training(loss),), evaluation, export)
+    return Subject("network", init, lambda: None, (supervised_training(loss),), evaluation, export)
 
 
 SUBJECTS: dict[str, Callable[[Config, dict[str, Task]], Subject]] = {
     "optimizer": optimizer_subject,
     "network": network_subject,
 }
+
+
+def start_theta(config: Config) -> Any:
+    """Theta of the trained optimizer in the folder ``config.init_from``; None if it is empty.
+
+    Raises:
+      ValueError: if there is none, or it is not the optimizer of this job.
+    """
+    if not config.init_from:
+        return None
+    saved = weights.load_config(config.init_from)
+    there = {"name": saved["name"], **saved["arguments"]}
+    here = json.loads(json.dumps(to_dict(config.optimizer)))
+    differences = [
+        f"--cfg.optimizer{'' if key == 'name' else f'.{key}'} is {value!r} there, {here[key]!r} here"
+        for key, value in there.items()
+        if key in here and here[key] != value
+    ]
+    if differences:
+        raise ValueError(
+            f"--cfg.init_from={config.init_from} holds another optimizer than this job trains: "
+            f"{'; '.join(differences)}. Give --cfg.optimizer what it has there."
+        )
+    return weights.load(config.init_from)[1]
 
 
 def _training(config: Config, step: int) -> dict[str, Any]:
@@ -150,4 +180,6 @@ def _training(config: Config, step: int) -> dict[str, Any]:
         "outer_steps": step,
         "inner_steps": step * config.inner_steps(),
         "seed": config.seed,
+        "init_from": config.init_from or None,
+        "provenance": provenance(config),
     }
