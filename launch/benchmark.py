@@ -137,7 +137,7 @@ def _loop(config, job, state, inner_steps) -> dict:
     """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
     import jax
 
-    from launch import loop
+    from launch.loop import run
 
     ratios = []
     for _ in range(3):
@@ -148,7 +148,7 @@ def _loop(config, job, state, inner_steps) -> dict:
             jax.block_until_ready(metrics)
         bare = (time.perf_counter() - began) / _LOOP_STEPS
         with tempfile.TemporaryDirectory() as folder:
-            loop.run(config, Path(folder))
+            run(config, Path(folder))
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
         # From the first to the last logged step: start-up and compilation left out.
         loop = rows[-1]["time/wall_seconds"] - rows[1]["time/wall_seconds"]

@@ -47,7 +47,8 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
     particle was finite for ``config.nonfinite_patience`` outer steps in a row.
 
     Raises:
-      ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or contradicts the job in ``workdir``, or another
+      ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or
+        contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
     job = build(config, data_dir)

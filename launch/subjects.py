@@ -158,7 +158,7 @@ def start_theta(config: Config) -> Any:
     there = {"name": saved["name"], **saved["arguments"]}
     here = json.loads(json.dumps(to_dict(config.optimizer)))
     differences = [
-        f"--cfg.optimizer{'' if key == 'name' else f'.{key}'} is {value!r} there, {here[key]!r} here"
+        f"--cfg.optimizer.{key} is {value!r} there, {here[key]!r} here".replace(".name ", " ")
         for key, value in there.items()
         if key in here and here[key] != value
     ]
