@@ -611,6 +611,19 @@ def make_meta_optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
+# What each task reads of ``TaskConfig``.
+TASK_FIELDS: dict[str, tuple[str, ...]] = {
+    "mlp": ("batch_size", "dataset", "hidden_sizes", "activation", "standardize"),
+    "quadratic": ("batch_size", "dim", "condition", "noise"),
+}
+
+
+def task_facts(config: TaskConfig) -> dict[str, Any]:
+    """The task's name and its own fields, for whatever states what the task was."""
+    every = to_dict(config)
+    return {name: every[name] for name in ("name", *TASK_FIELDS[config.name])}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration, or a part of one, as JSON-serializable nested dicts."""
     return dataclasses.asdict(

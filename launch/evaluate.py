@@ -2,14 +2,24 @@
 
   python -m launch.evaluate --optimizer=DIR [--optimizer=DIR ...] --task=NAME --workdir=DIR
 
-Inner training-loss curves over several seeds, at the horizon the optimizer was trained for
-and at 5 times it; writes `evaluation.json` and `evaluation.png`.
+Training losses, and the task's score on its test split at the end, of the same inner runs under
+every optimizer, at the horizon it was trained for and at 5 times it; writes `evaluation.json`
+and `evaluation.png`. What is done is kept in WORKDIR/evaluation.parts until then: run the same
+command again to continue an interrupted evaluation. A result is used again only if everything
+that decides it (weights, task, seeds, sweep, software, device) is as it was.
 """
 
+import contextlib
 import dataclasses
-import json
+import hashlib
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +36,208 @@ import learned_opt
 from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
+from meta_train import strict_json
 from meta_train.evaluate import (
     BASELINES,
+    FINAL,
     LEARNING_RATES,
+    SELECTION_OFFSET,
     Curves,
+    Estimate,
+    difference,
+    estimate,
     evaluate_baseline,
     evaluate_learned,
+    is_tie,
 )
 from tasks.base import Task
 
 # Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
 SEED = 20_000
 
+PARTS = "evaluation.parts"  # The folder in the working directory; gone once all are done.
+
+Results = dict[int, list[Curves]]
+
 
 def evaluate(
-    task: Task, optimizers: dict[str, Path], horizons: Sequence[int], num_seeds: int
-) -> dict[int, list[Curves]]:
-    """Curves of every optimizer and baseline at every horizon."""
+    task: Task,
+    facts: dict[str, Any],
+    optimizers: dict[str, Path],
+    horizons: Sequence[int],
+    num_seeds: int,
+    workdir: Path,
+    data_dir: str | None = None,
+) -> Results:
+    """The runs of every optimizer and baseline at every horizon.
+
+    Args:
+      task: what they train.
+      facts: what the task is, from ``config.task_facts``.
+      optimizers: label -> folder of a trained optimizer.
+      workdir: keeps each result in ``evaluation.parts``, from which a second call continues.
+      data_dir: where the task's data lie.
+    """
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
-    results: dict[int, list[Curves]] = {}
+    weights = {name: _digest_of_optimizer(path) for name, path in optimizers.items()}
+    shared = {
+        "task": facts,
+        "data_dir": data_dir,
+        "seeds": num_seeds,
+        "first_seed": SEED,
+        "jax": jax.__version__,
+        "x64": jax.config.values["jax_enable_x64"],
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "device": jax.devices()[0].device_kind,
+    }
+    sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
+    results: Results = {}
     with tqdm(total=len(horizons) * (len(trained) + len(BASELINES)), desc="evaluation") as bar:
         for horizon in horizons:
             size: dict[str, Any] = {"num_steps": horizon, "num_seeds": num_seeds, "seed": SEED}
+
+            parts: list[tuple[dict[str, Any], Callable[..., Curves]]] = [
+                ({"weights": weights[name]}, partial(evaluate_learned, name, task, *pair))
+                for name, pair in trained.items()
+            ] + [
+                (sweep | {"baseline": name}, partial(evaluate_baseline, name, task))
+                for name in BASELINES
+            ]
             results[horizon] = []
-            for name, (optimizer, theta) in trained.items():
-                results[horizon].append(evaluate_learned(name, task, optimizer, theta, **size))
-                bar.update()
-            for name in BASELINES:
-                results[horizon].append(evaluate_baseline(name, task, **size))
+            for (decides, compute), label in zip(parts, (*trained, *BASELINES), strict=True):
+                settings = shared | {"horizon": horizon} | decides
+                found = kept(workdir / PARTS, settings, partial(compute, **size))
+                results[horizon].append(found._replace(name=label))
                 bar.update()
     return results
 
 
-def table(results: dict[int, list[Curves]]) -> str:
-    """The results as text: mean and final training loss of every optimizer at every horizon."""
-    lines = []
-    width = max(len(_label(c)) for curves in results.values() for c in curves)
+def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Curves]) -> Curves:
+    """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
+
+    Each result is a file of its own, named by a digest of its settings, and appears whole or not
+    at all; one that cannot be read is computed again.
+    """
+    text = strict_json.dumps(settings, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
+    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as found:
+        if str(found["settings"]) == text:
+            rate = float(found["learning_rate"])
+            test = {n.removeprefix("test."): found[n] for n in found.files if n[:5] == "test."}
+            return Curves(
+                str(found["name"]), found["losses"], None if np.isnan(rate) else rate, test
+            )
+    curves = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}.tmp.npz"
+    arrays: dict[str, Any] = {f"test.{name}": values for name, values in curves.test.items()}
+    arrays["learning_rate"] = np.nan if curves.learning_rate is None else curves.learning_rate
+    np.savez(temporary, settings=text, name=curves.name, losses=curves.losses, **arrays)
+    temporary.replace(path)
+    return curves
+
+
+def _digest_of_optimizer(path: Path) -> str:
+    """Of what decides a trained optimizer's steps: its weights, name and arguments."""
+    config = learned_opt.load_config(path)
+    decides = strict_json.dumps([config["name"], config["arguments"]], sort_keys=True)
+    return hashlib.sha256((path / "theta.safetensors").read_bytes() + decides.encode()).hexdigest()
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The task in a line, from ``config.task_facts``."""
+    values = ((k, v) for k, v in facts.items() if k != "name")
+    return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values)})"
+
+
+def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[str] = ()) -> str:
+    """The results as text: means and standard errors of every optimizer at every horizon.
+
+    Under each trained optimizer stand its differences to the baselines, paired by run, and to
+    those named in ``beside``, which get none of their own.
+    """
+    labels = [_label(c) for curves in results.values() for c in curves]
+    width = max(map(len, (*labels, *(f"  minus {label}" for label in labels))))
+    lines = [f"Task: {describe(facts)}", ""]
     for horizon, curves in results.items():
-        seeds = curves[0].losses.shape[0]
-        lines.append(
-            f"{horizon} inner steps, {seeds} seeds".ljust(width) + "  mean loss  final loss"
-        )
+        seeds = len(curves[0].losses)
+        names = list(curves[0].runs)
+        heads = "".join(f"  {name:<20}" for name in names)
+        lines.append((f"{horizon} inner steps, {seeds} runs".ljust(width) + heads).rstrip())
         for c in curves:
-            lines.append(f"{_label(c):<{width}}  {c.mean:9.4f}  {c.final:10.4f}")
+            lines.append(_line(_label(c), width, {n: (estimate(c.runs[n]), False) for n in names}))
+            for other in _compared(c, curves, beside):
+                found = {n: (d, is_tie(d)) for n, d in difference(c, other).items()}
+                lines.append(_line(f"  minus {_label(other)}", width, found))
         lines.append("")
-    lines.append(
-        f"Loss on training batches in nats; final: mean of the last tenth. Baselines: best of "
-        f"{len(LEARNING_RATES)} learning rates by final loss on these seeds."
+    note = (
+        f"Losses in {unit}; mean +- standard error over runs. Final training loss: mean of the "
+        "last tenth of the steps. Test: the whole test split after the last step. Differences are "
+        "paired by run (the same instance, initialization and batches); =: a tie, within 2 "
+        f"standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by final "
+        "training loss on as many other runs."
     )
-    return "\n".join(lines)
+    return "\n".join(lines + textwrap.wrap(note, 100))
 
 
-def plot(results: dict[int, list[Curves]], path: Path) -> None:
-    """Median curve of every optimizer with a band over the middle 80% of seeds."""
+def _line(label: str, width: int, values: dict[str, tuple[Estimate, bool]]) -> str:
+    cells = []
+    for found, tie in values.values():
+        error = f" +- {found.error:.4f}" if np.isfinite(found.error) else ""
+        cell = f"{found.mean:7.4f}{error}{' =' if tie and error else ''}"
+        cells.append(f"  {cell:<20}")
+    return (label.ljust(width) + "".join(cells)).rstrip()
+
+
+def _compared(ours: Curves, curves: list[Curves], beside: Sequence[str]) -> list[Curves]:
+    """What a trained optimizer is compared with: the baselines, and those named."""
+    if ours.learning_rate is not None or ours.name in beside:
+        return []
+    return [c for c in curves if c.learning_rate is not None or c.name in beside]
+
+
+def verdict(ours: Curves, others: Sequence[Curves], num_steps: int) -> str:
+    """How one optimizer did against others, in a sentence; ties are called ties."""
+    broken = int(np.sum(~np.isfinite(ours.runs[FINAL])))
+    if broken:
+        return (
+            f"At {num_steps} inner steps, {ours.name}: it diverges in {broken} of "
+            f"{len(ours.losses)} runs."
+        )
+    said = []
+    for measure in (m for m in (FINAL, "test loss") if m in ours.runs):
+        words: dict[str, list[str]] = {}
+        for other in others:
+            words.setdefault(_word(difference(ours, other)[measure]), []).append(other.name)
+        found = ", ".join(f"{word} {' and '.join(names)}" for word, names in words.items())
+        said.append(f"in {measure} it {found}")
+    return f"At {num_steps} inner steps, {ours.name}: {'; '.join(said)}."
+
+
+def _word(found: Estimate) -> str:
+    """Of a difference in loss, less is better."""
+    if np.isinf(found.mean):
+        return "beats, by not diverging," if found.mean < 0 else "diverges unlike"
+    if np.isnan(found.error):
+        return "cannot be told, from one run or diverged ones, from"
+    return "ties with" if is_tie(found) else "beats" if found.mean < 0 else "loses to"
+
+
+def verdicts(results: Results, beside: Sequence[str] = ()) -> list[str]:
+    """A sentence for every trained optimizer and horizon."""
+    return [
+        verdict(c, others, horizon)
+        for horizon, curves in results.items()
+        for c in curves
+        if (others := _compared(c, curves, beside))
+    ]
+
+
+def plot(results: Results, path: Path, facts: dict[str, Any], unit: str) -> None:
+    """Median training-loss curve of every optimizer with a band over the middle 80% of runs."""
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5.5 * len(results), 4), squeeze=False, layout="constrained"
+        1, len(results), figsize=(5.5 * len(results), 4.4), squeeze=False, layout="constrained"
     )
     for axis, (horizon, curves) in zip(axes[0], results.items(), strict=True):
         smooth = max(1, horizon // 100)
@@ -95,47 +252,76 @@ def plot(results: dict[int, list[Curves]], path: Path) -> None:
         axis.set(
             yscale="log",
             xlabel="inner step",
-            ylabel="training loss (nats)",
+            ylabel=f"training loss ({unit})",
             title=f"horizon {horizon}",
         )
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False, fontsize="small")
+    seeds = len(next(iter(results.values()))[0].losses)
+    said = f"Task: {describe(facts)}; {seeds} inner runs; line: median, band: middle 80% of runs"
+    figure.suptitle("\n".join(textwrap.wrap(said, 75 * len(results))), fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def write(
-    results: dict[int, list[Curves]],
+    results: Results,
     workdir: Path,
-    task: cfg.TaskConfig,
+    facts: dict[str, Any],
+    unit: str,
     optimizers: dict[str, Path],
 ) -> None:
-    """Writes ``evaluation.json``: what was compared, every curve, and what the table shows."""
+    """Writes ``evaluation.json``: what was compared, every run, and what the table shows.
+
+    Numbers that are not finite are null. The kept parts have done their service and go.
+    """
+    units = {"losses": unit, "loss": unit}
+
+    def numbers(found: dict[str, Estimate]) -> dict[str, Any]:
+        return {
+            name: {
+                "mean": e.mean,
+                "standard_error": e.error,
+                "unit": next((u for end, u in units.items() if name.endswith(end)), "share"),
+            }
+            for name, e in found.items()
+        }
+
     document = {
-        "task": cfg.to_dict(task),
+        "task": facts,
+        "unit": unit,
         "optimizers": {name: str(path) for name, path in optimizers.items()},
-        "seeds": next(iter(results.values()))[0].losses.shape[0],
+        "seeds": len(next(iter(results.values()))[0].losses),
         "first_seed": SEED,
-        "learning_rates_swept": list(LEARNING_RATES),
+        "baselines": {
+            "learning_rates_swept": LEARNING_RATES,
+            "chosen_by": FINAL,
+            "chosen_on_seed": SEED + SELECTION_OFFSET,
+        },
         "device": jax.devices()[0].device_kind,
         "results": {
             str(horizon): [
                 {
                     "name": c.name,
                     "learning_rate": c.learning_rate,
-                    "mean_loss": c.mean,
-                    "final_loss": c.final,
-                    "losses": np.round(c.losses, 6).tolist(),
+                    **numbers({name: estimate(runs) for name, runs in c.runs.items()}),
+                    "minus": {
+                        other.name: numbers(difference(c, other))
+                        for other in curves
+                        if other is not c
+                    },
+                    "runs": {name: np.round(runs, 6) for name, runs in c.runs.items()},
+                    "losses": np.round(c.losses.astype(np.float64), 6),
                 }
                 for c in curves
             ]
             for horizon, curves in results.items()
         },
     }
-    text = json.dumps(document, allow_nan=True)
     temporary = workdir / "evaluation.json.tmp"
-    temporary.write_text(text)
+    temporary.write_text(strict_json.dumps(document))
     temporary.replace(workdir / "evaluation.json")
+    shutil.rmtree(workdir / PARTS, ignore_errors=True)
 
 
 def _label(curves: Curves) -> str:
@@ -161,41 +347,82 @@ def main(config: cfg.Config) -> int:
     if len(set(names)) < len(names):
         names = [str(Path(path).absolute()) for path in _OPTIMIZER.value]
     paths = {name: Path(path) for name, path in zip(names, _OPTIMIZER.value, strict=True)}
-    trained = [learned_opt.load_config(path)["training"] for path in paths.values()]
-    horizons = _horizons(trained, config)
-    task_config = _task_config(trained, config)
-    task = cfg.make_task(task_config, DATA_DIR.value)
+    trained = {name: learned_opt.load_config(path)["training"] for name, path in paths.items()}
+    horizons = _horizons(trained)
+    task_config = task_of(trained, config, _TASK.value, sys.argv[1:])
+    task, facts = cfg.make_task(task_config, DATA_DIR.value), cfg.task_facts(task_config)
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    results = evaluate(task, paths, horizons, _SEEDS.value)
-    write(results, workdir, task_config, paths)
-    plot(results, workdir / "evaluation.png")
-    print(table(results))
+    results = evaluate(task, facts, paths, horizons, _SEEDS.value, workdir, DATA_DIR.value)
+    write(results, workdir, facts, task.unit, paths)
+    plot(results, workdir / "evaluation.png", facts, task.unit)
+    print(table(results, facts, task.unit))
+    print()
+    print("\n".join(verdicts(results)))
+    print()
     print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
     return 0
 
 
-def _horizons(trained: list[dict[str, Any]], config: cfg.Config) -> list[int]:
+def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
     """``--horizons``, or the one of training and 5 times it."""
     if not _HORIZONS.value:
-        found = sorted({card.get("horizon", config.inner.horizon) for card in trained})
-        if len(found) > 1:
-            raise ValueError(f"The optimizers were trained at horizons {found}; give --horizons.")
+        found = sorted({card["horizon"] for card in trained.values() if "horizon" in card})
+        if len(found) != 1:
+            raise ValueError(
+                f"The optimizers were trained at horizons {found or 'unknown'}; give --horizons."
+            )
         return [found[0], 5 * found[0]]
     if not all(h.isdecimal() and int(h) > 0 for h in _HORIZONS.value):
         raise ValueError(f"--horizons must be whole numbers above 0, got {_HORIZONS.value}.")
     return [int(h) for h in _HORIZONS.value]
 
 
-def _task_config(trained: list[dict[str, Any]], config: cfg.Config) -> cfg.TaskConfig:
-    """The task of training, unless flags name one."""
-    given = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
-    task = config.task
-    if not any(word.startswith(("cfg.task.", "preset")) for word in given):
-        task = cfg.from_dict(cfg.TaskConfig, trained[0].get("task", cfg.to_dict(task)))
-    if _TASK.value and _TASK.value != task.name:
-        task = dataclasses.replace(config.task, name=_TASK.value)
-    return task
+def task_of(
+    trained: dict[str, dict[str, Any]], config: cfg.Config, name: str | None, words: Sequence[str]
+) -> cfg.TaskConfig:
+    """The task to evaluate on: that of training, with what the command line changes of it.
+
+    Args:
+      trained: label -> how it was trained, from the optimizers' ``config.json``.
+      config: what the flags make of the preset.
+      name: that of ``--task``.
+      words: the command line.
+
+    Raises:
+      ValueError: if the optimizers were trained on different tasks, or do not say on which, and
+        the command line names none.
+    """
+    given = {word.lstrip("-").partition("=")[0].removeprefix("no") for word in words}
+    changed = {
+        field.name: getattr(config.task, field.name)
+        for field in dataclasses.fields(cfg.TaskConfig)
+        if f"cfg.task.{field.name}" in given
+    }
+    name = name or changed.pop("name", None)
+    if "preset" in given:
+        return dataclasses.replace(config.task, name=name or config.task.name)
+    tasks = {
+        label: cfg.from_dict(cfg.TaskConfig, cfg.to_dict(cfg.TaskConfig()) | card["task"])
+        for label, card in trained.items()
+        if "task" in card
+    }
+    facts = {label: cfg.task_facts(task) for label, task in tasks.items()}
+    one = len(tasks) == len(trained) and all(
+        f == next(iter(facts.values())) for f in facts.values()
+    )
+    if one and name in (None, next(iter(tasks.values())).name):
+        return dataclasses.replace(next(iter(tasks.values())), **changed)
+    if name is None:
+        said = "; ".join(
+            f"{label}: {describe(facts[label]) if label in facts else 'it does not say'}"
+            for label in trained
+        )
+        raise ValueError(
+            f"The optimizers were not trained on one task ({said}); give --task, one of "
+            f"{sorted(cfg.TASKS)}, and --cfg.task.* for what differs from its defaults."
+        )
+    return dataclasses.replace(config.task, name=name, **changed)
 
 
 def _short_name(path: str) -> str:

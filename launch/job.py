@@ -1,6 +1,5 @@
 """A job: what a configuration becomes, before anything is computed."""
 
-import json
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from launch import config as cfg
 from launch.subjects import SUBJECTS, Subject
-from meta_train import devices, estimators, trainer
+from meta_train import devices, estimators, strict_json, trainer
 from meta_train.unroll import with_flat_theta
 
 
@@ -77,7 +76,7 @@ def describe(job: Job) -> str:
     axis = cfg.population_unit(cfg.population(config))[0]
     return "\n".join(
         [
-            json.dumps(cfg.to_dict(config), indent=2),
+            strict_json.dumps(cfg.to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",

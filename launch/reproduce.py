@@ -9,7 +9,6 @@ working directory. Exits with 2 if a claim does not hold. A study is a file
 """
 
 import importlib
-import json
 import os
 import pkgutil
 import time
@@ -24,6 +23,7 @@ from absl import app, flags
 import launch.studies
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
 from launch.studies.base import Result, Study
+from meta_train import strict_json
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
@@ -126,12 +126,7 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "table": result.table,
         "data": result.data,
     }
-    path.write_text(json.dumps(record, indent=1, default=_from_numpy))
-
-
-def _from_numpy(value: Any) -> Any:
-    """A NumPy or JAX scalar or array as Python numbers, for ``json``."""
-    return value.tolist()
+    path.write_text(strict_json.dumps(record, indent=1))
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,5 @@
 """What theta is: a learned optimizer, or the weights of a network."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 
 from launch import config as cfg
 from learned_opt import weights
-from meta_train import evaluate
+from meta_train import evaluate, strict_json
 from meta_train.supervised import supervised_training
 from meta_train.unroll import UnrolledSystem
 from tasks import Task
@@ -97,7 +96,7 @@ def network_subject(config: cfg.Config, task: Task) -> Subject:
         }
         save_file(arrays, path / "weights.safetensors.tmp")
         os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")
-        (path / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
+        (path / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
         os.replace(path / "config.json.tmp", path / "config.json")
 
     def init(key):
@@ -115,7 +114,7 @@ SUBJECTS: dict[str, Callable[[cfg.Config, Task], Subject]] = {
 def _training(config: cfg.Config, step: int) -> dict[str, Any]:
     """How theta came about, for the model card."""
     return {
-        "task": cfg.to_dict(config)["task"],
+        "task": cfg.task_facts(config.task),
         "horizon": config.inner.horizon,
         "meta_loss": config.inner.meta_loss,
         "estimator": config.estimator.name,

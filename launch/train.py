@@ -6,7 +6,6 @@ python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 import collections
 import contextlib
 import fcntl
-import json
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ from launch import command_line
 from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR
 from launch.job import Job, build, describe
-from meta_train import devices
+from meta_train import devices, strict_json
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
 from meta_train.tracking import Tracker
@@ -69,7 +68,7 @@ def _run(job: Job, spec: TrainState, config: cfg.Config, workdir: Path) -> Outco
     state = devices.place(state, job.num_devices, job.axes)
 
     description: dict[str, Any] = {"config": cfg.to_dict(config), "wandb_run_id": run_id}
-    (workdir / "config.json").write_text(json.dumps(description["config"], indent=2) + "\n")
+    (workdir / "config.json").write_text(strict_json.dumps(description["config"], indent=2) + "\n")
 
     def save(step, state):
         host_state = devices.to_host(state, job.axes)

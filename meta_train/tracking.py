@@ -1,7 +1,6 @@
 """Metrics to ``metrics.jsonl`` and Weights & Biases, progress to the terminal."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import jax
 import wandb
 from tqdm import tqdm
+
+from meta_train import strict_json
 
 
 def wandb_mode(requested: str) -> Any:
@@ -81,9 +82,7 @@ class Tracker:
         """Logs one outer step; ``row`` holds ``step`` and scalars."""
         if not self._active:
             return
-        # JSON has no NaN or infinity.
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        self._file.write(strict_json.dumps(row) + "\n")
         self._run.log(dict(row))
         self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)
