@@ -163,7 +163,7 @@ def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[s
     for horizon, curves in results.items():
         seeds = len(curves[0].losses)
         names = list(curves[0].runs)
-        heads = "".join(f"  {name:<20}" for name in names)
+        heads = "".join(f"  {name:<21}" for name in names)
         lines.append((f"{horizon} inner steps, {seeds} runs".ljust(width) + heads).rstrip())
         for c in curves:
             lines.append(_line(_label(c), width, {n: (estimate(c.runs[n]), False) for n in names}))
@@ -184,9 +184,9 @@ def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[s
 def _line(label: str, width: int, values: dict[str, tuple[Estimate, bool]]) -> str:
     cells = []
     for found, tie in values.values():
-        error = f" +- {found.error:.4f}" if np.isfinite(found.error) else ""
-        cell = f"{found.mean:7.4f}{error}{' =' if tie and error else ''}"
-        cells.append(f"  {cell:<20}")
+        error = f" +- {found.error:.2g}" if np.isfinite(found.error) else ""
+        cell = f"{found.mean:.4g}{error}{' =' if tie and error else ''}"
+        cells.append(f"  {cell:<21}")
     return (label.ljust(width) + "".join(cells)).rstrip()
 
 

@@ -11,6 +11,7 @@ working directory. Exits with 2 if a claim does not hold. A study is a file
 import importlib
 import os
 import pkgutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import matplotlib
 from absl import app, flags
 
 import launch.studies
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.studies.base import Result, Study
 from meta_train import strict_json
 
@@ -112,6 +113,9 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def _save_figure(result: Result, path: Path) -> None:
+    """With the caption under it, in lines as long as the figure is wide."""
+    lines = textwrap.wrap(result.caption, int(15 * result.figure.get_figwidth()))
+    result.figure.text(0.5, -0.01, "\n".join(lines), ha="center", va="top", size=7, color="0.35")
     result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
@@ -122,6 +126,7 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "seconds": round(seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "caption": result.caption,
         "claims": [claim._asdict() for claim in result.claims],
         "table": result.table,
         "data": result.data,
@@ -130,6 +135,7 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
 
 
 def main(argv: list[str]) -> int:
+    quiet()
     values = flags.FLAGS
     if values.list:
         print(listing())

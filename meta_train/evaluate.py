@@ -64,7 +64,8 @@ class Curves(NamedTuple):
         losses = np.asarray(self.losses, np.float64)
         tail = losses[:, -max(1, losses.shape[1] // 10) :]
         training = {"mean training loss": losses.mean(1), FINAL: tail.mean(1)}
-        return training | {f"test {name}": np.asarray(x) for name, x in self.test.items()}
+        scores = sorted(self.test, key=lambda name: (name != "loss", name))
+        return training | {f"test {name}": np.asarray(self.test[name]) for name in scores}
 
     @property
     def final(self) -> float:

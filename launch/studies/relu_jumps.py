@@ -52,7 +52,11 @@ class Setting(NamedTuple):
 
 
 SMALL = Setting(width=5, batch=8, horizon=20, step_mult=0.05)
-SWEEPS = {"width": (8, 32, 64), "batch": (8, 64, 256), "horizon": (20, 50, 100)}
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "width": (8, 32, 64),
+    "batch": (8, 64, 256),
+    "horizon": (20, 50, 100),
+}
 QUICK_SWEEPS: dict[str, tuple[int, ...]] = {"width": (), "batch": (8, 32), "horizon": ()}
 
 _pairs: dict[str, Any] = {"sigma": SIGMA, "truncation": TRUNCATION}
@@ -79,11 +83,18 @@ ESTIMATORS: dict[str, tuple[bool, Any]] = {
 QUICK_ESTIMATORS = ("BPTT", "PES", "NRES")
 
 
-def line(setting: Setting, direction: int) -> UnrolledSystem:
+def direction(index: int) -> jax.Array:
+    """``v ~ N(0, I)``, as long as theta."""
+    theta = jax.eval_shape(mlp_optimizer().init, jax.random.key(0))
+    return jax.random.normal(
+        jax.random.key(101 + index), (sum(leaf.size for leaf in jax.tree.leaves(theta)),)
+    )
+
+
+def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
     """Inner training as a function of ``a``, float ``[1]``: theta moved by ``a v``."""
     optimizer = mlp_optimizer(step_mult=setting.step_mult)
     start, unravel = ravel_pytree(optimizer.init(jax.random.key(0)))
-    v = jax.random.normal(jax.random.key(101 + direction), start.shape)
     task = mlp_classifier(
         load_images("digits"),
         hidden_sizes=(setting.width,),
@@ -101,11 +112,11 @@ def line(setting: Setting, direction: int) -> UnrolledSystem:
     )
 
 
-def slopes(setting: Setting, direction: int, num_runs: int) -> np.ndarray:
-    """Derivative and central difference of the mean loss of each run, ``[num_runs, 2]``."""
-    system = line(setting, direction)
+def slopes(setting: Setting, directions: int, num_runs: int) -> np.ndarray:
+    """Derivative and central difference of each run's mean loss, ``[directions, num_runs, 2]``."""
 
-    def one(key):
+    def one(v, key):
+        system = line(setting, v)
         key_init, key_steps = jax.random.split(key)
 
         def loss(a):
@@ -117,7 +128,8 @@ def slopes(setting: Setting, direction: int, num_runs: int) -> np.ndarray:
         return jnp.stack([derivative, (above - below) / (2 * H)])
 
     keys = jax.random.split(jax.random.key(RUNS), num_runs)
-    return np.asarray(jax.jit(partial(jax.lax.map, one, batch_size=CHUNK))(keys))
+    measure = jax.jit(lambda v: jax.lax.map(partial(one, v), keys, batch_size=CHUNK))
+    return np.array([measure(direction(index)) for index in range(directions)], np.float64)
 
 
 class Slopes(NamedTuple):
@@ -142,7 +154,7 @@ class Slopes(NamedTuple):
 @cache  # The defaults are a point of every sweep.
 def compare(setting: Setting, directions: int, num_runs: int) -> Slopes:
     """The slopes in the first ``directions`` directions."""
-    found = np.array([slopes(setting, d, num_runs) for d in range(directions)], np.float64)
+    found = slopes(setting, directions, num_runs)
     columns = (found[..., 0], found[..., 1], found[..., 0] - found[..., 1])
     pairs = ((x.mean(axis=1), x.std(axis=1, ddof=1) / num_runs**0.5) for x in columns)
     return Slopes(*(x for pair in pairs for x in pair))
@@ -151,7 +163,7 @@ def compare(setting: Setting, directions: int, num_runs: int) -> Slopes:
 def estimates(name: str, setting: Setting, replicates: int, num: int = 32) -> tuple[float, float]:
     """Mean and standard error of an estimator in direction 0, from independent episodes."""
     horizons = est.fixed_horizon(setting.horizon)
-    estimator = ESTIMATORS[name][1](line(setting, 0), num, horizons)
+    estimator = ESTIMATORS[name][1](line(setting, direction(0)), num, horizons)
     a = jnp.zeros(1)
 
     def one(key):
@@ -224,6 +236,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 for (field, setting), found in swept.items()
             ],
         },
+        caption=f"digits 64-width-10, MLP optimizer as it starts; left: direction 0 at step "
+        f"multiplier {SMALL.step_mult:g}, {size.runs[0]:,} runs, {32 * size.replicates[0]:,} "
+        f"particles or pairs an estimator; right: around width {size.base.width}, batch "
+        f"{size.base.batch}, {size.base.horizon} steps, step multiplier {size.base.step_mult:g}, "
+        f"{size.sweep_directions} directions, {size.sweep_runs[0]} runs (tanh "
+        f"{size.sweep_runs[1]}); bars and bands: 2 standard errors",
     )
 
 
