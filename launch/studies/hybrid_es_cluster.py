@@ -365,8 +365,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         draw(found, uneven, workers),
         data,
         f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {BATCH}, at most "
-        f"{NUM_STEPS} steps, target {TARGET:.0%} mean training accuracy of {seeds} seeds; the clock "
-        "is simulated; lines have no band",
+        f"{NUM_STEPS} steps, to a mean training accuracy of {TARGET:.0%} over {seeds} seeds; "
+        "simulated clock; no band",
     )
 
 
