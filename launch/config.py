@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import launch.configs
-from launch.choices import KINDS, find, from_dict, name_of, suggest, thing, to_dict
+from launch.choices import KINDS, find, from_dict, name_of, suggest, thing, thing_from_dict, to_dict
 
 if TYPE_CHECKING:
     from learned_opt import OptimizerConfig
@@ -264,6 +264,18 @@ def read_config(tree: Mapping[str, Any], where: str = "config.json") -> Config:
     if "optimizer" in tree.get("meta", {}):
         tree = _from_flat(tree)
     return from_dict(Config, tree, where)
+
+
+def read_task(tree: Mapping[str, Any], where: str) -> TaskConfig:
+    """The task that ``to_dict`` wrote, in this version or an older one.
+
+    Raises:
+      ValueError: naming the field, if it cannot be read.
+    """
+    # Before things configured themselves, every task had the fields of all.
+    flat = {"batch_size", "dataset", "hidden_sizes", "activation", "standardize"} <= set(tree)
+    old = flat and {"dim", "condition", "noise"} <= set(tree)
+    return thing_from_dict("TaskConfig", known("TaskConfig", tree) if old else tree, where)
 
 
 def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """A job: what a configuration becomes, before anything is computed."""
 
-import json
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from launch import config as cfg
 from launch.choices import to_dict
 from launch.config import Config
 from launch.subjects import SUBJECTS, Subject
-from meta_train import devices, estimators, trainer
+from meta_train import devices, estimators, strict_json, trainer
 from meta_train.mixture_step import make_mixture_step
 from meta_train.unroll import theta_tree, with_flat_theta
 
@@ -103,7 +102,7 @@ def describe(job: Job) -> str:
     axis, size, _ = config.estimator.population
     return "\n".join(
         [
-            json.dumps(to_dict(config), indent=2),
+            strict_json.dumps(to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",

@@ -9,9 +9,9 @@ working directory. Exits with 2 if a claim does not hold. A study is a file
 """
 
 import importlib
-import json
 import os
 import pkgutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,10 @@ import matplotlib
 from absl import app, flags
 
 import launch.studies
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.studies.base import Result, Study
 from learned_opt.paths import writable_folder
+from meta_train import strict_json
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
@@ -115,6 +116,9 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def _save_figure(result: Result, path: Path) -> None:
+    """With the caption under it, in lines as long as the figure is wide."""
+    lines = textwrap.wrap(result.caption, int(15 * result.figure.get_figwidth()))
+    result.figure.text(0.5, -0.01, "\n".join(lines), ha="center", va="top", size=7, color="0.35")
     result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
@@ -125,19 +129,16 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "seconds": round(seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "caption": result.caption,
         "claims": [claim._asdict() for claim in result.claims],
         "table": result.table,
         "data": result.data,
     }
-    path.write_text(json.dumps(record, indent=1, default=_from_numpy))
-
-
-def _from_numpy(value: Any) -> Any:
-    """A NumPy or JAX scalar or array as Python numbers, for ``json``."""
-    return value.tolist()
+    path.write_text(strict_json.dumps(record, indent=1))
 
 
 def main(argv: list[str]) -> int:
+    quiet()
     values = flags.FLAGS
     if values.list:
         print(listing())

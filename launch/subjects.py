@@ -1,6 +1,5 @@
 """What theta is: a learned optimizer, or the weights of a network."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +130,7 @@ def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
         }
         save_file(arrays, path / "weights.safetensors.tmp")
         os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")
-        (path / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
+        (path / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
         os.replace(path / "config.json.tmp", path / "config.json")
 
     def init(key):
@@ -156,7 +155,7 @@ def start_theta(config: Config) -> Any:
         return None
     saved = weights.load_config(config.init_from)
     there = {"name": saved["name"], **saved["arguments"]}
-    here = json.loads(json.dumps(to_dict(config.optimizer)))
+    here = to_dict(config.optimizer)
     differences = [
         f"--cfg.optimizer.{key} is {value!r} there, {here[key]!r} here".replace(".name ", " ")
         for key, value in there.items()

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from launch import config as cfg
 from launch import environment
 from launch.choices import to_dict
+from meta_train import strict_json
 from meta_train.checkpoint import Checkpoints, UnreadableError
 from meta_train.journal import unused
 from meta_train.tracking import last_row
@@ -146,7 +146,7 @@ def write_config(workdir: Path, record: dict[str, Any]) -> None:
     """``config.json``, for people: the configuration, and the ``environment``."""
     document = record["config"] | {"environment": record["environment"]}
     temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.write_text(strict_json.dumps(document, indent=2) + "\n")
     os.replace(temporary, workdir / "config.json")
 
 

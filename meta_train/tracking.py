@@ -1,7 +1,6 @@
 """Metrics to ``metrics.jsonl`` and Weights & Biases, progress to the terminal."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import wandb
 
+from meta_train import strict_json
 from meta_train.journal import Journal, Salvage
 from meta_train.progress import progress
 
@@ -81,9 +81,7 @@ class Tracker:
         """Logs one outer step; ``row`` holds ``step`` and scalars."""
         if not self._active:
             return
-        # JSON has no NaN or infinity.
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.append(json.dumps(clean, allow_nan=False).encode() + b"\n")
+        self._file.append(strict_json.dumps(row).encode() + b"\n")
         self._run.log(dict(row), step=int(row["step"]))
         self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)

@@ -1,10 +1,14 @@
 """Every study, in its quick version: all claims hold, and its files are written."""
 
+import ast
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch import reproduce
+from launch.studies import relu_jumps
 
 
 @pytest.mark.parametrize(
@@ -15,6 +19,7 @@ from launch import reproduce
         "learned_optimizer",
         "lr_schedule",
         "many_hyperparameters",
+        pytest.param("relu_jumps", marks=pytest.mark.slow),
         "table1",
         "toy_regression",
     ],
@@ -25,4 +30,42 @@ def test_quick_study(name, tmp_path):
     assert not failed
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["study"] == name and written["quick"] and written["table"]
+    assert written["caption"]
     assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
+WALL_CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "time_ns"}
+
+
+def test_no_study_reads_a_wall_clock():
+    """Claims rest on counted work, or on processor time: the machine may be busy."""
+    seen = 0
+    for path in (Path(reproduce.__file__).parent / "studies").glob("*.py"):
+        seen += 1
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                clock = node.value.id == "time" and node.attr in WALL_CLOCKS
+                assert not clock, f"{path.name}:{node.lineno} reads time.{node.attr}"
+            if isinstance(node, ast.ImportFrom) and node.module == "time":
+                raise AssertionError(f"{path.name}: write time.NAME, so that this test sees it")
+    assert seen > 20
+
+
+def test_the_gap_of_a_jumping_loss_is_without_its_noise():
+    """Gaps 3 and 4 and slopes 6 and 8 with errors 1: |gap|^2 is less by 2, and |slope|^2."""
+    one = np.ones(2)
+    found = relu_jumps.Slopes(one, one, np.array([6.0, 8.0]), one, np.array([3.0, -4.0]), one)
+    percent, error = found.relative
+    np.testing.assert_allclose(percent, 100 * np.sqrt((25 - 2) / (100 - 2)))
+    np.testing.assert_allclose(error, 100 / np.sqrt(100 - 2))  # Of |gap|, 1 in any direction.
+    nothing = found._replace(gap=0.5 * one)
+    assert nothing.relative[0] == 0.0
+
+
+def test_directional_slopes_are_those_of_theta():
+    """The derivative along the line is that of inner training by theta, times the direction."""
+    setting = relu_jumps.Setting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
+    derivative, difference = np.moveaxis(relu_jumps.slopes(setting, 2, 3), -1, 0)
+    assert derivative.shape == (2, 3)
+    np.testing.assert_allclose(derivative, difference, rtol=0.05, atol=2e-3)  # Smooth: no gap.
+    assert len(np.unique(derivative)) == 6

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -358,6 +358,7 @@ def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     num_steps = flags.FLAGS.steps
     rows = measure(methods(num_steps) | frontier(num_steps), num_steps)
     for row in rows:

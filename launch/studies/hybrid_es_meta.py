@@ -6,7 +6,7 @@ The setting of ``learned_optimizer``. Every ``r``-th outer step is one of TBPTT 
 TBPTT itself); in between, 8 mirrored pairs around the stale gradient, each over one whole
 inner run, correct it (mode ``control_variate``). The last gradient repeated instead
 (``stale``) is the control. Inner steps count forward; those of TBPTT also go backward, so
-the second panel shows time.
+the second panel shows processor time.
 """
 
 import dataclasses
@@ -70,6 +70,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "meta_loss": {name: found.losses.tolist() for name, found in curves.items()},
             "seconds": {name: found.seconds.tolist() for name, found in curves.items()},
         },
+        caption=study.caption(scale),
     )
 
 
@@ -84,7 +85,7 @@ def row(name: str, scale: Scale, config: cfg.Config, found: Curves) -> dict[str,
         "estimator": name,
         "seeds": len(found.losses),
         "outer steps": round(inner_steps / config.inner_steps()),
-        "seconds": float(np.median(found.seconds[:, -1])),
+        "processor s": float(np.median(found.seconds[:, -1])),
         "meta-loss before": float(np.median(found.losses[:, 0])),
         "after": float(np.median(found.losses[:, -1])),
         "worst": float(found.losses[:, -1].max()),

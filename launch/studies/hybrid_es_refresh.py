@@ -63,7 +63,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         name: {str(r): [x.tolist() for x in curve] for r, curve in curves.items()}
         for name, curves in found.items()
     }
-    return Result(claims(found), table, draw(intervals, found), data)
+    caption = (
+        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
+        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
+    )
+    return Result(claims(found), table, draw(intervals, found), data, caption)
 
 
 def claims(found) -> list[Claim]:

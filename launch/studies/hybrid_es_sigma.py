@@ -85,7 +85,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
             for name, curves in found.items()
         },
     }
-    return Result(claims(sigmas, found), table, draw(sigmas, found), data)
+    caption = (
+        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
+        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
+    )
+    return Result(claims(sigmas, found), table, draw(sigmas, found), data, caption)
 
 
 def claims(sigmas, found) -> list[Claim]:

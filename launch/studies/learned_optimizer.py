@@ -7,8 +7,8 @@ The settings of the demo (digits MLP, 16 antithetic pairs or 32 runs, horizon 10
 meta-loss is that of theta itself, unperturbed: the mean training loss of whole inner runs
 with fixed keys, the same for all. Equal inner compute is equal forward inner steps, all
 particles counted, and the unperturbed run of each pair of truncated ES; the backward passes
-of TBPTT show in the time. (At equal *outer* steps truncated ES is ahead of PES here: over five
-truncations an episode its bias costs less than the noise that PES adds to avoid it.)
+of TBPTT show in the processor time. (At equal *outer* steps truncated ES is ahead of PES here:
+over five truncations an episode its bias costs less than the noise that PES adds to avoid it.)
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from launch import config as cfg
+from launch.choices import to_dict
 from launch.studies.base import Claim, Result, Study
 from launch.studies.descent import band
 from launch.subjects import make_system
@@ -82,7 +83,7 @@ def job_config(name: str, scale: Scale) -> cfg.Config:
 
 
 class Curves(NamedTuple):
-    """Of one estimator, ``[seeds, records + 1]``: meta-losses, seconds spent in outer steps."""
+    """Of one estimator, ``[seeds, records + 1]``: meta-losses, processor seconds of outer steps."""
 
     losses: np.ndarray
     seconds: np.ndarray
@@ -131,11 +132,11 @@ def meta_train(
         return trainer.init_state(estimator, meta_optimizer, init_theta, seed)
 
     def steps(state, num_steps):
-        began = time.perf_counter()
+        began = time.process_time()  # Of all threads; other programs hardly lengthen it.
         for _ in range(num_steps):
             state, metrics = step(state)
             jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
-        return state, time.perf_counter() - began
+        return state, time.process_time() - began
 
     def start(seed):
         return devices.place(init(seed), num_devices, axes)
@@ -174,6 +175,17 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "meta_loss": {name: found.losses.tolist() for name, found in curves.items()},
             "seconds": {name: found.seconds.tolist() for name, found in curves.items()},
         },
+        caption=caption(scale),
+    )
+
+
+def caption(scale: Scale) -> str:
+    """What the figure is of."""
+    horizon = job_config("PES", scale).inner.horizon
+    facts = ", ".join(f"{name} {value}" for name, value in to_dict(scale.task).items())
+    return (
+        f"task: {facts}; T = {horizon}; mean training loss of {EVALUATIONS} runs under theta "
+        f"itself; line: median, band: range of {scale.num_seeds} seeds"
     )
 
 
@@ -186,7 +198,7 @@ def row(name: str, scale: Scale, found: Curves) -> dict[str, Any]:
         "seeds": len(found.losses),
         "outer steps": round(inner_steps / per_outer_step),
         "inner steps": inner_steps,
-        "seconds": float(np.median(found.seconds[:, -1])),
+        "processor s": float(np.median(found.seconds[:, -1])),
         "meta-loss before": float(np.median(found.losses[:, 0])),
         "after": float(np.median(found.losses[:, -1])),
         "worst": float(found.losses[:, -1].max()),
@@ -224,7 +236,7 @@ def claims(curves: dict[str, Curves]) -> list[Claim]:
             "On this smooth problem TBPTT needs the fewest inner steps: its gradients have no "
             "perturbation noise, and 20 of 100 steps tell which way to go.",
             all(bool((last["TBPTT"] < last[name]).all()) for name in curves if name != "TBPTT"),
-            said(*online) + f"; its inner steps took {slower:.1f} times those of PES",
+            said(*online) + f"; they took {slower:.1f} times the processor time of PES",
         ),
     ]
 
@@ -232,7 +244,7 @@ def claims(curves: dict[str, Curves]) -> list[Claim]:
 def draw(
     inner_steps: np.ndarray, curves: dict[str, Curves], colors: Mapping[str, Any] = COLORS
 ) -> Figure:
-    """Meta-loss against inner steps and against time: medians, and ranges over seeds."""
+    """Meta-loss against inner steps and processor time: medians, and ranges over seeds."""
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, color in colors.items():
@@ -241,7 +253,7 @@ def draw(
         band(left, inner_steps / 1000, found.losses, **line)
         band(right, np.median(found.seconds, axis=0), found.losses, **line)
     left.set_xlabel("inner steps of all particles (thousands)")
-    right.set_xlabel("time in outer steps (s)")
+    right.set_xlabel("processor time of outer steps (s)")
     left.set_ylabel("meta-loss (nats, mean of an episode)")
     right.legend(fontsize=8, frameon=False)
     for axis in (left, right):

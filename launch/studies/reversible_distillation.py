@@ -116,7 +116,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "log_penalties": LOG_PENALTIES.tolist(),
         "real": swept.tolist(),
     }
-    return Result(claims, table, figure, data)
+    caption = (
+        f"logistic regression on ten images, {'MNIST' if data_dir else 'digits'}, {NUM_STEPS} "
+        f"training steps from zero; one run of {meta_steps} meta-steps; {DRAWS} draws of real "
+        "images"
+    )
+    return Result(claims, table, figure, data, caption)
 
 
 def one_a_class(split: Split, seed: int) -> jax.Array:

@@ -82,7 +82,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
             )
         )
     data = {"history": history, "values": values, "common": [[s, *v] for s, v in common.items()]}
-    return Result(claims, table, draw(history, values, sizes), data)
+    caption = (
+        f"{'MNIST' if data_dir else 'digits'} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = "
+        f"{NUM_STEPS}; one run of {meta_steps} meta-steps, a new seed each; no band"
+    )
+    return Result(claims, table, draw(history, values, sizes), data, caption)
 
 
 def draw(history, values, sizes) -> Figure:

@@ -97,7 +97,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "curve": curve,
         "sweep": [[x, *v] for x, v in sweep.items()],
     }
-    return Result(claims, table, draw(theta["w"], side, curve, sweep[best]), data)
+    caption = (
+        f"logistic regression on {NUM_TRAIN} images, {'MNIST' if data_dir else 'digits'}, T = "
+        f"{NUM_STEPS}; one run of {meta_steps} meta-steps (nothing is drawn at random)"
+    )
+    return Result(claims, table, draw(theta["w"], side, curve, sweep[best]), data, caption)
 
 
 def draw(log_l2, side, curve, best) -> Figure:

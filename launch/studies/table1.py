@@ -294,6 +294,9 @@ def run(quick: bool, data_dir: str | None) -> Result:
         table=rows,
         figure=draw(rows),
         data={"rows": rows, "exponents": exponents},
+        caption=f"linear system, {STATE_SIZE} states, {THETA_SIZE} parameters, T = {T}, K = {K}; "
+        f"{num} particles, {replicates} replicates of one seed; bars: measured bias and variance, "
+        "lines: 2 standard errors; blue: unbiased, orange: biased",
     )
 
 
