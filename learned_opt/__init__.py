@@ -1,6 +1,7 @@
 """Learned optimizers: Flax modules that act as optax transformations."""
 
 from learned_opt.base import LearnedOptimizer
+from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import (
@@ -19,6 +20,7 @@ __all__ = [
     "learnable_sgdm",
     "load",
     "load_config",
+    "mask_zero_gradients",
     "mlp_optimizer",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
