@@ -56,6 +56,7 @@ def run(config: cfg.Config, workdir: Path, data_dir: str | None = None) -> Outco
       ValueError: if the configuration is wrong or contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
+    workdir = writable_folder("workdir", workdir)
     job = build(config, data_dir)
     spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
     surroundings = environment.record(job.num_devices)

@@ -99,6 +99,17 @@ def test_indivisible_population_is_refused():
         build(config, None)
 
 
+def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")  # This process has four.
+    monkeypatch.setitem(jax.config.values, "jax_num_cpu_devices", -1)
+    assert devices.configure_cpu_devices(2) == 2
+    assert capsys.readouterr().err == ""
+    config = cfg.Config(num_devices=64, task=cfg.TaskConfig(name="quadratic"))
+    assert build(config, None).num_devices == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: JAX was used before") and "4 CPU devices instead of 64" in line
+
+
 def test_nonfinite_meta_gradient_leaves_theta_alone():
     import jax.numpy as jnp
     import optax
