@@ -11,15 +11,13 @@ from launch.job import build
 from meta_train import devices, trainer
 
 
-def run(num_devices, num_steps, estimator="pes", sampler="normal"):
+def run(num_devices, num_steps, estimator="pes", **more):
     config = cfg.Config(
         num_devices=num_devices,
-        task=cfg.TaskConfig(hidden_sizes=(8,), batch_size=8),
-        optimizer=cfg.OptimizerConfig(hidden_sizes=(8,)),
+        task=cfg.task("mlp", hidden_sizes=(8,), batch_size=8),
+        optimizer=cfg.optimizer("mlp", hidden_sizes=(8,)),
         inner=cfg.InnerConfig(horizon=20),
-        estimator=cfg.EstimatorConfig(
-            name=estimator, sampler=sampler, num_particles=16, truncation=5
-        ),
+        estimator=cfg.estimator(estimator, num_particles=16, truncation=5, **more),
     )
     job = build(config, None)
     state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
@@ -94,9 +92,20 @@ def test_indivisible_population_is_refused():
     assert devices.choose_num_devices(0, 8) == 4
     assert devices.choose_num_devices(0, 10) == 2
     assert devices.choose_num_devices(0, 7) == 1
-    config = cfg.Config(estimator=cfg.EstimatorConfig(num_particles=12), num_devices=4)
+    config = cfg.Config(estimator=cfg.estimator("pes", num_particles=12), num_devices=4)
     with pytest.raises(ValueError, match=r"`--cfg.estimator.num_particles` must be .* 8 and 16"):
         build(config, None)
+
+
+def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")  # This process has four.
+    monkeypatch.setitem(jax.config.values, "jax_num_cpu_devices", -1)
+    assert devices.configure_cpu_devices(2) == 2
+    assert capsys.readouterr().err == ""
+    config = cfg.Config(num_devices=64, task=cfg.task("quadratic"))
+    assert build(config, None).num_devices == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: JAX was used before") and "4 CPU devices instead of 64" in line
 
 
 def test_nonfinite_meta_gradient_leaves_theta_alone():

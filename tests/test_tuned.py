@@ -1,5 +1,7 @@
 """The tuned optimizers against plain NumPy transcriptions, on disk and on the command line."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -177,10 +179,10 @@ def test_bad_arguments(build, bad):
 
 @pytest.mark.parametrize("name", ["schedule", "per_tensor_sgdm"])
 def test_command_line_save_and_load(name, tmp_path):
-    config = cfg.OptimizerConfig(name=name, learning_rate=0.05, momentum=0.7, decay=2.0)
-    optimizer = cfg.make_optimizer(config)
+    config = cfg.optimizer(name, learning_rate=0.05, momentum=0.7)
+    optimizer = config.make()
     theta = jax.tree.map(lambda t: t + 0.1, optimizer.init(jax.random.key(0)))
-    learned_opt.save(tmp_path, name, cfg.optimizer_arguments(config), theta)
+    learned_opt.save(tmp_path, name, dataclasses.asdict(config), theta)
     loaded, loaded_theta = learned_opt.load(tmp_path)
     params, grads = problem()
     params = [jnp.asarray(p, jnp.float32) for p in params]
