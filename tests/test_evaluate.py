@@ -270,10 +270,10 @@ def test_the_task_is_that_of_training_or_the_chosen_one():
         own | {"silent": {}},
         {"m": {"task": to_dict(mixture)}},
     ):
-        with pytest.raises(ValueError, match="choose one with --cfg.task"):
+        with pytest.raises(ValueError, match=r"choose one with --cfg\.task"):
             task_of(trained, None)
         assert task_of(trained, quadratic) == quadratic
     # Words for a task that is not chosen.
     node, _ = choices.take_words(["--cfg.task.dim=3"], "cfg")
-    with pytest.raises(ValueError, match="--cfg.task.dim needs --cfg.task=NAME"):
+    with pytest.raises(ValueError, match=r"--cfg\.task\.dim needs --cfg\.task=NAME"):
         choices.apply_words(EvaluationConfig(), node, "cfg")
