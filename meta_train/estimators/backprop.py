@@ -58,10 +58,10 @@ def bptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
 
     def init(theta, key):
-        base.check_differentiable("bptt", system, theta, key)
+        del theta, key
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def episode(key, theta_and_id):
@@ -85,7 +85,7 @@ def bptt(
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("bptt", system, init, estimate, differentiates=True)
 
 
 def tbptt(
@@ -117,11 +117,10 @@ def tbptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
-        base.check_differentiable("tbptt", system, theta, key)
         begin = partial(system.init, theta)
         return base.init_particles(num_particles, horizons, truncation, key, begin, ())
 
@@ -135,7 +134,9 @@ def tbptt(
             started = base.restart_if_done(
                 particle, horizons, key_restart, partial(system.init, theta)
             )
-            state, losses = unroll(remat_system, theta, started.states, key_data, truncation)
+            state, losses = base.unroll_window(
+                remat_system, theta, started, horizons, key_data, truncation
+            )
             return base.window_loss(started, horizons, losses), started._replace(
                 states=state, position=started.position + truncation
             )
@@ -150,7 +151,7 @@ def tbptt(
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("tbptt", system, init, estimate, differentiates=True)
 
 
 @dataclass(frozen=True)

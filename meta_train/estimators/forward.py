@@ -3,9 +3,9 @@
 All three carry, beside the state ``s``, what they know of ``J = ds/dtheta``: RTRL all of
 it, UORO a random rank-one matrix with mean ``J``, forward gradients one random column
 combination ``J u``. None looks back in time, so none has a truncation bias, and none keeps
-residuals: memory does not depend on the truncation. Only float leaves of the state count;
-integers and PRNG keys just advance. Theta moves between truncations, so in training the
-sensitivities lag behind it (hysteresis), as for every online method.
+residuals: memory does not depend on the truncation. Only the floats of the state count, a complex
+one as two (its parts); integers and PRNG keys just advance. Theta moves between truncations, so in
+training the sensitivities lag behind it (hysteresis), as for every online method.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, TruncatedConfig
+from meta_train.estimators.derivatives import float_leaves, step_on_floats
 from meta_train.unroll import UnrolledSystem
 
 UORO_EPS = 1e-7
@@ -57,7 +58,8 @@ def rtrl(
     """
 
     def check_size(theta, key):
-        state_size = _size(base.float_leaves(jax.eval_shape(system.init, theta, key)))
+        floats = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key)
+        state_size = _size(floats)
         flat = jax.eval_shape(lambda t: ravel_pytree(t)[0], theta)
         num_bytes = num_particles * state_size * flat.size * flat.dtype.itemsize
         if num_bytes > max_bytes:
@@ -75,11 +77,12 @@ def rtrl(
 
     def advance(theta, carry, noise_key, key):
         del noise_key
-        step = base.step_on_floats(system, carry.state, key)
-        floats = base.float_leaves(carry.state)
+        step = step_on_floats(system, carry.state, key)
+        floats = float_leaves(carry.state)
         (_, loss), pushforward, state = jax.linearize(step, theta, floats, has_aux=True)
         sensitivity, grad = jax.vmap(pushforward)(_basis(theta), carry.sensitivity)
-        return _Carry(state, sensitivity), loss, ravel_pytree(theta)[1](grad)
+        flat, unravel = ravel_pytree(theta)
+        return _Carry(state, sensitivity), loss, unravel(grad.astype(flat.dtype))
 
     return _online(
         "rtrl", system, begin, advance, num_particles, truncation, horizons, chunk, check_size
@@ -127,8 +130,8 @@ def uoro(
         return _Carry(state, _mix(zero_state, zero_theta, signs, from_theta))
 
     def advance(theta, carry, noise_key, key):
-        step = base.step_on_floats(system, carry.state, key)
-        floats = base.float_leaves(carry.state)
+        step = step_on_floats(system, carry.state, key)
+        floats = float_leaves(carry.state)
         state_part, theta_part = carry.sensitivity
         still = jax.tree.map(jnp.zeros_like, theta)
         (new, loss), (moved, loss_rate), state = jax.jvp(
@@ -180,10 +183,10 @@ def forward_gradient(
 
     def advance(theta, carry, noise_key, key):
         del noise_key
-        step = base.step_on_floats(system, carry.state, key)
+        step = step_on_floats(system, carry.state, key)
         tangent, direction = carry.sensitivity
         (_, loss), (tangent, loss_rate), state = jax.jvp(
-            step, (theta, base.float_leaves(carry.state)), (direction, tangent), has_aux=True
+            step, (theta, float_leaves(carry.state)), (direction, tangent), has_aux=True
         )
         grad = base.scaled(loss_rate, direction)
         return _Carry(state, (tangent, direction)), loss, grad
@@ -219,11 +222,10 @@ def _online(
         the (estimated) total derivative of its loss.
       check_size: ``(theta, key)``; raises if the carry would be too large.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
-        base.check_differentiable(name, system, theta, key)
         check_size(theta, key)
 
         def fresh(key):
@@ -258,12 +260,12 @@ def _online(
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked(name, system, init, estimate, differentiates=True)
 
 
 def _init_on_floats(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[list, Any]:
     state = system.init(theta, key)
-    return base.float_leaves(state), state
+    return float_leaves(state), state
 
 
 def _linear_init(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[Any, Callable]:
@@ -291,8 +293,8 @@ def _mix(moved: list, theta_part: Any, signs: list, from_theta: Any) -> tuple[li
     rho_0 = jnp.sqrt((_norm(theta_part) + UORO_EPS) / (_norm(moved) + UORO_EPS))
     rho_1 = jnp.sqrt((_norm(from_theta) + UORO_EPS) / (_norm(signs) + UORO_EPS))
     return (
-        jax.tree.map(lambda m, v: rho_0 * m + rho_1 * v, moved, signs),
-        jax.tree.map(lambda t, f: t / rho_0 + f / rho_1, theta_part, from_theta),
+        jax.tree.map(lambda m, v: (rho_0 * m + rho_1 * v).astype(m.dtype), moved, signs),
+        jax.tree.map(lambda t, f: (t / rho_0 + f / rho_1).astype(t.dtype), theta_part, from_theta),
     )
 
 

@@ -49,7 +49,7 @@ def reversible(
     Source: Maclaurin, Duvenaud, Adams 2015; here for any optimizer that moves the weights
     by what its post-update accumulators say.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     if system.reversible is None:
         raise ValueError(
             "`system` must have a reversible form, got one whose steps cannot be undone. Make it "
@@ -79,7 +79,7 @@ def reversible(
         broken = (reports.failure == Failure.REPLAY) | (reports.failure == Failure.START)
         return poison(~jnp.any(broken), grad), ids, metrics | _shares(reports, losses.dtype)
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("reversible", system, init, estimate)
 
 
 def _shares(reports: Report, dtype) -> base.Metrics:
