@@ -234,7 +234,7 @@ def reverse(
     The exact gradient of the fixed-point run, as if rounding were the identity. Every
     recomputed loss is compared with the recorded one, and the state in the end with the
     initial state and an empty buffer, bit for bit; on a mismatch every gradient is NaN and
-    the report says why. Compute: a gradient, its forward-over-reverse derivative and the
+    the report says why. Compute: a gradient, its reverse-over-reverse derivative and the
     pullbacks of ``absorb`` and ``move`` per step. Memory: that of ``run``, and one gradient.
 
     Args:
@@ -271,7 +271,7 @@ def reverse(
                 lambda theta, loss, w: dynamics.observe(theta, loss, w, x), theta, loss, w_after
             )
             theta_observed, d_loss, w_observed = pull(d_observed)
-            d_theta_t, d_hyper, d_w, d_a = _adjoint(
+            d_theta_t, d_hyper, d_w, d_a, a_move = _adjoint(
                 dynamics,
                 theta,
                 hyper,
@@ -327,30 +327,49 @@ def float_step(
 
 
 def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_w, d_a, d_loss):
-    """One step of the adjoint: from derivatives after the step to derivatives before it."""
+    """One step of the adjoint: from derivatives after the step to derivatives before it.
+
+    Also returns ``a_move``, what of the accumulators' derivative comes from this move alone.
+    """
     _, pull_move = jax.vjp(lambda *args: dynamics.move(*args, x), theta, hyper, a_after)
     theta_move, hyper_move, a_move = pull_move(d_w)
     d_a = d_a + a_move
     _, pull_absorb = jax.vjp(lambda *args: dynamics.absorb(*args, x), theta, hyper, gradient)
-    theta_absorb, hyper_absorb, direction = pull_absorb(d_a)
-    # The pullback of a gradient is its directional derivative, by symmetry of second derivatives.
-    (g_theta, _), (theta_loss, w_loss) = jax.jvp(
-        lambda w: jax.grad(dynamics.loss, argnums=(0, 1))(theta, w, x), (weights,), (direction,)
-    )
+    theta_absorb, hyper_absorb, d_gradient = pull_absorb(d_a)
+    theta_loss, w_loss = _pull_gradient(dynamics, theta, weights, x, d_loss, d_gradient)
     decay, pull_decay = jax.vjp(
         lambda *args: jnp.broadcast_to(dynamics.decay(*args), a_before.shape), theta, hyper
     )
     theta_decay, hyper_decay = pull_decay(d_a * a_before)
-    d_theta = jax.tree.map(
-        lambda move, absorb, decay, g, mixed: move + absorb + decay + mixed + d_loss * g,
-        theta_move,
-        theta_absorb,
-        theta_decay,
-        g_theta,
-        theta_loss,
-    )
-    d_hyper = jax.tree.map(lambda *parts: sum(parts), hyper_move, hyper_absorb, hyper_decay)
-    return d_theta, d_hyper, d_w + w_loss + d_loss * gradient, decay * d_a
+    d_theta = _sum(theta_move, theta_absorb, theta_decay, theta_loss)
+    d_hyper = _sum(hyper_move, hyper_absorb, hyper_decay)
+    return d_theta, d_hyper, d_w + w_loss, decay * d_a, a_move
+
+
+def _pull_gradient(dynamics, theta, weights, x, d_loss, d_gradient):
+    """The derivatives by theta and weights of the loss and of the gradient that training takes.
+
+    Backwards through that gradient itself. (Its derivative along ``d_gradient`` would be the same
+    by symmetry if it were the gradient of a smooth function: not if the loss clips it, stops
+    it, passes it straight through a rounding, or otherwise makes its own.)
+    """
+    try:
+        _, pull = jax.vjp(
+            lambda theta, w: jax.value_and_grad(dynamics.loss, argnums=1)(theta, w, x),
+            theta,
+            weights,
+        )
+        return pull((d_loss, d_gradient))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            "`loss` must have a gradient that can itself be differentiated backwards, got one that "
+            "cannot; where it defines its own (`jax.custom_vjp`), write both of its rules in "
+            f"differentiable operations, loops as `jax.lax.scan`: {error}"
+        ) from error
+
+
+def _sum(*trees):
+    return jax.tree.map(lambda *parts: sum(parts), *trees)
 
 
 def _numerator(dynamics, theta, hyper, fixed):
