@@ -43,6 +43,7 @@ from meta_train.reversible.report import (
     no_failure,
     poison,
 )
+from meta_train.reversible.resolution import Stakes, Travel, add_stakes, no_stakes
 
 
 def _its_loss(theta, loss: jax.Array, weights, x) -> jax.Array:
@@ -91,6 +92,7 @@ class Run(NamedTuple):
       tape: uint32 ``[rows, P]``.
       losses: float ``[T]``.
       observed: float ``[T]``, what ``Dynamics.observe`` made of each step.
+      travel: how much was added up; whether it stands out of the grid is for the caller.
       report: what failed first, if anything.
     """
 
@@ -100,6 +102,7 @@ class Run(NamedTuple):
     tape: jax.Array
     losses: jax.Array
     observed: jax.Array
+    travel: Travel
     report: Report
 
 
@@ -160,7 +163,7 @@ def run(
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, tape, failures = carry
+        w, a, buffer, tape, travel, failures = carry
         t, hyper, x, slots, smallest = xs
         keep = always(w)
         buffer, tape = spill(buffer, tape, slots, num_rows)
@@ -184,7 +187,8 @@ def run(
         bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
         bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
         failures = jnp.minimum(failures, _failing(t, bad_a, bad_w, ~jnp.isfinite(gradient)))
-        return (w, a, buffer, tape, failures), (loss, observed, in_plan)
+        travel = jax.tree.map(lambda sum, x: sum + jnp.abs(x), travel, Travel(a_float, moved))
+        return (w, a, buffer, tape, travel, failures), (loss, observed, in_plan)
 
     with jax.enable_x64(True):
         w, a = _start(weights, accumulators, fixed)
@@ -193,6 +197,7 @@ def run(
             a,
             jnp.zeros(a.shape, jnp.int64),
             jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
+            Travel(jnp.zeros(a.shape, dtype), jnp.zeros(w.shape, dtype)),
             # Out of range or NaN from the start: the grid would hold another number.
             _failing(
                 jnp.int32(0),
@@ -214,7 +219,7 @@ def run(
             ),
             code(steps, Failure.DECAY),
         )
-        return Run(*end[:4], losses, observed, decode(by_step, end[4]))
+        return Run(*end[:4], losses, observed, end[4], decode(by_step, end[5]))
 
 
 def reverse(
@@ -228,7 +233,7 @@ def reverse(
     fixed: FixedPoint,
     outcome: Run,
     cotangents: Cotangents,
-) -> tuple[Gradients, Report, Recovered]:
+) -> tuple[Gradients, Report, Recovered, Stakes]:
     """Walks a run back to its start, and derivatives with it.
 
     The exact gradient of the fixed-point run, as if rounding were the identity. Every
@@ -242,15 +247,16 @@ def reverse(
       cotangents: of its final weights, final accumulators and observed losses.
 
     Returns:
-      Gradients, the report of the run and the reversal together, and where this ended.
+      Gradients, the report of the run and the reversal together, where this ended, and how
+      much of the objective hung on rounding (whether it is too much is for the caller).
     """
     precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, d_w, d_a, d_theta = carry
-        hyper, x, slots, d_observed = xs
+        w, a, buffer, d_w, d_a, d_theta, stakes = carry
+        t, hyper, x, slots, d_observed = xs
         keep = always(w)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
@@ -271,6 +277,7 @@ def reverse(
                 lambda theta, loss, w: dynamics.observe(theta, loss, w, x), theta, loss, w_after
             )
             theta_observed, d_loss, w_observed = pull(d_observed)
+            d_moved = d_w + w_observed
             d_theta_t, d_hyper, d_w, d_a, a_move = _adjoint(
                 dynamics,
                 theta,
@@ -280,12 +287,14 @@ def reverse(
                 gradient,
                 a_before,
                 a_float,
-                d_w + w_observed,
+                d_moved,
                 d_a,
                 d_loss,
             )
-            d_theta = jax.tree.map(lambda *parts: sum(parts), d_theta, d_theta_t, theta_observed)
-        return (w, a, buffer, d_w, d_a, d_theta), (d_hyper, loss)
+            d_theta = _sum(d_theta, d_theta_t, theta_observed)
+            decay = numerator * 2.0**-fixed.decay_bits
+            stakes = add_stakes(stakes, t, fixed, decay, a_float, moved, d_moved, a_move)
+        return (w, a, buffer, d_w, d_a, d_theta, stakes), (d_hyper, loss)
 
     with jax.enable_x64(True):
         begin = (
@@ -295,10 +304,11 @@ def reverse(
             cotangents.weights,
             cotangents.accumulators,
             jax.tree.map(jnp.zeros_like, theta),
+            no_stakes(dtype),
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
-        xs = (hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
-        (w, a, buffer, d_w, d_a, d_theta), (d_hypers, losses) = jax.lax.scan(
+        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
+        (w, a, buffer, d_w, d_a, d_theta, stakes), (d_hypers, losses) = jax.lax.scan(
             step, begin, xs, reverse=True
         )
         replayed = losses == outcome.losses
@@ -313,7 +323,7 @@ def reverse(
         )
         report = first(first(outcome.report, another), started)
         gradients = poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a))
-        return gradients, report, Recovered(w, a, buffer)
+        return gradients, report, Recovered(w, a, buffer), stakes
 
 
 def float_step(
