@@ -27,7 +27,14 @@ def reversible(
     forward steps in exact arithmetic, and about seven times as much to walk back: in all, twice
     the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one core).
 
-    An episode that diverged, or whose state left the fixed-point range, has no exact gradient:
+    A derivative of each episode, not of the mean loss, where the loss of an episode jumps in
+    theta: the inner gradient of a ReLU network jumps where a unit turns on or off, so weights and
+    losses after it do. Derivatives see none of these jumps, and their mean is then not the
+    derivative of the mean (nor is that of ``bptt``): use a smooth activation, or an evolution
+    strategy.
+
+    An episode that diverged, whose state left the fixed-point range, or which is lost in the
+    rounding to the grid (``Failure.UNDERFLOW``) has no exact gradient:
     like other non-finite ones it contributes nothing, and is counted. But where the reversal
     itself disagrees with the run (``Failure.REPLAY``, ``Failure.START``), the program is broken
     and no episode can be trusted: the whole estimate is NaN.
