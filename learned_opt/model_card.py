@@ -6,8 +6,7 @@ from typing import Any
 
 # Listed first, and also where nobody recorded them.
 _ALWAYS = ("task", "horizon", "estimator", "seed")
-_UNITS = {"horizon": "inner steps", "truncation": "inner steps", "outer_steps": "outer steps"}
-_UNITS |= {"inner_steps": "inner steps in all", "num_particles": "inner runs at a time"}
+_UNITS = {"horizon": "inner steps", "truncation": "inner steps", "num_particles": "inner runs"}
 
 
 def model_card(

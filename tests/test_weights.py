@@ -325,7 +325,7 @@ def test_card_holds_the_facts_it_was_given_and_no_others(tmp_path):
         "- horizon: 20 inner steps",
         "- estimator: `pes`",
         "- seed: 7",
-        "- outer_steps: 3 outer steps",
+        "- outer_steps: 3",
     ]
     assert "Meta-trained on `mlp`, in runs of 20 steps." in limits and "num_steps=20)" in card
     theta = learned_opt.learnable_sgdm().init(jax.random.key(0))
