@@ -399,7 +399,8 @@ def task_of(
         for field in dataclasses.fields(cfg.TaskConfig)
         if f"cfg.task.{field.name}" in given
     }
-    name = name or changed.pop("name", None)
+    flagged = changed.pop("name", None)
+    name = name or flagged
     if "preset" in given:
         return dataclasses.replace(config.task, name=name or config.task.name)
     tasks = {

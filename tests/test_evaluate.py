@@ -267,6 +267,10 @@ def test_the_task_is_that_of_training_with_the_flags_on_top():
         activation="tanh", hidden_sizes=(9,)
     )
     assert of(own, name="quadratic") == cfg.TaskConfig(name="quadratic")
+    both = cfg.Config(task=cfg.TaskConfig(name="quadratic", dim=3))
+    for name in (None, "quadratic"):
+        words = ("--cfg.task.name=quadratic", "--cfg.task.dim", "3")
+        assert of(own, *words, config=both, name=name) == both.task
     assert of(own, "--preset=demo") == cfg.TaskConfig()
     several = own | {"q": {"task": {"name": "quadratic", "dim": 3}}}
     for trained in (several, {"silent": {}}, own | {"silent": {}}):
