@@ -99,6 +99,7 @@ def test_indivisible_population_is_refused():
 
 def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch, capsys):
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")  # This process has four.
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setitem(jax.config.values, "jax_num_cpu_devices", -1)
     assert devices.configure_cpu_devices(2) == 2
     assert capsys.readouterr().err == ""
