@@ -75,6 +75,8 @@ def dtype_of(leaf: Any) -> Any:
     Raises:
       TypeError: if it is none of these.
     """
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+        raise TypeError(f"A {type(leaf).__name__} is no array.")
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 

@@ -9,7 +9,7 @@ from scipy.stats import norm, qmc
 from launch import config as cfg
 from meta_train import estimators as est
 from meta_train import samplers
-from meta_train.estimators.config import ONE_DEVICE, PairsConfig
+from meta_train.estimators.config import ONE_DEVICE
 from tests import systems
 
 NAMES = sorted(samplers.SAMPLERS)
@@ -177,7 +177,7 @@ def test_the_halves_of_reparam_es_draw_blocks_of_their_own(x64):
 
 @pytest.mark.parametrize(
     "name",
-    sorted(name for name, kind in est.ESTIMATORS.items() if issubclass(kind, PairsConfig)),
+    systems.PERTURBING,
 )
 def test_every_es_estimator_of_the_command_line_takes_the_sampler(name):
     with pytest.raises(ValueError, match="`sampler` must be one of"):

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from meta_train.checks import check_whole, is_whole
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig, Population
 from meta_train.unroll import UnrolledSystem, unroll
@@ -107,7 +107,8 @@ def reparam_es(
     """
     base.check_population(num_particles, chunk)
     base.check_positive(sigma=sigma)
-    if not is_whole(pairs_per_particle) or pairs_per_particle < 4 or pairs_per_particle % 2:
+    check_whole(pairs_per_particle=pairs_per_particle)
+    if pairs_per_particle < 4 or pairs_per_particle % 2:
         raise ValueError(
             f"`pairs_per_particle` must be even and at least 4, got pairs_per_particle="
             f"{pairs_per_particle}; each half of the pairs weights the other by its variances."
