@@ -156,6 +156,8 @@ def check_loss(where: str, loss: Any) -> None:
 
 def check_same_types(where: str, state: Any, new_state: Any) -> None:
     """Raises ``ValueError`` unless a step leaves structure, shapes and dtypes of the state."""
+    structure: Any
+    new_structure: Any
     old, structure = tree_flatten_with_path(state)
     new, new_structure = tree_flatten_with_path(new_state)
     if structure != new_structure:
