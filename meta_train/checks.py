@@ -156,15 +156,13 @@ def check_loss(where: str, loss: Any) -> None:
 
 def check_same_types(where: str, state: Any, new_state: Any) -> None:
     """Raises ``ValueError`` unless a step leaves structure, shapes and dtypes of the state."""
-    structure: Any
-    new_structure: Any
-    old, structure = tree_flatten_with_path(state)
-    new, new_structure = tree_flatten_with_path(new_state)
-    if structure != new_structure:
+    structure, new_structure = map(jax.tree.structure, (state, new_state))
+    if not structure == new_structure:  # noqa: SIM201 (a tree definition has no type for "!=")
         raise ValueError(
             f"`{where}` must give a state structured like the one it got, got {new_structure} from "
             f"{structure}; put everything that the state will hold into `init`."
         )
+    old, new = (tree_flatten_with_path(tree)[0] for tree in (state, new_state))
     for (path, a), (_, b) in zip(old, new, strict=True):
         if (jnp.shape(a), dtype_of(a)) != (jnp.shape(b), dtype_of(b)):
             raise ValueError(

@@ -43,7 +43,11 @@ def bptt(
     horizons: base.Horizons,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Backpropagation through time over whole episodes: the exact gradient.
+    """Backpropagation through time over whole episodes: the exact gradient of each.
+
+    Unbiased for the mean of the derivative of the mean per-step loss, which is the derivative of
+    its mean only where the loss does not jump in theta. With a ReLU network inside it does, and
+    the two can differ in sign: see ``derivatives``.
 
     ``N T`` forward and backward steps, the forward ones twice; memory: ``T`` inner states
     and the residuals of one step, for each of the ``chunk`` episodes computed at a time.
@@ -100,7 +104,8 @@ def tbptt(
 
     The inner state crosses a truncation as a constant, so the effect of theta on later
     truncations through the state is missing: biased to short horizons. A state that is
-    initialized from theta is differentiated in the first truncation of an episode.
+    initialized from theta is differentiated in the first truncation of an episode. Jumps of the
+    loss in theta (a ReLU network inside has them) do not count either: see ``derivatives``.
     ``N K`` forward and backward steps, the forward ones twice; memory: ``N`` inner states,
     and ``K`` states and the residuals of one step for each of the ``chunk`` particles
     computed at a time.

@@ -1,4 +1,14 @@
-"""What of a state a derivative exists for, a step as a function of it, and whether it has one."""
+"""What of a state a derivative exists for, a step as a function of it, and whether it has one.
+
+What every estimator that differentiates the loss is unbiased for is the *mean of the derivative*.
+That is the derivative of the mean loss, which an optimizer of theta wants, only where the loss of
+an episode does not jump in theta. It jumps where the inner gradient does: with a ReLU network or
+clipping inside, a small change of theta moves a weight across the kink, and all that follows. A
+derivative sees no jump, however many there are, so the two can differ in size and in sign
+(the mean loss is smooth in theta all the same: its jumps are spread by the draws). Estimators that
+only evaluate the loss, such as ``pes``, ``nres`` and ``full_es``, count the jumps. With smooth
+activations (tanh, GELU) and no clipping there are none, and all agree.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -38,7 +38,9 @@ def rtrl(
 
     Carries ``J = ds/dtheta``, ``[S, P]``: ``J <- F_s J + F_theta``, and the gradient of each
     loss is ``dL/ds J + dL/dtheta``. Exact (with theta fixed, the truncations of an episode
-    add up to backpropagation through all of it), at ``N K`` steps and as many
+    add up to backpropagation through all of it, so its mean is that of ``bptt``: the mean of the
+    derivative, which is the derivative of the mean loss only where the loss does not jump in
+    theta, see ``derivatives``), at ``N K`` steps and as many
     Jacobian-vector products for each of the ``P`` entries of theta; memory ``N S P``.
 
     Args:
@@ -100,9 +102,10 @@ def uoro(
     """Unbiased online recurrent optimization: a random rank-one sensitivity.
 
     Carries ``s~ [S]`` and ``theta~ [P]`` with ``E[s~ theta~^T] = J``. With signs ``nu``:
-    ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``,
-    the ``rho`` balancing norms. Unbiased for the gradient of the mean per-step loss, with a
-    variance that grows with the state size and the horizon. ``N K`` steps with one
+    ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``, the
+    ``rho`` balancing norms. Unbiased for the mean of the derivative of the mean per-step loss, which is
+    the derivative of its mean only where the loss does not jump in theta (see ``derivatives``),
+    with a variance that grows with the state size and the horizon. ``N K`` steps with one
     Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
 
     Args:
@@ -158,10 +161,11 @@ def forward_gradient(
     """Forward gradients (DODGE): a random directional derivative, carried through the episode.
 
     Draws ``u ~ N(0, I)`` at the start of an episode, carries ``c = J u`` (``c <- F_s c +
-    F_theta u``), and estimates ``u (dL/ds c + dL/dtheta u)``. Unbiased for the gradient of
-    the mean per-step loss, unsmoothed: the limit of ``nres`` for ``sigma -> 0``, with
-    variance ``(P + 1) ||grad||^2`` per particle. ``N K`` steps, each with one
-    Jacobian-vector product; memory ``N (S + P)``.
+    F_theta u``), and estimates ``u (dL/ds c + dL/dtheta u)``. Unbiased for the mean of the
+    derivative of the mean per-step loss, unsmoothed. Where the loss does not jump in theta that is
+    the derivative of its mean, and this the limit of ``nres`` for ``sigma -> 0``; where it jumps,
+    neither (see ``derivatives``). Its variance is ``(P + 1) ||grad||^2`` per particle. ``N K``
+    steps, each with one Jacobian-vector product; memory ``N (S + P)``.
 
     Args:
       num_particles: ``N``, inner runs.

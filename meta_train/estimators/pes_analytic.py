@@ -29,12 +29,14 @@ def pes_analytic(
         g = mean_i p_i + xi_i * (D_i - eps_i . p_i) / sigma^2
         D_i = (L_i(theta + eps_i) - L_i(theta - eps_i)) / 2
 
-    where ``xi_i`` sums the perturbations of *earlier* truncations, without ``eps_i``; the
-    ``p_i`` in it is a control variate, independent of ``xi_i``. The effect through earlier
-    truncations is smoothed as in ``pes``, that of the current one is not: unbiased for the
-    gradient of the mean per-step loss when the loss is quadratic in theta, or ``sigma``
-    small. Compute: ``3 N K`` forward and ``N K`` backward steps; memory: ``3 N`` inner
-    states, ``N`` copies of theta, the residuals of ``K`` steps for each of ``chunk`` pairs.
+    where ``xi_i`` sums the perturbations of *earlier* truncations, without ``eps_i``; the ``p_i``
+    in it is a control variate, independent of ``xi_i``. The effect through earlier truncations is
+    smoothed as in ``pes``, that of the current one is not: unbiased for the gradient of the mean
+    per-step loss when the loss is quadratic in theta, or ``sigma`` small. The analytic part does
+    not see jumps of the loss in theta (``derivatives``: a ReLU network inside has them), so with
+    jumps within a truncation it is biased, which ``pes`` is not. Compute: ``3 N K`` forward and
+    ``N K`` backward steps; memory: ``3 N`` inner states, ``N`` copies of theta, the residuals of
+    ``K`` steps for each of ``chunk`` pairs.
 
     Args:
       num_pairs: ``N``, antithetic pairs; pair and mean share data and keys.

@@ -26,8 +26,10 @@ def reparam(
     """The reparameterization gradient of the smoothed loss: ``mean_i grad L(theta +- eps_i)``.
 
     Unbiased for the gradient of the mean per-step loss smoothed by one Gaussian perturbation
-    of theta held over the episode, the objective of ``full_es``; low variance where the loss
-    is smooth, exploding with it in chaotic regions. ``2 N T`` forward and backward steps;
+    of theta held over the episode, the objective of ``full_es``, where the loss does not jump in
+    theta; where it does (a ReLU network inside), for the smoothed derivative, without the jumps,
+    which ``full_es`` counts: see ``derivatives``. Low variance where the loss is smooth, exploding
+    with it in chaotic regions. ``2 N T`` forward and backward steps;
     memory: the residuals of ``T`` steps for both halves of the ``chunk`` pairs computed at
     a time.
 
@@ -81,10 +83,12 @@ def reparam_es(
     """Reparameterization and ES gradients of the same draws, combined by inverse variance.
 
     Each particle runs ``M`` pairs and combines, for each entry of theta, the two means with
-    weights proportional to their inverse sample variances: close to the better one, in
-    smooth and in chaotic regions. Unbiased for the gradient of the mean per-step loss
-    smoothed as in ``full_es``. ``2 N M T`` forward and backward steps; memory: residuals of
-    ``T`` steps for the ``2 M`` runs of each of the ``chunk`` particles computed at a time.
+    weights proportional to their inverse sample variances: close to the better one, in smooth and
+    in chaotic regions. Unbiased for the gradient of the mean per-step loss smoothed as in
+    ``full_es``, where the loss does not jump in theta; where it does, the two expect different
+    things (see ``reparam``), and this a mixture of them. ``2 N M T`` forward and backward steps;
+    memory: residuals of ``T`` steps for the ``2 M`` runs of each of the ``chunk`` particles
+    computed at a time.
 
     Args:
       num_particles: ``N``, groups of pairs.

@@ -22,10 +22,12 @@ def reversible(
 ) -> base.GradientEstimator:
     """Reversible backpropagation over whole episodes: the exact gradient of the mean per-step loss.
 
-    The same estimate as ``bptt``, with the same keys, up to rounding, and in memory that
-    does not grow with the episode but for a tape of a few bits per weight and step. ``N T``
-    forward steps in exact arithmetic, and about seven times as much to walk back: in all, twice
-    the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one core).
+    The same estimate as ``bptt``, with the same keys, up to rounding (so, where the loss jumps in
+    theta, the mean of its derivative and not the derivative of its mean: see ``derivatives``),
+    and in memory that does not grow with the episode but for a tape of a few bits per weight and
+    step. ``N T`` forward steps in exact arithmetic, and about seven times as much to walk back:
+    in all, twice the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one
+    core).
 
     A derivative of each episode, not of the mean loss, where the loss of an episode jumps in
     theta: the inner gradient of a ReLU network jumps where a unit turns on or off, so weights and
