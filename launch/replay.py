@@ -17,7 +17,7 @@ from launch.config import read_config
 from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
-from meta_train.replay import rebuild
+from meta_train.estimators.hybrid.replay import rebuild
 
 _FROM_STEP = flags.DEFINE_integer("from_step", -1, "Checkpoint to start at; -1 is the newest.")
 

@@ -24,7 +24,7 @@ from launch.command_line import DATA_DIR, WORKDIR
 from launch.job import Job, build, describe
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
-from meta_train.replay import ReplayLog
+from meta_train.estimators.hybrid.replay import ReplayLog
 from meta_train.tracking import Tracker
 from meta_train.trainer import TrainState
 

@@ -21,7 +21,7 @@ from launch.studies import classifier
 from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_training import BATCH, Curve, Problem
-from meta_train.estimators.messages import traffic
+from meta_train.estimators.hybrid.messages import traffic
 
 NUM_STEPS = 300
 RATE = 3.0
