@@ -2,9 +2,9 @@
 
 from meta_train.estimators.hybrid.config import HybridES
 from meta_train.estimators.hybrid.differences import control_variate, guided, past_descent
+from meta_train.estimators.hybrid.estimator import hybrid_es
 from meta_train.estimators.hybrid.noise import Noise
 from meta_train.estimators.hybrid.prediction import learned_features
-from meta_train.estimators.hybrid.schedule import hybrid_es
 from meta_train.estimators.hybrid.searches import Search, skip, stale
 from meta_train.estimators.hybrid.select import select
 

@@ -100,6 +100,8 @@ def between(
         return jnp.where(jnp.isfinite(cost), cost, jnp.inf)
 
     def measure(theta, state, setting, key):
+        if search.sends is Sends.NOTHING:
+            return Costs()
         flat, unravel = ravel_pytree(theta)
         key_noise, _, key_tasks = keys_of(key)
         cost = partial(cost_of, unravel)

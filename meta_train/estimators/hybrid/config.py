@@ -9,10 +9,10 @@ from meta_train.estimators.backprop import TBPTT
 from meta_train.estimators.config import ONE_DEVICE, Context, EstimatorConfig, Shards
 from meta_train.estimators.hybrid.compression import COMPRESSORS
 from meta_train.estimators.hybrid.differences import control_variate, guided, past_descent
+from meta_train.estimators.hybrid.estimator import check_settings, hybrid_es
 from meta_train.estimators.hybrid.messages import Sends
 from meta_train.estimators.hybrid.noise import Noise
 from meta_train.estimators.hybrid.prediction import learned_features
-from meta_train.estimators.hybrid.schedule import check_settings, hybrid_es
 from meta_train.estimators.hybrid.searches import Search, skip, stale
 from meta_train.estimators.hybrid.select import select
 
