@@ -1,5 +1,6 @@
 """The train loop: a job from where its folder has it, to the end or to a signal."""
 
+import math
 import signal
 import uuid
 from pathlib import Path
@@ -17,7 +18,7 @@ from launch.pending import Finished, Pending
 from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
-from meta_train.replay import ReplayLog
+from meta_train.estimators.hybrid.replay import ReplayLog
 from meta_train.tracking import Tracker
 from meta_train.trainer import TrainState
 
@@ -184,10 +185,10 @@ class _Rows:
         evaluated = any(name.startswith("eval/") for name in row)
         if step % config.log_every and step != config.num_steps and not evaluated:
             return
-        # Of the particles; in a step of Hybrid-ES without a gradient, of the costs exchanged.
-        counted = config.estimator.population.size * len(config.task.parts)
-        if message is not None and not message.refreshed:
-            counted = sum(leaf.size for leaf in jax.tree.leaves(message.costs.costs))
+        # Of the particles, where the estimator does not say how many losses a step had.
+        counted = row.pop("num_losses", math.nan)
+        if math.isnan(counted):
+            counted = config.estimator.population.size * len(config.task.parts)
         row["nonfinite_count"] = round(nonfinite * counted)
         row["total_inner_steps"] = step * self._inner_steps
         steps, seconds = step - self._last_step, finished.seconds - self._last_seconds

@@ -30,7 +30,7 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
     from launch.job import build
     from meta_train import devices
     from meta_train.checkpoint import Checkpoints
-    from meta_train.replay import rebuild
+    from meta_train.estimators.hybrid.replay import rebuild
 
     log = workdir / "replay.log"
     for needed in (log, workdir / "checkpoints"):

@@ -157,7 +157,7 @@ def check_loss(where: str, loss: Any) -> None:
 def check_same_types(where: str, state: Any, new_state: Any) -> None:
     """Raises ``ValueError`` unless a step leaves structure, shapes and dtypes of the state."""
     structure, new_structure = map(jax.tree.structure, (state, new_state))
-    if not structure == new_structure:  # noqa: SIM201 (a tree definition has no type for "!=")
+    if not structure == new_structure:
         raise ValueError(
             f"`{where}` must give a state structured like the one it got, got {new_structure} from "
             f"{structure}; put everything that the state will hold into `init`."

@@ -9,6 +9,7 @@ import numpy as np
 from meta_train import estimators
 from meta_train.estimators import synchronized
 from meta_train.estimators.config import PairsConfig
+from meta_train.estimators.hybrid import control_variate
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
@@ -175,7 +176,7 @@ HYBRID_ARGUMENTS = {
     "refresh_every": 3,
     "num_workers": 2,
     "candidates_per_worker": 4,
-    "mode": "control_variate",
+    "search": control_variate(),
 }
 
 

@@ -12,12 +12,13 @@ ALLOWED = {
 }
 FOR_ESTIMATORS = (
     "meta_train.checks",
-    "meta_train.compression",
     "meta_train.estimators",
     "meta_train.reversible",
     "meta_train.samplers",
     "meta_train.unroll",
 )
+# Repeats the train step from a log of messages, so it knows what a train step is.
+REPLAY = "meta_train/estimators/hybrid/replay.py"
 MEETING_PLACES = {
     "meta_train/inner.py",
     "meta_train/evaluate.py",
@@ -45,7 +46,8 @@ def test_import_directions():
                     seen += 1
                     assert top in allowed | extra, f"{name} imports {module}"
                 if name.startswith("meta_train/estimators/") and top == "meta_train":
-                    assert module.startswith(FOR_ESTIMATORS), f"{name} imports {module}"
+                    known = FOR_ESTIMATORS + (("meta_train.trainer",) if name == REPLAY else ())
+                    assert module.startswith(known), f"{name} imports {module}"
     assert seen > 50
 
 

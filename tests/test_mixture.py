@@ -14,7 +14,7 @@ from launch.job import build
 from meta_train import devices, trainer
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators import fixed_horizon, hybrid_es, mixture, pes, tbptt
-from meta_train.estimators.noise import Noise
+from meta_train.estimators.hybrid import Noise, control_variate
 from meta_train.mixture_step import make_mixture_step
 from meta_train.unroll import UnrolledSystem
 from tasks import TaskMixture
@@ -207,7 +207,9 @@ def test_what_cannot_be_mixed():
     system, _ = systems.linear(0)
     base = pes(system, num_pairs=2, truncation=3, horizons=HORIZON, sigma=0.1)
     sizes = {"refresh_every": 2, "num_workers": 2, "candidates_per_worker": 2}
-    hybrid = hybrid_es(system, base, horizons=HORIZON, noise=Noise(0.1), **sizes)
+    hybrid = hybrid_es(
+        system, base, horizons=HORIZON, noise=Noise(0.1), search=control_variate(), **sizes
+    )
     with pytest.raises(ValueError, match="hybrid_es exchanges its own messages"):
         mixture([base, hybrid], names=NAMES)
     with pytest.raises(ValueError, match="at least two tasks"):

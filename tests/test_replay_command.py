@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from launch.replay import replay
 from meta_train.estimators import messages
-from meta_train.replay import ReplayLog, read_log
+from meta_train.estimators.hybrid.replay import ReplayLog, read_log
 from tests.jobs import DAMAGES, contents, run
 
 

@@ -25,11 +25,10 @@ from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es_cluster import DRAW_FLOPS
 from launch.studies.hybrid_training import RELATIVE, Curve, Problem
-from meta_train import replay, samplers, trainer
-from meta_train.compression import int8, top_k
-from meta_train.estimators.messages import traffic
-from meta_train.estimators.noise import Noise
-from meta_train.estimators.prediction import learned_features
+from meta_train import samplers, trainer
+from meta_train.estimators.hybrid import Noise, learned_features, replay
+from meta_train.estimators.hybrid.compression import int8, top_k
+from meta_train.estimators.hybrid.messages import traffic
 from meta_train.progress import progress
 
 NUM_STEPS = 300

@@ -19,7 +19,7 @@ from launch.studies import classifier
 from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_training import BATCH, Curve, Problem
-from meta_train.estimators.messages import traffic
+from meta_train.estimators.hybrid.messages import traffic
 from meta_train.progress import progress
 
 NUM_STEPS = 300

@@ -11,12 +11,11 @@ import numpy as np
 from launch.studies import classifier
 from launch.studies.classifier import Split
 from meta_train import estimators as est
-from meta_train.compression import Compressor
 from meta_train.estimators.base import GradientEstimator
-from meta_train.estimators.hybrid import hybrid_es
-from meta_train.estimators.messages import Message
-from meta_train.estimators.noise import Noise
-from meta_train.estimators.prediction import Predictor
+from meta_train.estimators.hybrid import Noise, hybrid_es, select, skip, stale
+from meta_train.estimators.hybrid.compression import Compressor
+from meta_train.estimators.hybrid.messages import Message
+from meta_train.estimators.hybrid.prediction import Predictor
 from meta_train.supervised import supervised_training
 from tasks.data.images import load_images
 
@@ -25,6 +24,7 @@ BATCH = 144
 MEASURED = 10_000
 HORIZON = est.fixed_horizon(1)
 RELATIVE = Noise(1.0, relative=True)
+CONTROLS = {"stale": stale, "skip": skip}
 
 
 class Problem(NamedTuple):
@@ -109,8 +109,13 @@ def estimator(
     """Hybrid-ES on minibatches; ``sigma`` in units of the deviation of the gradient's components.
 
     One worker with all candidates: a run is the same however they are split. ``sigma`` stands
-    in for that of ``noise``.
+    in for that of ``noise``. ``mode`` is ``select``, or one of ``CONTROLS``.
     """
+    search = (
+        select(step_size=rate, combine=combine, top=top, antithetic=antithetic)
+        if mode == "select"
+        else CONTROLS[mode]()
+    )
     system = supervised_training(
         lambda params, key: loss(params, classifier.batch(problem.train, key, BATCH))
     )
@@ -122,11 +127,7 @@ def estimator(
         num_workers=1,
         candidates_per_worker=num_candidates,
         noise=noise._replace(sigma=sigma),
-        step_size=rate,
-        mode=mode,
-        combine=combine,
-        top=top,
-        antithetic=antithetic and mode == "select",
+        search=search,
         assist=assist,
         predictor=predictor,
         compressor=compressor,

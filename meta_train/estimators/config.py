@@ -1,13 +1,28 @@
 """An estimator as values: its arguments, and what a job must know to plan it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from meta_train.checks import check_whole
 from meta_train.estimators import base
-from meta_train.estimators.messages import ALONE, Exchange
 from meta_train.samplers import sampler_named
 from meta_train.unroll import UnrolledSystem
+
+
+class Exchange(NamedTuple):
+    """How devices exchange.
+
+    Attributes:
+      mean: the mean of a tree over devices, summed in pairs.
+      gather: leaves ``[n, ...]`` of every device, in order, as ``[devices * n, ...]``.
+    """
+
+    mean: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
+
+
+ALONE = Exchange(lambda tree: tree, lambda tree: tree)
 
 
 class Context(NamedTuple):

@@ -47,8 +47,8 @@ def guided_es(
     descent direction and not the gradient, biased towards the surrogates by design, with a
     trace-preserving ``C``. The loss is only evaluated, so its jumps in theta count; the
     surrogates do not see them (``derivatives``), and only choose where ``eps`` is large.
-    ``alpha = 1`` is ``full_es``. ``3 N T`` forward and ``N T`` backward steps; memory: the residuals of
-    ``T`` steps for each of ``chunk`` pairs, and ``N k`` copies of theta.
+    ``alpha = 1`` is ``full_es``. ``3 N T`` forward and ``N T`` backward steps; memory: the
+    residuals of ``T`` steps for each of ``chunk`` pairs, and ``N k`` copies of theta.
 
     Args:
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.

@@ -1,29 +1,24 @@
 """What crosses between the workers of Hybrid-ES, how, and how many bytes that is."""
 
-from collections.abc import Callable
+from enum import Enum
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from meta_train.compression import Compressor
-
-IDLE = ("stale", "skip")  # Modes that evaluate no candidate, so send nothing in between.
+from meta_train.estimators.hybrid.compression import Compressor
 
 
-class Exchange(NamedTuple):
-    """How devices exchange.
+class Sends(Enum):
+    """What the workers tell each other of the costs in an in-between step.
 
-    Attributes:
-      mean: the mean of a tree over devices, summed in pairs.
-      gather: leaves ``[n, ...]`` of every device, in order, as ``[devices * n, ...]``.
+    ``NOTHING``: no candidate is evaluated. ``BESTS``: each worker's best candidate and its cost.
+    ``ALL``: the costs of all candidates, whose ids are known.
     """
 
-    mean: Callable[[Any], Any]
-    gather: Callable[[Any], Any]
-
-
-ALONE = Exchange(lambda tree: tree, lambda tree: tree)
+    NOTHING = "nothing"
+    BESTS = "bests"
+    ALL = "all"
 
 
 class Costs(NamedTuple):
@@ -58,11 +53,6 @@ class Message(NamedTuple):
     costs: Costs
 
 
-def bests_suffice(mode: str, combine: str) -> bool:
-    """Whether a worker need send its best candidate only, not the costs of all."""
-    return mode == "select" and combine in ("argmin", "worker_mean")
-
-
 def mean_in_pairs(tree: Any) -> Any:
     """The mean over the leading axis; neighbours are added, then pairs of neighbours, and so on.
 
@@ -93,8 +83,7 @@ def traffic(
     *,
     num_workers: int,
     candidates_per_worker: int,
-    mode: str = "select",
-    combine: str = "argmin",
+    sends: Sends = Sends.BESTS,
     success_rule: bool = False,
     compressor: Compressor | None = None,
     itemsize: int = 4,
@@ -103,17 +92,13 @@ def traffic(
 
     A refresh: each worker's gradient, once. (``devices.device_tree_mean`` adds those of a device
     first; then each device sends the sum ``log2(devices)`` times. Compressed ones all cross.)
-    In between: the best candidate's id and cost of each
-    worker where the combination needs only those, else the costs of all candidates (their
-    ids are known); 4 bytes a worker more for the success rule; nothing in ``stale`` and
-    ``skip``.
+    In between: what the search ``sends``; with the success rule 4 bytes a worker more.
     """
     gradient = compressor.num_bytes(size) if compressor else itemsize * size
-    per_worker = candidates_per_worker * itemsize
-    if bests_suffice(mode, combine):
-        per_worker = 4 + itemsize
-    if success_rule:
-        per_worker += 4
-    if mode in IDLE:
-        per_worker = 0
+    rule = 4 if success_rule else 0
+    per_worker = {
+        Sends.NOTHING: 0,
+        Sends.BESTS: 4 + itemsize + rule,
+        Sends.ALL: candidates_per_worker * itemsize + rule,
+    }[sends]
     return Traffic(num_workers * gradient, num_workers * per_worker)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from meta_train.estimators.base import GradientEstimator
-from meta_train.estimators.messages import Message
+from meta_train.estimators.hybrid.messages import Message
 from meta_train.journal import Journal, Salvage
 from meta_train.trainer import TrainState, move
 
