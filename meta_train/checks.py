@@ -156,8 +156,9 @@ def check_loss(where: str, loss: Any) -> None:
 
 def check_same_types(where: str, state: Any, new_state: Any) -> None:
     """Raises ``ValueError`` unless a step leaves structure, shapes and dtypes of the state."""
-    structure, new_structure = map(jax.tree.structure, (state, new_state))
-    if not structure == new_structure:
+    structures: Any = [jax.tree.structure(tree) for tree in (state, new_state)]
+    structure, new_structure = structures
+    if structure != new_structure:
         raise ValueError(
             f"`{where}` must give a state structured like the one it got, got {new_structure} from "
             f"{structure}; put everything that the state will hold into `init`."
