@@ -28,8 +28,8 @@ def artbp(
     derivative, which is the derivative of the mean per-step loss only where the loss does not jump
     in theta (see ``derivatives``: with a ReLU network inside, it does). ``d`` steps after the last
     cut, ``c = alpha / ((alpha - 1) l + d)``: cuts are ``l`` steps apart on average with a
-    polynomial tail, which lets the products of weights grow like ``d^alpha`` instead of exponentially.
-    ``alpha=inf``: ``c = 1/l``.
+    polynomial tail, which lets the products of weights grow like ``d^alpha`` instead of
+    exponentially. ``alpha=inf``: ``c = 1/l``.
 
     Every outer step runs whole episodes. A cut segment is ``l`` steps long on average but
     may be as long as the episode, and compiled programs have fixed shapes, so this costs

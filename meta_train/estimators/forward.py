@@ -105,8 +105,8 @@ def uoro(
     ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``, the
     ``rho`` balancing norms. Unbiased for the mean of the derivative of the mean per-step loss,
     which is the derivative of its mean only where the loss does not jump in theta (see
-    ``derivatives``), with a variance that grows with the state size and the horizon. ``N K`` steps with one
-    Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
+    ``derivatives``), with a variance that grows with the state size and the horizon. ``N K`` steps
+    with one Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
 
     Args:
       num_particles: ``N``, inner runs.
