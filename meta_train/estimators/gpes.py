@@ -135,6 +135,7 @@ def nres(
 
     Source: Li et al. 2023 (NRES), Vicol 2023 (ES-Single): the same estimator found twice.
     """
+    base.check_truncation(horizons, truncation)
     return gpes(
         system,
         num_pairs=num_pairs,
