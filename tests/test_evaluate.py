@@ -1,6 +1,7 @@
 """Evaluation: fair sweeps, the same runs for all, honest words, and nothing lost on the way."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -123,32 +124,40 @@ def test_the_card_has_the_evaluation_and_its_limits_once(tmp_path):
     assert "table 2" in card and "table 1" not in card and "- it ties." in card
 
 
+def drawn(name, num_steps, num_seeds, rate=None):
+    """Runs as one would find them; ``bad`` diverges."""
+    draw = np.random.default_rng([*name.encode(), num_steps, num_seeds])
+    losses = draw.uniform(0.1, 1.0, (num_seeds, num_steps)).astype(np.float32)
+    test = {"loss": draw.uniform(0.1, 1.0, num_seeds).astype(np.float32)}
+    if name == "bad":
+        losses[0, 1:], losses[1, -1], test["loss"][0] = np.inf, np.nan, -np.inf
+    return Curves(name, losses, rate, test)
+
+
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
-    """Two trained optimizers, one of which diverges, two baselines; what has been computed."""
+    """Two trained optimizers, one of which diverges, and two baselines.
+
+    Returns the command's core, the optimizers' folders, the list of what it has computed, and a
+    dict whose ``at`` names where it is interrupted.
+    """
     paths = {name: tmp_path / name for name in ("good", "bad")}
-    for (name, path), rate in zip(paths.items(), (0.3, 1e30), strict=True):
-        theta = learnable_sgdm(rate).init(jax.random.key(0))
-        learned_opt.save(path, "sgdm", {"learning_rate": rate}, theta, training={"name": name})
-    computed = []
-
-    def noted(function):
-        def run(name, *args, **kwargs):
-            if name == failing.get("at"):
-                raise KeyboardInterrupt
-            computed.append((name, kwargs["num_steps"]))
-            return function(name, *args, **kwargs)
-
-        return run
-
+    for path in paths.values():
+        learned_opt.save(path, "sgdm", {}, learnable_sgdm().init(jax.random.key(len(path.name))))
+    theta = learnable_sgdm(0.3).init(jax.random.key(0))
+    learned_opt.save(paths["bad"], "sgdm", {}, theta)
+    computed: list = []
     failing: dict = {}
-    fast = {"rates": (0.01, 0.1)}
-    monkeypatch.setattr(command, "evaluate_learned", noted(evaluate.evaluate_learned))
-    monkeypatch.setattr(
-        command,
-        "evaluate_baseline",
-        noted(lambda *args, **size: evaluate.evaluate_baseline(*args, **size, **fast)),
-    )
+
+    def runs(rate, name, *what, num_steps, num_seeds, seed):
+        assert seed == command.SEED and what[0] is TASK
+        if name == failing.get("at"):
+            raise KeyboardInterrupt
+        computed.append((name, num_steps))
+        return drawn(name, num_steps, num_seeds, rate)
+
+    monkeypatch.setattr(command, "evaluate_learned", partial(runs, None))
+    monkeypatch.setattr(command, "evaluate_baseline", partial(runs, 0.1))
     facts = to_dict(cfg.task("quadratic"))
 
     def run(folder, seeds=3, facts=facts):
