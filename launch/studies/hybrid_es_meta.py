@@ -16,9 +16,9 @@ import matplotlib
 import numpy as np
 
 from launch import config as cfg
-from launch.studies import learned_optimizer as study
 from launch.studies.base import Claim, Result, Study
-from launch.studies.learned_optimizer import Curves, Scale
+from launch.studies.optimizers import learned_optimizer as study
+from launch.studies.optimizers.learned_optimizer import Curves, Scale
 from meta_train import devices
 
 INTERVALS = (1, 2, 3, 5, 10)

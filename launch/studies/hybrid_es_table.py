@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import classifier
 from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_training import BATCH, Curve, Problem
+from launch.studies.shared import classifier
 from meta_train.estimators.messages import traffic
 
 NUM_STEPS = 300

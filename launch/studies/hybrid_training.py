@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.studies import classifier
-from launch.studies.classifier import Split
+from launch.studies.shared import classifier
+from launch.studies.shared.classifier import Split
 from meta_train import estimators as est
 from meta_train.compression import Compressor
 from meta_train.estimators.base import GradientEstimator

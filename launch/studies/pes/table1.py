@@ -24,8 +24,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import cost
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import cost
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem, unroll
 

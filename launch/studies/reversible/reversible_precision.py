@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch.benchmarks.reversible import losses
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier
 from meta_train import reversible
 from meta_train.reversible import DOUBLE, SINGLE
 from meta_train.reversible.arithmetic import plan_spills

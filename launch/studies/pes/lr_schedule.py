@@ -28,7 +28,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band, descend, held_out_losses, in_parallel, log_ticks
+from launch.studies.shared.compare import descend, held_out_losses, in_parallel
+from launch.studies.shared.plots import band, log_ticks
 from learned_opt import learnable_schedule
 from meta_train import estimators as est
 from meta_train.inner import inner_training

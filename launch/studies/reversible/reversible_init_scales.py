@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import classifier, descent
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier
+from launch.studies.shared import meta_descent as descent
 from meta_train import reversible
 
 HIDDEN = (50, 50, 50)

@@ -13,9 +13,9 @@ import optax
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
-from launch.studies.classifier import Split
+from launch.studies.shared import classifier
+from launch.studies.shared.classifier import Split
 from meta_train import reversible
 
 NUM_STEPS = 20

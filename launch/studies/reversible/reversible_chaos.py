@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier
 from meta_train.estimators import fixed_horizon, pes, reversible
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system

@@ -3,6 +3,7 @@
 python -m launch.reproduce toy_regression --workdir=DIR
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import descend
+from launch.studies.shared import plots
+from launch.studies.shared.compare import Descent, by_name, compare, descend, each, final
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem, unroll
 from tasks.dynamics.toy_regression import HORIZON, THETA_INIT, toy_regression
@@ -25,10 +27,10 @@ RECORDS = 100
 LIMITS = (-8.0, 8.0)
 
 STYLES = {
-    "PES": ("#0072B2", "-"),
-    "NRES": ("#009E73", "--"),
-    "truncated ES, sigma=1": ("#E69F00", "-"),
-    "truncated ES, sigma=0.3": ("#D55E00", "-"),
+    "PES": (plots.BLUE, "-"),
+    "NRES": (plots.GREEN, "--"),
+    "truncated ES, sigma=1": (plots.ORANGE, "-"),
+    "truncated ES, sigma=0.3": (plots.VERMILION, "-"),
     "TBPTT": ("white", ":"),
 }
 
@@ -55,55 +57,48 @@ def methods() -> dict[str, est.GradientEstimator]:
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
-    num_steps = 1500 if quick else 20_000
-    thetas = {}
-    for name, estimator in methods().items():
-        steps, thetas[name] = descend(
-            name,
-            estimator,
-            jnp.asarray(THETA_INIT),
-            optax.adam(1e-2, b1=0.99, b2=0.999),
-            num_steps=num_steps,
-            num_records=RECORDS,
-            num_seeds=2 if quick else 5,
-        )
-    losses = {
-        name: np.asarray(jax.jit(jax.vmap(jax.vmap(total_loss)))(theta))
-        for name, theta in thetas.items()
+    sizes = {
+        "num_steps": 1500 if quick else 20_000,
+        "num_records": RECORDS,
+        "num_seeds": 2 if quick else 5,
     }
+    adam = optax.adam(1e-2, b1=0.99, b2=0.999)
+    found = compare(
+        {
+            name: partial(descend, name, estimator, jnp.asarray(THETA_INIT), adam, **sizes)
+            for name, estimator in methods().items()
+        },
+        each(total_loss),
+    )
     ticks = np.linspace(*LIMITS, 161 if quick else 401)
-    grid = jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1)
-    surface = np.asarray(jax.jit(jax.vmap(jax.vmap(total_loss)))(grid))
+    surface = each(total_loss)({"": jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1)})[""]
     row, column = np.unravel_index(np.nanargmin(surface), surface.shape)
     optimum = (float(ticks[column]), float(ticks[row]))
+    best = float(np.nanmin(surface))
     table = [
         {
             "estimator": name,
-            "theta_0": float(np.median(thetas[name][:, -1, 0])),
-            "theta_1": float(np.median(thetas[name][:, -1, 1])),
-            "final loss": float(np.median(loss[:, -1])),
-            "worst": float(loss[:, -1].max()),
-            "best": float(loss[:, -1].min()),
+            "theta_0": float(np.median(found[name].theta[:, -1, 0])),
+            "theta_1": float(np.median(found[name].theta[:, -1, 1])),
+            "final loss": float(np.median(last)),
+            "worst": float(last.max()),
+            "best": float(last.min()),
         }
-        for name, loss in losses.items()
+        for name, last in final(found).items()
     ]
-    return Result(
-        claims=claims(losses, float(np.nanmin(surface))),
-        table=table,
-        figure=draw(ticks, surface, optimum, steps, thetas, losses),
-        data={
-            "steps": steps.tolist(),
-            "theta": {name: theta.tolist() for name, theta in thetas.items()},
-            "loss": {name: loss.tolist() for name, loss in losses.items()},
-            "optimum": optimum,
-            "optimum_loss": float(np.nanmin(surface)),
-        },
-    )
+    data = {
+        "steps": found["PES"].steps,
+        "theta": by_name(found, "theta"),
+        "loss": by_name(found, "loss"),
+        "optimum": optimum,
+        "optimum_loss": best,
+    }
+    return Result(claims(found, best), table, draw(ticks, surface, optimum, found), data)
 
 
-def claims(losses: dict, best: float) -> list[Claim]:
-    last = {name: loss[:, -1] for name, loss in losses.items()}
-    start = float(losses["PES"][0, 0])
+def claims(found: dict[str, Descent], best: float) -> list[Claim]:
+    last = final(found)
+    start = float(found["PES"].loss[0, 0])
     unbiased = max(last["PES"].max(), last["NRES"].max())
     narrow = min(last["TBPTT"].min(), last["truncated ES, sigma=0.3"].min())
     wide = last["truncated ES, sigma=1"]
@@ -126,54 +121,36 @@ def claims(losses: dict, best: float) -> list[Claim]:
     ]
 
 
-def draw(ticks, surface, optimum, steps, thetas, losses) -> Figure:
-    figure = Figure(figsize=(9.5, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
+    figure, (left, right) = plots.panels(
+        f"Toy regression, T = {HORIZON}, K = {TRUNCATION}; left the first of "
+        f"{len(found['PES'].loss)} seeds, right their median and range",
+        (9.5, 4.1), columns=2, width_ratios=(1.15, 1),
+    )  # fmt: skip
+    left.grid(False)
     mesh = left.pcolormesh(
-        ticks,
-        ticks,
-        surface,
-        norm=LogNorm(vmax=2e4),
-        cmap="magma",
-        shading="nearest",
-        rasterized=True,
+        ticks, ticks, surface, norm=LogNorm(vmax=2e4), cmap="magma", rasterized=True
     )
     figure.colorbar(mesh, ax=left, label="summed loss of an episode", extend="max")
     for name, (color, style) in STYLES.items():
-        path = thetas[name][0]
-        left.plot(path[:, 0], path[:, 1], color=color, linestyle=style, linewidth=1.8)
-        left.plot(*path[-1], "o", color=color, markersize=5, markeredgecolor="black")
+        path = found[name].theta[0]
+        left.plot(path[:, 0], path[:, 1], color=color, linestyle=style)
+        left.plot(*path[-1], "o", color=color, markeredgecolor="black")
         shown = "dimgray" if color == "white" else color
-        runs = losses[name]
-        right.fill_between(
-            steps, runs.min(axis=0), runs.max(axis=0), color=shown, alpha=0.2, linewidth=0
-        )
-        right.plot(
-            steps, np.median(runs, axis=0), color=shown, linestyle=style, linewidth=1.8, label=name
-        )
+        plots.band(right, found[name].steps, found[name].loss, style, color=shown, label=name)
     left.plot(*THETA_INIT, "s", color="white", markeredgecolor="black", markersize=6)
     left.plot(*optimum, "*", color="#F0E442", markeredgecolor="black", markersize=13, clip_on=False)
     left.annotate("start", THETA_INIT, (6, -12), textcoords="offset points", color="white")
     left.annotate("grid optimum", optimum, (-8, 10), textcoords="offset points", color="white")
-    left.set_xlabel(r"$\theta_0$: log of the first learning rate")
-    left.set_ylabel(r"$\theta_1$: log of the last learning rate")
-    left.set_xlim(LIMITS)
-    left.set_ylim(LIMITS)
-    right.axhline(np.nanmin(surface), color="black", linewidth=0.8, linestyle="--")
-    right.annotate(
-        "optimum",
-        (steps[-1], np.nanmin(surface)),
-        (-4, 4),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
+    left.set(
+        xlim=LIMITS,
+        ylim=LIMITS,
+        xlabel=r"$\theta_0$: log of the first learning rate",
+        ylabel=r"$\theta_1$: log of the last learning rate",
     )
-    right.set_yscale("log")
-    right.set_xlabel("outer steps")
-    right.set_ylabel("summed loss of an episode")
-    right.grid(alpha=0.25, linewidth=0.5, which="both")
-    right.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.12))
-    right.spines[["top", "right"]].set_visible(False)
+    plots.level(right, np.nanmin(surface), "grid optimum")
+    right.set(yscale="log", xlabel="outer steps", ylabel="summed loss of an episode")
+    right.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
     return figure
 
 

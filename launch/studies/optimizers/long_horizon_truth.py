@@ -16,8 +16,8 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import cost
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import cost
 from learned_opt import reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, pes, reversible, tbptt, truncated_es
 from meta_train.reversible.inner import reversible_inner_training

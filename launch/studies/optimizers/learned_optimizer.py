@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from launch import config as cfg
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band
+from launch.studies.shared.plots import band
 from launch.subjects import make_system
 from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer

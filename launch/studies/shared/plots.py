@@ -1,0 +1,88 @@
+"""How the figures of all studies look: one style, one colour a method."""
+
+from typing import Any
+
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito: told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PINK, SKY, GRAY, BLACK = "#CC79A7", "#56B4E9", "0.5", "black"
+
+LAYERS = ("#440154", "#31688e", "#35b779", "#d8b70a")  # first to last
+
+COLORS = {
+    "RTRL": BLACK,
+    "PES": BLUE,
+    "NRES": GREEN,
+    "UORO": PINK,
+    "full ES": PINK,
+    "truncated ES": ORANGE,
+    "TBPTT": VERMILION,
+    "random search": GRAY,
+}
+
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PINK, SKY]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": 10,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.title_fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+}
+
+
+def panels(
+    title: str, size: tuple[float, float], rows: int = 1, columns: int = 1, **kwargs: Any
+) -> tuple[Figure, Any]:
+    """A figure of ``size`` inches and its axes; ``title`` says the task, the horizon, the seeds."""
+    figure = Figure(figsize=size)
+    figure.suptitle(title)
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def band(axes: Any, x: Any, runs: Any, *line_style: str, middle: Any = np.median, **line) -> None:
+    """Draws the median (or ``middle``) of ``runs [seeds, x]`` as a line, their range as a band."""
+    runs = np.asarray(runs)
+    (drawn,) = axes.plot(x, middle(runs, axis=0), *line_style, **line)
+    axes.fill_between(
+        x, runs.min(axis=0), runs.max(axis=0), color=drawn.get_color(), alpha=0.2, linewidth=0
+    )
+
+
+def level(axes: Any, y: float, label: str | None = None, **line: Any) -> None:
+    """A horizontal line to compare with."""
+    axes.axhline(y, label=label, **{"color": BLACK, "linewidth": 0.9, "linestyle": "--"} | line)
+
+
+def log_ticks(axis: Any, places=(0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)) -> None:
+    """Labels a logarithmic y axis at ``places`` alone, in plain numbers."""
+    low, high = axis.get_ylim()
+    axis.minorticks_off()
+    axis.set_yticks(places, [f"{place:g}" for place in places])
+    axis.set_ylim(low, high)
+
+
+def steps_axis(axes: Any, ticks: Any) -> None:
+    """A logarithmic x axis labelled at ``ticks`` alone, in plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.xaxis.minorticks_off()
+
+
+def image(axes: Any, values: Any, title: str, **how: Any) -> Any:
+    """A small image without ticks; returns what a colour bar belongs to."""
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9, pad=2)
+    axes.grid(False)
+    return axes.imshow(values, **how)
