@@ -28,8 +28,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.shared.compare import descend, held_out_losses, in_parallel
-from launch.studies.shared.plots import band, log_ticks
+from launch.studies.shared import plots
+from launch.studies.shared.compare import (
+    Descent,
+    Recorded,
+    compare,
+    descend,
+    final,
+    held_out_losses,
+    ranges,
+)
 from learned_opt import learnable_schedule
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -44,17 +52,10 @@ HIDDEN, BATCH = (16, 16), 16
 # The paper's grid: log10 of the first learning rate and of the decay.
 RATES, DECAYS = (-3.0, -0.5), (-2.2, 2.2)
 NEAR = 1.5
-
-COLORS = {
-    "PES": "#0072B2",
-    "NRES": "#009E73",
-    "full ES": "#CC79A7",
-    "truncated ES": "#E69F00",
-    "TBPTT": "#D55E00",
-}
+NAMES = ("PES", "NRES", "full ES", "truncated ES", "TBPTT")
 
 
-class Sizes(NamedTuple):
+class Setting(NamedTuple):
     horizon: int
     truncations: tuple[int, ...]
     inner_steps: int  # of one run
@@ -64,16 +65,10 @@ class Sizes(NamedTuple):
     rates: dict[int, float]  # of Adam, by truncation
 
 
-FULL = Sizes(5000, (10, 100), 400_000, 3, 8, 11, {10: 0.01, 100: 0.03})
-QUICK = Sizes(500, (10,), 128_000, 2, 8, 11, {10: 0.02})
+FULL = Setting(5000, (10, 100), 400_000, 3, 8, 11, {10: 0.01, 100: 0.03})
+QUICK = Setting(500, (10,), 128_000, 2, 8, 11, {10: 0.02})
 PAIRS = {10: 20, 100: 5}
 HELD_OUT = 2  # inner runs of an evaluation
-
-
-class Method(NamedTuple):
-    estimator: est.GradientEstimator
-    cost: int  # forward inner steps of one outer step
-    rate: float  # of Adam
 
 
 def inner_system(data_dir: str | None, horizon: int) -> UnrolledSystem:
@@ -98,96 +93,78 @@ def as_variables(theta: jax.Array) -> dict:
     return {"params": {"log_learning_rate": theta[0], "log_decay": theta[1]}}
 
 
-def methods(system: UnrolledSystem, sizes: Sizes) -> dict[str, Method]:
+def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], Recorded]]:
     """``"PES, K=10"`` and so on; full ES has no truncation."""
-    horizons = est.fixed_horizon(sizes.horizon)
-    found = {}
-    for truncation in sizes.truncations:
-        pairs, rate = PAIRS[truncation], sizes.rates[truncation]
-        shared: dict[str, Any] = {"truncation": truncation, "horizons": horizons}
-        builds: dict[str, tuple[Callable, int]] = {
-            "PES": (est.pes, 2),
-            "NRES": (est.nres, 2),
-            "truncated ES": (est.truncated_es, 3),
-        }
-        for name, (build, runs) in builds.items():
-            estimator = build(system, num_pairs=pairs, sigma=SIGMA, chunk=4, **shared)
-            found[f"{name}, K={truncation}"] = Method(estimator, runs * pairs * truncation, rate)
-        estimator = est.tbptt(system, num_particles=2 * pairs, chunk=4, **shared)
-        found[f"TBPTT, K={truncation}"] = Method(estimator, 2 * pairs * truncation, rate)
+    horizons = est.fixed_horizon(setting.horizon)
+    found: dict[str, Callable[[], Recorded]] = {}
+
+    def add(name: str, estimator: est.GradientEstimator, cost: int, rate: float) -> None:
+        """``cost``: forward inner steps of one outer step."""
+        found[name] = partial(
+            descend,
+            name,
+            estimator,
+            jnp.log(jnp.asarray(START)),
+            optax.adam(rate),
+            num_steps=setting.inner_steps // cost,
+            num_records=setting.records,
+            num_seeds=setting.seeds,
+            cost=cost,
+        )
+
+    for truncation in setting.truncations:
+        pairs, rate = PAIRS[truncation], setting.rates[truncation]
+        window: dict[str, Any] = {"truncation": truncation, "horizons": horizons, "chunk": 4}
+        for name, build, runs in (
+            ("PES", est.pes, 2),
+            ("NRES", est.nres, 2),
+            ("truncated ES", est.truncated_es, 3),
+        ):
+            estimator = build(system, num_pairs=pairs, sigma=SIGMA, **window)
+            add(f"{name}, K={truncation}", estimator, runs * pairs * truncation, rate)
+        estimator = est.tbptt(system, num_particles=2 * pairs, **window)
+        add(f"TBPTT, K={truncation}", estimator, 2 * pairs * truncation, rate)
     full = est.full_es(system, num_pairs=1, horizons=horizons, sigma=SIGMA)
-    return found | {"full ES": Method(full, 2 * sizes.horizon, 0.2)}
-
-
-def tune(name: str, method: Method, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Total inner steps ``[R]`` and theta ``[seeds, R, 2]``."""
-    outer = sizes.inner_steps // method.cost // sizes.records * sizes.records
-    steps, thetas = descend(
-        name,
-        method.estimator,
-        jnp.log(jnp.asarray(START)),
-        optax.adam(method.rate),
-        num_steps=outer,
-        num_records=sizes.records,
-        num_seeds=sizes.seeds,
-    )
-    return steps * method.cost, thetas
+    add("full ES", full, 2 * setting.horizon, 0.2)
+    return found
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
-    sizes = QUICK if quick else FULL
-    system = inner_system(data_dir, sizes.horizon)
-    tuned = in_parallel(
-        {
-            name: partial(tune, name, method, sizes)
-            for name, method in methods(system, sizes).items()
-        }
-    )
-    # The paths and the grid in one program.
-    rates, decays = (np.log(10) * np.linspace(*ends, sizes.grid) for ends in (RATES, DECAYS))
+    setting = QUICK if quick else FULL
+    system = inner_system(data_dir, setting.horizon)
+    rates, decays = (np.log(10) * np.linspace(*ends, setting.grid) for ends in (RATES, DECAYS))
     grid = np.stack(np.meshgrid(rates, decays), axis=-1)
-    thetas = {"grid": grid} | {name: theta for name, (_, theta) in tuned.items()}
-    losses = held_out_losses(system, thetas, sizes.horizon, HELD_OUT)
-    surface = losses.pop("grid")
-    found = {name: (steps, theta, losses[name]) for name, (steps, theta) in tuned.items()}
+    # The paths and the grid in one program.
+    found = compare(
+        {"grid": lambda: (np.array([0]), grid)} | methods(system, setting),
+        lambda thetas: held_out_losses(system, thetas, setting.horizon, HELD_OUT),
+    )
+    surface = found.pop("grid").loss
     row, column = np.unravel_index(np.argmin(surface), surface.shape)
-    best = (float(rates[column]), float(decays[row]), float(surface[row, column]))
+    best = np.array([rates[column], decays[row]])
+    lines = {name: (each.theta[:, -1], each.loss[:, -1]) for name, each in found.items()}
+    lines["grid optimum"] = best[None], surface[row, column][None]
     table = [
         {
             "estimator": name,
-            "first rate": float(np.exp(np.median(thetas[:, -1, 0]))),
-            "decay": float(np.exp(np.median(thetas[:, -1, 1]))),
-            "last rate": float(np.median(last_rate(thetas[:, -1]))),
-            "final loss": float(np.median(losses[:, -1])),
-            "best seed": float(losses[:, -1].min()),
-            "worst seed": float(losses[:, -1].max()),
+            "first rate": float(np.exp(np.median(theta[:, 0]))),
+            "decay": float(np.exp(np.median(theta[:, 1]))),
+            "last rate": float(np.median(last_rate(theta))),
+            "final loss": float(np.median(loss)),
+            "best seed": float(loss.min()),
+            "worst seed": float(loss.max()),
         }
-        for name, (_, thetas, losses) in found.items()
+        for name, (theta, loss) in lines.items()
     ]
-    at_best = np.array(best[:2])
-    table.append(
-        {
-            "estimator": "grid optimum",
-            "first rate": float(np.exp(best[0])),
-            "decay": float(np.exp(best[1])),
-            "last rate": float(last_rate(at_best)),
-            "final loss": best[2],
-            "best seed": best[2],
-            "worst seed": best[2],
-        }
-    )
-    return Result(
-        claims=claims(found, rates, decays, surface),
-        table=table,
-        figure=draw(sizes, rates, decays, surface, best, found),
-        data={
-            "grid": {"log rate": rates, "log decay": decays, "loss": surface},
-            "curves": {
-                name: {"inner steps": steps, "theta": thetas, "loss": losses}
-                for name, (steps, thetas, losses) in found.items()
-            },
+    data = {
+        "grid": {"log rate": rates, "log decay": decays, "loss": surface},
+        "curves": {
+            name: {"inner steps": each.steps, "theta": each.theta, "loss": each.loss}
+            for name, each in found.items()
         },
-    )
+    }
+    figure = draw(setting, rates, decays, surface, best, found)
+    return Result(claims(found, rates, decays, surface), table, figure, data)
 
 
 def last_rate(theta: np.ndarray) -> np.ndarray:
@@ -201,29 +178,25 @@ def best_decay(theta: np.ndarray, rates, decays, surface) -> float:
     return float(np.exp(decays[np.argmin(surface[:, column])]))
 
 
-def claims(found: dict, rates, decays, surface) -> list[Claim]:
+def claims(found: dict[str, Descent], rates, decays, surface) -> list[Claim]:
     best = float(surface.min())
-    last = {name: losses[:, -1] for name, (_, _, losses) in found.items()}
-    decay = {name: np.exp(np.median(thetas[:, -1, 1])) for name, (_, thetas, _) in found.items()}
-    start = float(found["full ES"][2][0, 0])
+    last = final(found)
+    decay = {name: np.exp(np.median(each.theta[:, -1, 1])) for name, each in found.items()}
+    start = float(found["full ES"].loss[0, 0])
     short = ["truncated ES, K=10", "TBPTT, K=10"]
-    middle = {name: np.median(found[name][1][:, -1], axis=0) for name in short}
+    middle = {name: np.median(found[name].theta[:, -1], axis=0) for name in short}
     fit = {name: best_decay(theta, rates, decays, surface) for name, theta in middle.items()}
-
-    def of(names) -> str:
-        return ", ".join(f"{n} {last[n].min():.3f} to {last[n].max():.3f}" for n in names)
-
     unbiased = [name for name in last if name.startswith(("PES", "NRES"))]
-    found_claims = [
+    claims = [
         Claim(
             f"PES and NRES come within {NEAR - 1:.0%} of the loss of the grid's best schedule.",
             bool(max(last[name].max() for name in unbiased) < NEAR * best),
-            f"{of(unbiased)}; grid optimum {best:.3f}; start {start:.3f}",
+            f"{ranges(last, unbiased)}; grid optimum {best:.3f}; start {start:.3f}",
         ),
         Claim(
             "Truncated ES and TBPTT over 10 steps end at worse schedules than PES in every seed.",
             bool(min(last[name].min() for name in short) > last["PES, K=10"].max()),
-            of(["PES, K=10", *short]),
+            ranges(last, ["PES, K=10", *short]),
         ),
         Claim(
             "They decay too fast: by more than PES, and than is best at their own first rate.",
@@ -233,7 +206,7 @@ def claims(found: dict, rates, decays, surface) -> list[Claim]:
         ),
     ]
     if "truncated ES, K=100" in last:
-        found_claims.append(
+        claims.append(
             Claim(
                 "Ten times longer truncations lessen the bias of truncated ES and do not end it.",
                 bool(
@@ -241,63 +214,48 @@ def claims(found: dict, rates, decays, surface) -> list[Claim]:
                     < np.median(last["truncated ES, K=100"])
                     < np.median(last["truncated ES, K=10"])
                 ),
-                of(["truncated ES, K=10", "truncated ES, K=100", "PES, K=100"]),
+                ranges(last, ["truncated ES, K=10", "truncated ES, K=100", "PES, K=100"]),
             )
         )
-    return found_claims
+    return claims
 
 
-def draw(sizes: Sizes, rates, decays, surface, best, found) -> Figure:
-    panels = len(sizes.truncations)
-    figure = Figure(figsize=(5.2 + 3.6 * panels, 3.7), layout="constrained")
-    axes = figure.subplots(1, 1 + panels, width_ratios=(1.25, *[1] * panels))
-    if panels > 1:
-        axes[2].sharey(axes[1])
-    left = axes[0]
-    mesh = left.pcolormesh(
-        np.exp(rates),
-        np.exp(decays),
-        surface,
-        norm=LogNorm(),
-        cmap="magma",
-        shading="gouraud",
-        rasterized=True,
+def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descent]) -> Figure:
+    count = len(setting.truncations)
+    figure, (left, *panels) = plots.panels(
+        f"MLP classifier, SGD with momentum, T = {setting.horizon:,}; {setting.seeds} seeds "
+        "(right: median and range)",
+        (5.2 + 3.6 * count, 4), columns=1 + count, width_ratios=(1.25, *[1] * count),
+    )  # fmt: skip
+    label = "mean training loss (nats), held-out runs"
+    bar = plots.surface(figure, left, np.exp(rates), np.exp(decays), surface, label,
+                        norm=LogNorm(), shading="gouraud")  # fmt: skip
+    plots.log_ticks(bar.ax)
+    shown = setting.truncations[0]
+    for name in NAMES:
+        for theta in found[name if name == "full ES" else f"{name}, K={shown}"].theta:
+            plots.path(left, np.exp(theta), plots.COLORS[name])
+    plots.start_and_optimum(left, START, np.exp(best))
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"$\theta_0$: learning rate of the first step",
+        ylabel=r"$\theta_1$: exponent of the decay",
+        title=f"Paths, K = {shown} (square: start, star: grid optimum)",
     )
-    bar = figure.colorbar(mesh, ax=left, label="mean training loss (nats)")
-    log_ticks(bar.ax)
-    shown = sizes.truncations[0]
-    for name, color in COLORS.items():
-        theta = np.exp(found[name if name == "full ES" else f"{name}, K={shown}"][1])
-        for path in theta:
-            left.plot(path[:, 0], path[:, 1], color="white", linewidth=2.6)
-            left.plot(path[:, 0], path[:, 1], color=color, linewidth=1.6)
-            left.plot(*path[-1], "o", color=color, markersize=5, markeredgecolor="white")
-    left.plot(*START, "s", color="white", markeredgecolor="black", markersize=6)
-    left.plot(*np.exp(best[:2]), "*", color="#F0E442", markeredgecolor="black", markersize=13)
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlim(np.exp(rates[[0, -1]]))
-    left.set_ylim(np.exp(decays[[0, -1]]))
-    left.set_xlabel(r"$\theta_0$: learning rate of the first step")
-    left.set_ylabel(r"$\theta_1$: exponent of the decay")
-    left.set_title(f"Paths, K = {shown} (square: start, star: grid optimum)", fontsize=9)
-    for axis, truncation in zip(axes[1:], sizes.truncations, strict=True):
-        for name, color in COLORS.items():
+    for axes, truncation in zip(panels, setting.truncations, strict=True):
+        for name in NAMES:
             whole = name == "full ES"
-            steps, _, losses = found[name if whole else f"{name}, K={truncation}"]
+            each = found[name if whole else f"{name}, K={truncation}"]
             style = ":" if whole else "-"
-            band(axis, steps, losses, color=color, label=name, linewidth=1.8, linestyle=style)
-        axis.axhline(best[2], color="black", linewidth=0.9, linestyle="--", label="grid optimum")
-        axis.set_yscale("log")
-        log_ticks(axis)
-        axis.set_xlim(0, sizes.inner_steps)
-        axis.set_title(f"Truncations of K = {truncation} inner steps", fontsize=9)
-        axis.set_xlabel("inner steps in total")
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-        axis.grid(alpha=0.25, linewidth=0.5, which="both")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_ylabel("mean training loss (nats), held-out runs")
-    axes[1].legend(fontsize=8, loc="upper right", edgecolor="none", framealpha=0.9)
+            plots.band(axes, each.steps, each.loss, style, color=plots.COLORS[name], label=name)
+        plots.level(axes, surface.min(), "grid optimum")
+        plots.inner_steps_axis(axes, setting.inner_steps)
+        axes.set(title=f"Truncations of K = {truncation} inner steps", yscale="log")
+        axes.sharey(panels[0])
+        plots.log_ticks(axes)
+    panels[0].set_ylabel(label)
+    panels[0].legend(loc="upper right", frameon=True, edgecolor="none")
     return figure
 
 

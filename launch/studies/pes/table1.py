@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.shared import cost
+from launch.studies.shared import cost, plots
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem, unroll
 
@@ -65,34 +65,24 @@ class Row(NamedTuple):
     final: bool = False
 
 
-def _full(make, count="num_particles", perturbs=False, **extra):
-    """``build`` of an estimator that runs whole episodes."""
+def _build(make, count="num_particles", online=True, perturbs=False, **extra):
+    """``build`` of an estimator that runs truncations, or else whole episodes."""
 
     def build(system, num, horizon, truncation, sigma):
-        del truncation
         kwargs = {count: num, "horizons": est.fixed_horizon(horizon), **extra}
-        return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
-
-    return build
-
-
-def _online(make, count="num_particles", perturbs=False):
-    """``build`` of an estimator that runs truncations."""
-
-    def build(system, num, horizon, truncation, sigma):
-        kwargs = {count: num, "horizons": est.fixed_horizon(horizon), "truncation": truncation}
+        kwargs |= {"truncation": truncation} if online else {}
         return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
 
     return build
 
 
 def _gpes(system, num, horizon, truncation, sigma):
-    build = _online_es(partial(est.gpes, noise_period=2 * truncation))
+    build = _online_es(est.gpes, noise_period=2 * truncation)
     return build(system, num, horizon, truncation, sigma)
 
 
 def _grouped(system, num, horizon, truncation, sigma):
-    build = _full(partial(est.reparam_es, pairs_per_particle=GROUP), perturbs=True)
+    build = _full(est.reparam_es, pairs_per_particle=GROUP, perturbs=True)
     return build(system, num // GROUP, horizon, truncation, sigma)
 
 
@@ -101,8 +91,11 @@ def _telescoped(system, num, horizon, truncation, sigma):
     return _online_es(est.pes)(last, num, horizon, truncation, sigma)
 
 
-_full_es = partial(_full, count="num_pairs", perturbs=True)
-_online_es = partial(_online, count="num_pairs", perturbs=True)
+_online = _build
+_full = partial(_build, online=False)
+_online_es, _full_es = (
+    partial(kind, count="num_pairs", perturbs=True) for kind in (_online, _full)
+)
 _STEP = {"S": 2, "N": 1}
 
 ROWS = {
@@ -137,7 +130,7 @@ ROWS = {
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
     "NRES": Row(_online_es(est.nres), True, False, True, "N K F", "N(S+P)",
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "guided ES": Row(_online_es(partial(est.guided_es, num_surrogates=1)), False, True, True,
+    "guided ES": Row(_online_es(est.guided_es, num_surrogates=1), False, True, True,
                      "N T(F+B)", "N(TS+P)", {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
 }  # fmt: skip
 
@@ -353,35 +346,33 @@ def parallel_claim(ratios: dict[str, float | str]) -> Claim:
 
 
 def draw(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = plots.panels(
+        f"A linear system with a squared loss, T = {T}, K = {K}, sigma = {SIGMA}; "
+        "blue: no bias found, vermilion: biased",
+        (8.4, 4.8), columns=2, sharey=True,
+    )  # fmt: skip
     places = np.arange(len(rows))[::-1]
-    colors = ["#0072B2" if row["unbiased"] else "#D55E00" for row in rows]
-    left.barh(places, [row["bias"] for row in rows], color=colors, height=0.6)
-    left.errorbar(
-        [row["bias"] for row in rows],
-        places,
-        xerr=[2 * row["+-"] for row in rows],
-        fmt="none",
-        ecolor="black",
-        elinewidth=1,
-        capsize=2,
-    )
-    left.set_xlim(0, None)
+    colors = [plots.BLUE if row["unbiased"] else plots.VERMILION for row in rows]
+    bias, error = ([row[column] for row in rows] for column in ("bias", "+-"))
+    left.barh(places, bias, color=colors, height=0.6)
+    left.errorbar(bias, places, xerr=2 * np.array(error), fmt="none", ecolor="black", capsize=2)
     left.set_yticks(places, [row["estimator"] for row in rows])
-    left.set_xlabel(r"bias $\|E g - \nabla F\|\, /\, \|\nabla F\|$   ($\pm$ 2 standard errors)")
     floor = 1e-4
-    variances = [max(row["variance"], floor) for row in rows]
-    right.barh(places, variances, color=colors, height=0.6)
+    right.barh(places, [max(row["variance"], floor) for row in rows], color=colors, height=0.6)
     for place, row in zip(places, rows, strict=True):
         if row["variance"] < floor:
             right.annotate("0", (floor, place), (3, -3), textcoords="offset points", fontsize=8)
-    right.set_xscale("log")
-    right.set_xlim(floor, None)
-    right.set_xlabel(r"variance of one particle, one episode $/\, \|\nabla F\|^2$")
-    for axis in (left, right):
-        axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+    left.set(
+        xlim=(0, None),
+        xlabel=r"bias $\|E g - \nabla F\|\, /\, \|\nabla F\|$   ($\pm$ 2 standard errors)",
+    )
+    right.set(
+        xscale="log",
+        xlim=(floor, None),
+        xlabel=r"variance of one particle, one episode $/\, \|\nabla F\|^2$",
+    )
+    for axes in (left, right):
+        axes.grid(False, axis="y")
     return figure
 
 

@@ -31,7 +31,7 @@ STYLES = {
     "NRES": (plots.GREEN, "--"),
     "truncated ES, sigma=1": (plots.ORANGE, "-"),
     "truncated ES, sigma=0.3": (plots.VERMILION, "-"),
-    "TBPTT": ("white", ":"),
+    "TBPTT": ("dimgray", ":"),
 }
 
 
@@ -57,7 +57,7 @@ def methods() -> dict[str, est.GradientEstimator]:
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_steps": 1500 if quick else 20_000,
         "num_records": RECORDS,
         "num_seeds": 2 if quick else 5,
@@ -127,29 +127,18 @@ def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
         f"{len(found['PES'].loss)} seeds, right their median and range",
         (9.5, 4.1), columns=2, width_ratios=(1.15, 1),
     )  # fmt: skip
-    left.grid(False)
-    mesh = left.pcolormesh(
-        ticks, ticks, surface, norm=LogNorm(vmax=2e4), cmap="magma", rasterized=True
-    )
-    figure.colorbar(mesh, ax=left, label="summed loss of an episode", extend="max")
+    label = "summed loss of an episode"
+    plots.surface(figure, left, ticks, ticks, surface, label, norm=LogNorm(vmax=2e4))
     for name, (color, style) in STYLES.items():
-        path = found[name].theta[0]
-        left.plot(path[:, 0], path[:, 1], color=color, linestyle=style)
-        left.plot(*path[-1], "o", color=color, markeredgecolor="black")
-        shown = "dimgray" if color == "white" else color
-        plots.band(right, found[name].steps, found[name].loss, style, color=shown, label=name)
-    left.plot(*THETA_INIT, "s", color="white", markeredgecolor="black", markersize=6)
-    left.plot(*optimum, "*", color="#F0E442", markeredgecolor="black", markersize=13, clip_on=False)
+        plots.path(left, found[name].theta[0], color, style)
+        plots.band(right, found[name].steps, found[name].loss, style, color=color, label=name)
+    plots.start_and_optimum(left, THETA_INIT, optimum)
     left.annotate("start", THETA_INIT, (6, -12), textcoords="offset points", color="white")
     left.annotate("grid optimum", optimum, (-8, 10), textcoords="offset points", color="white")
-    left.set(
-        xlim=LIMITS,
-        ylim=LIMITS,
-        xlabel=r"$\theta_0$: log of the first learning rate",
-        ylabel=r"$\theta_1$: log of the last learning rate",
-    )
+    left.set_xlabel(r"$\theta_0$: log of the first learning rate")
+    left.set_ylabel(r"$\theta_1$: log of the last learning rate")
     plots.level(right, np.nanmin(surface), "grid optimum")
-    right.set(yscale="log", xlabel="outer steps", ylabel="summed loss of an episode")
+    right.set(yscale="log", xlabel="outer steps", ylabel=label)
     right.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
     return figure
 

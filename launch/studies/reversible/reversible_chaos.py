@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.shared import classifier
+from launch.studies.shared import classifier, plots
 from meta_train.estimators import fixed_horizon, pes, reversible
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
@@ -76,7 +76,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         theta = jnp.float32(log_rate)
         found = {"exact": exact_estimates(theta), "pes": pes_estimates(theta)}
         for name, values in found.items():
-            estimates[name].append(np.asarray(values, np.float64).tolist())
+            estimates[name].append(np.asarray(values))
         rows.append(
             {
                 "learning rate": float(np.exp(log_rate)),
@@ -104,13 +104,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
             f"{high[0]['learning rate']:.1f}",
         ),
     ]
-    figure = draw(fine, landscape, rows)
-    data = {
-        "log_rates": log_rates.tolist(),
-        "estimates": estimates,
-        "landscape": landscape.tolist(),
-    }
-    return Result(claims, rows, figure, data)
+    data = {"log_rates": log_rates, "estimates": estimates, "landscape": landscape}
+    return Result(claims, rows, draw(fine, landscape, rows), data)
 
 
 def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> UnrolledSystem:
@@ -151,40 +146,25 @@ def rms(x: np.ndarray) -> float:
 
 def draw(fine, landscape, rows) -> Figure:
     """The loss along the sweep, and the error of both estimators."""
-    figure = Figure(figsize=(8.8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(np.exp(fine), landscape, color="0.75", lw=0.6)
-    left.plot([], [], color="0.75", lw=0.6, label="one seed")
-    left.plot(np.exp(fine), landscape.mean(axis=1), color="k", lw=1.5, label="mean")
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="learning rate",
-        ylabel=f"mean loss of {NUM_STEPS} steps (nats)",
-        title="What is differentiated",
-    )
-    rates = [row["learning rate"] for row in rows]
-    right.plot(
-        rates, [row["error of exact"] for row in rows], "*-", color="C3", ms=8, label="exact"
-    )
-    right.plot(rates, [row["error of PES"] for row in rows], "o-", color="C0", ms=4, label="PES")
-    right.plot(
-        rates,
-        [abs(row["smoothed slope"]) for row in rows],
-        "k--",
-        lw=1,
-        label="size of the smoothed slope",
-    )
+    figure, (left, right) = plots.panels(
+        f"Tanh classifier, T = {NUM_STEPS} steps of SGD with momentum {MOMENTUM:.2f}; "
+        f"{landscape.shape[1]} seeds",
+        (8.8, 3.6), columns=2,
+    )  # fmt: skip
+    seeds = left.plot(np.exp(fine), landscape, color="0.75", lw=0.6)
+    seeds[0].set_label("one seed")
+    left.plot(np.exp(fine), landscape.mean(axis=1), color="k", label="mean")
+    left.set(ylabel=f"mean loss of {NUM_STEPS} steps (nats)", title="What is differentiated")
+    rates, slopes, exact, pes = np.transpose([list(row.values()) for row in rows])
+    right.plot(rates, exact, "*-", color="C3", ms=8, label="exact")
+    right.plot(rates, pes, "o-", color="C0", label="PES")
+    right.plot(rates, np.abs(slopes), "k--", lw=1, label="size of the smoothed slope")
     right.set(
-        xscale="log",
-        yscale="log",
-        xlabel="learning rate",
-        ylabel="root mean square error of the slope",
-        title="Gradient estimates at equal compute",
+        ylabel="root mean square error of the slope", title="Gradient estimates at equal compute"
     )
     for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xscale="log", yscale="log", xlabel="learning rate")
+        axes.legend()
     return figure
 
 

@@ -32,7 +32,7 @@ def compare(methods: Mapping[str, Callable[[], Recorded]], measure: Measure) -> 
     """Runs every method and measures all that they recorded, in one call of ``measure``."""
     recorded = in_parallel(methods)
     losses = measure({name: theta for name, (_, theta) in recorded.items()})
-    return {name: Descent(*found, losses[name]) for name, found in recorded.items()}
+    return {name: Descent(steps, theta, losses[name]) for name, (steps, theta) in recorded.items()}
 
 
 def by_name(found: Mapping[str, Any], field: str) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def held_out_losses(
 
 def in_parallel(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """The result of each job, one thread a core: small programs leave XLA's own threads idle."""
-    x64 = jax.config.jax_enable_x64  # Of this thread; each has its own.
+    x64 = jnp.result_type(float) == jnp.float64  # Of this thread; each has its own.
 
     def run(job):
         with jax.enable_x64(x64):

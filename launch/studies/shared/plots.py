@@ -73,11 +73,39 @@ def log_ticks(axis: Any, places=(0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)) -> None:
     axis.set_ylim(low, high)
 
 
+def inner_steps_axis(axes: Any, last: int) -> None:
+    """From 0 to ``last`` in total."""
+    axes.set(xlabel="inner steps in total", xlim=(0, last))
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+
+
 def steps_axis(axes: Any, ticks: Any) -> None:
     """A logarithmic x axis labelled at ``ticks`` alone, in plain numbers."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     axes.xaxis.minorticks_off()
+
+
+def surface(figure: Figure, axes: Any, x: Any, y: Any, values: Any, label: str, **how: Any) -> Any:
+    """The loss ``values [y, x]`` in colours; returns the colour bar, named ``label``."""
+    axes.grid(False)
+    mesh = axes.pcolormesh(x, y, values, cmap="magma", rasterized=True, **how)
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    return figure.colorbar(mesh, ax=axes, label=label, extend="max")
+
+
+def path(axes: Any, points: Any, color: str, style: str = "-") -> None:
+    """A descent ``points [steps, 2]`` on a surface, with a dot at its end."""
+    axes.plot(*np.transpose(points), color="white", linewidth=2.4)
+    axes.plot(*np.transpose(points), color=color, linestyle=style)
+    axes.plot(*points[-1], "o", color=color, markersize=5, markeredgecolor="white")
+
+
+def start_and_optimum(axes: Any, start: Any, optimum: Any) -> None:
+    """A square and a star on a surface."""
+    axes.plot(*start, "s", color="white", markeredgecolor="black", markersize=6, label="start")
+    axes.plot(*optimum, "*", color="#F0E442", markeredgecolor="black", markersize=13,
+              clip_on=False, label="grid optimum", linestyle="none")  # fmt: skip
 
 
 def image(axes: Any, values: Any, title: str, **how: Any) -> Any:
