@@ -39,6 +39,7 @@ ESTIMATORS = {
     "full ES": "full_es",
     "TBPTT": "tbptt",
 }
+HORIZON = cfg.load_preset("demo").inner.horizon
 EVALUATIONS, EVALUATION_SEED = 32, 1000
 
 
@@ -84,14 +85,13 @@ class MetaCurves(NamedTuple):
 
 def evaluation(setting: Setting) -> Callable[[jax.Array], float]:
     """``theta -> meta-loss`` of whole inner runs under theta itself, always the same ones."""
-    config = job_config("PES", setting)
     task, optimizer = setting.task.make(), setting.optimizer.make()
     unravel = ravel_pytree(optimizer.init(jax.random.key(0)))[1]
 
     @jax.jit
     def mean_loss(theta):
         return evaluate.inner_curves(
-            task, optimizer, unravel(theta), config.inner.horizon, EVALUATIONS, EVALUATION_SEED
+            task, optimizer, unravel(theta), HORIZON, EVALUATIONS, EVALUATION_SEED
         ).mean()
 
     return lambda theta: float(mean_loss(theta))
@@ -155,13 +155,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     setting = QUICK if quick else FULL
     configs = {name: job_config(name, setting) for name in ESTIMATORS}
     curves = meta_train_all(configs, setting)
-    inner_steps = setting.inner_steps * setting.num_records
-    table = [
-        {"estimator": row["estimator"], "seeds": row["seeds"], "outer steps": row["outer steps"]}
-        | {"inner steps": inner_steps}
-        | row
-        for row in rows(setting, configs, curves)
-    ]
+    table = rows(setting, configs, curves)
     return Result(claims(curves), table, draw(setting, curves, plots.COLORS), data(setting, curves))
 
 
@@ -189,6 +183,7 @@ def rows(
             "estimator": name,
             "seeds": len(found.losses),
             "outer steps": round(inner_steps / configs[name].inner_steps()),
+            "inner steps": inner_steps,
             "seconds": float(np.median(found.seconds[:, -1])),
             "meta-loss before": float(np.median(found.losses[:, 0])),
             "after": float(np.median(found.losses[:, -1])),
@@ -236,10 +231,8 @@ def claims(curves: dict[str, MetaCurves]) -> list[Claim]:
 
 def draw(setting: Setting, curves: dict[str, MetaCurves], colors: Mapping[str, Any]) -> Figure:
     """Meta-loss against inner steps and against time: medians, and ranges over seeds."""
-    demo = job_config("PES", setting)
     figure, (left, right) = plots.panels(
-        f"MLP optimizer on digits, T = {demo.inner.horizon}, K = 20; median and range of "
-        f"{setting.num_seeds} seeds",
+        f"MLP optimizer on digits, T = {HORIZON}; median, range of {setting.num_seeds} seeds",
         (8.6, 3.8), columns=2, sharey=True,
     )  # fmt: skip
     inner_steps = setting.inner_steps / 1000 * np.arange(setting.num_records + 1)
