@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from launch.studies.descent import descend, held_out_losses, in_parallel
 
-from launch.studies import lr_schedule, many_hyperparameters
+from launch.studies.pes import lr_schedule, many_hyperparameters
+from launch.studies.shared.compare import descend, held_out_losses, in_parallel
 from learned_opt import learnable_sgdm
 from meta_train import estimators as est
 from meta_train.inner import inner_training

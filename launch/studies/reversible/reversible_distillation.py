@@ -66,7 +66,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
     accuracies = [float(test_accuracy(theta)) for theta in (start, *found.thetas)]
 
     def of_real_images(log_penalty, seed):
-        return test_accuracy({"images": one_a_class(train, seed), "log_l2": jnp.array(log_penalty)})
+        images = one_a_class(train, seed)
+        return float(test_accuracy({"images": images, "log_l2": jnp.array(log_penalty)}))
 
     swept = sweep(of_real_images, LOG_PENALTIES.astype(np.float32), DRAWS)
     # The penalty that is best on average, and the best penalty of the best draw.
