@@ -9,9 +9,9 @@ working directory. Exits with 2 if a claim does not hold. A study is a file
 """
 
 import importlib
-import json
 import os
 import pkgutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ import launch.studies
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
 from launch.studies.base import Result, Study
 from launch.studies.shared import plots
+from meta_train import strict_json
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
@@ -124,6 +125,9 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def _save_figure(result: Result, path: Path) -> None:
+    """With the caption under it, in lines as long as the figure is wide."""
+    lines = textwrap.wrap(result.caption, int(15 * result.figure.get_figwidth()))
+    result.figure.text(0.5, -0.01, "\n".join(lines), ha="center", va="top", size=7, color="0.35")
     result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
@@ -135,15 +139,11 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "claims": [claim._asdict() for claim in result.claims],
+        "caption": result.caption,
         "table": result.table,
         "data": result.data,
     }
-    path.write_text(json.dumps(record, indent=1, default=_from_numpy))
-
-
-def _from_numpy(value: Any) -> Any:
-    """A NumPy or JAX scalar or array as Python numbers, for ``json``."""
-    return value.tolist()
+    path.write_text(strict_json.dumps(record, indent=1))
 
 
 def main(argv: list[str]) -> int:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from launch import cluster_sim as sim
-from launch.studies import hybrid_es_cluster as cluster
-from launch.studies import hybrid_training as training
+from launch.studies.hybrid_es import hybrid_es_cluster as cluster
+from launch.studies.hybrid_es import hybrid_training as training
 
 
 @pytest.mark.parametrize("num", [1, 2, 30, 1000])

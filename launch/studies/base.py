@@ -22,12 +22,15 @@ class Result(NamedTuple):
       table: rows to print, each a dict with the same keys.
       figure: the figure to save; axes labelled with units.
       data: everything needed to draw the figure again, JSON-serializable.
+      caption: goes under the figure: the task, its horizon, how many seeds (runs, repeats), and
+        what bands, bars and lines are.
     """
 
     claims: list[Claim]
     table: list[dict[str, Any]]
     figure: Figure
     data: dict[str, Any]
+    caption: str
 
 
 class Study(NamedTuple):

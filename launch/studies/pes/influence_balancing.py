@@ -107,7 +107,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
         for name, line in found.items()
     ]
     data = {field: by_name(found, field) for field in Descent._fields}
-    return Result(claims(found), table, draw(found), data)
+    caption = (
+        f"influence balancing, 23 states, episodes without end; {NUM_PAIRS} pairs, sigma "
+        f"{SIGMA:g}, SGD {RATE:g} (UORO {UORO_RATE:g}); line: median, band: range of "
+        f"{len(found['PES'].loss)} seeds (one where nothing is drawn)"
+    )
+    return Result(claims(found), table, draw(found), data, caption)
 
 
 def claims(found: dict[str, Descent]) -> list[Claim]:
@@ -167,11 +172,7 @@ def claims(found: dict[str, Descent]) -> list[Claim]:
 
 def draw(found: dict[str, Descent]) -> Figure:
     longer = found["UORO"].steps[-1] > STEPS
-    figure, axes = plots.panels(
-        "Influence balancing, SGD, no episode ends; median and range of "
-        f"{len(found['PES'].loss)} seeds (RTRL and TBPTT: exact)",
-        (12 if longer else 9, 3.8), columns=3 if longer else 2, sharey=True,
-    )  # fmt: skip
+    figure, axes = plots.panels(3 if longer else 2, (12 if longer else 9, 3.6), sharey=True)
     left, right, *last = axes
 
     def curve(axis, name, *style, **line):

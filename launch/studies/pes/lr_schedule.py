@@ -28,7 +28,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.shared import plots
+from launch.studies.shared import classifier, plots
 from launch.studies.shared.compare import (
     Descent,
     Recorded,
@@ -164,7 +164,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
         },
     }
     figure = draw(setting, rates, decays, surface, best, found)
-    return Result(claims(found, rates, decays, surface), table, figure, data)
+    caption = (
+        f"{classifier.name(data_dir)} MLP, hidden {HIDDEN}, batch {BATCH}, T = "
+        f"{setting.horizon:,}, mean training loss on fresh batches of {HELD_OUT} held-out runs; "
+        f"line: median, band: range of {setting.seeds} seeds; paths: the seeds"
+    )
+    return Result(claims(found, rates, decays, surface), table, figure, data, caption)
 
 
 def last_rate(theta: np.ndarray) -> np.ndarray:
@@ -223,10 +228,8 @@ def claims(found: dict[str, Descent], rates, decays, surface) -> list[Claim]:
 def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descent]) -> Figure:
     count = len(setting.truncations)
     figure, (left, *panels) = plots.panels(
-        f"MLP classifier, SGD with momentum, T = {setting.horizon:,}; {setting.seeds} seeds "
-        "(right: median and range)",
-        (5.2 + 3.6 * count, 4), columns=1 + count, width_ratios=(1.25, *[1] * count),
-    )  # fmt: skip
+        1 + count, (5.2 + 3.6 * count, 3.8), width_ratios=(1.25, *[1] * count)
+    )
     label = "mean training loss (nats), held-out runs"
     bar = plots.surface(figure, left, np.exp(rates), np.exp(decays), surface, label,
                         norm=LogNorm(), shading="gouraud")  # fmt: skip
@@ -243,6 +246,8 @@ def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descen
         ylabel=r"$\theta_1$: exponent of the decay",
         title=f"Paths, K = {shown} (square: start, star: grid optimum)",
     )
+    for axes in panels[1:]:
+        axes.sharey(panels[0])
     for axes, truncation in zip(panels, setting.truncations, strict=True):
         for name in NAMES:
             whole = name == "full ES"
@@ -252,7 +257,6 @@ def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descen
         plots.level(axes, surface.min(), "grid optimum")
         plots.inner_steps_axis(axes, setting.inner_steps)
         axes.set(title=f"Truncations of K = {truncation} inner steps", yscale="log")
-        axes.sharey(panels[0])
         plots.log_ticks(axes)
     panels[0].set_ylabel(label)
     panels[0].legend(loc="upper right", frameon=True, edgecolor="none")

@@ -205,7 +205,15 @@ def run(quick: bool, data_dir: str | None) -> Result:
         name: {"inner steps": each.steps, "theta": each.theta, "loss": each.loss}
         for name, each in found.items()
     }
-    return Result(claims(quick, setting, found, best), table, draw(setting, found, best), data)
+    caption = (
+        f"{'Fashion-MNIST' if data_dir else 'digits'} MLP, {LAYERS} hidden layers of {WIDTH}, "
+        f"batch {BATCH}, T = {setting.horizon:,}, K = {TRUNCATION}, sigma {SIGMA:g}; mean "
+        f"validation loss of {HELD_OUT} held-out runs; line: median, band: range of "
+        f"{setting.seeds} seeds"
+    )
+    return Result(
+        claims(quick, setting, found, best), table, draw(setting, found, best), data, caption
+    )
 
 
 def claims(quick: bool, setting: Setting, found: dict[str, Descent], best: dict) -> list[Claim]:
@@ -246,11 +254,7 @@ def claims(quick: bool, setting: Setting, found: dict[str, Descent], best: dict)
 
 
 def draw(setting: Setting, found: dict[str, Descent], best: dict) -> Figure:
-    figure, (left, right) = plots.panels(
-        f"Deep MLP, 29 hyperparameters, T = {setting.horizon:,}, K = {TRUNCATION}; "
-        f"{setting.seeds} seeds (left: median and range)",
-        (9.5, 4), columns=2, width_ratios=(1, 1.1),
-    )  # fmt: skip
+    figure, (left, right) = plots.panels(2, (9.5, 3.7), width_ratios=(1, 1.1))
     for name in NAMES:
         style = "--" if name == "random search" else "-"
         color = plots.COLORS[name]

@@ -93,7 +93,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "optimum": optimum,
         "optimum_loss": best,
     }
-    return Result(claims(found, best), table, draw(ticks, surface, optimum, found), data)
+    caption = (
+        f"two-dimensional regression, T = {HORIZON}, K = {TRUNCATION}, {NUM_PAIRS} pairs; line: "
+        f"median, band: range of {sizes['num_seeds']} seeds; paths: the first seed"
+    )
+    return Result(claims(found, best), table, draw(ticks, surface, optimum, found), data, caption)
 
 
 def claims(found: dict[str, Descent], best: float) -> list[Claim]:
@@ -122,11 +126,7 @@ def claims(found: dict[str, Descent], best: float) -> list[Claim]:
 
 
 def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
-    figure, (left, right) = plots.panels(
-        f"Toy regression, T = {HORIZON}, K = {TRUNCATION}; left the first of "
-        f"{len(found['PES'].loss)} seeds, right their median and range",
-        (9.5, 4.1), columns=2, width_ratios=(1.15, 1),
-    )  # fmt: skip
+    figure, (left, right) = plots.panels(2, (9.5, 3.9), width_ratios=(1.15, 1))
     label = "summed loss of an episode"
     plots.surface(figure, left, ticks, ticks, surface, label, norm=LogNorm(vmax=2e4))
     for name, (color, style) in STYLES.items():

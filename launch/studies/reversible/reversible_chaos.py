@@ -105,7 +105,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         ),
     ]
     data = {"log_rates": log_rates, "estimates": estimates, "landscape": landscape}
-    return Result(claims, rows, draw(fine, landscape, rows), data)
+    caption = (
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"landscape: {landscape.shape[1]} seeds and their mean; errors over {repeats} estimates"
+    )
+    return Result(claims, rows, draw(fine, landscape, rows), data, caption)
 
 
 def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> UnrolledSystem:
@@ -146,11 +150,7 @@ def rms(x: np.ndarray) -> float:
 
 def draw(fine, landscape, rows) -> Figure:
     """The loss along the sweep, and the error of both estimators."""
-    figure, (left, right) = plots.panels(
-        f"Tanh classifier, T = {NUM_STEPS} steps of SGD with momentum {MOMENTUM:.2f}; "
-        f"{landscape.shape[1]} seeds",
-        (8.8, 3.6), columns=2,
-    )  # fmt: skip
+    figure, (left, right) = plots.panels(2, (8.8, 3.4))
     seeds = left.plot(np.exp(fine), landscape, color="0.75", lw=0.6)
     seeds[0].set_label("one seed")
     left.plot(np.exp(fine), landscape.mean(axis=1), color="k", label="mean")

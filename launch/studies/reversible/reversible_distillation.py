@@ -102,7 +102,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "log_penalties": LOG_PENALTIES,
         "real": swept,
     }
-    return Result(claims, table, figure, data)
+    caption = (
+        f"logistic regression on ten images, {classifier.name(data_dir)}, {NUM_STEPS} training "
+        f"steps from zero; one run of {meta_steps} meta-steps; {DRAWS} draws of real images"
+    )
+    return Result(claims, table, figure, data, caption)
 
 
 def one_a_class(split: Split, seed: int) -> jax.Array:
@@ -115,9 +119,6 @@ def one_a_class(split: Split, seed: int) -> jax.Array:
 def draw(images, real, side, accuracies, ordinary, best) -> Figure:
     """The learned images above real ones, and the test accuracy as they are learned."""
     figure = Figure(figsize=(9.5, 3.8))
-    figure.suptitle(
-        f"Logistic regression, T = {NUM_STEPS} steps; real images: {DRAWS} draws of one a class"
-    )
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.5, 1])
     cells = parts[0].subplots(4, 5)
     limit = float(jnp.max(jnp.abs(images)))

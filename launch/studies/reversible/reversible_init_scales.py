@@ -83,15 +83,16 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "values": found.losses,
         "common": [[s, *v] for s, v in common.items()],
     }
-    return Result(claims, table, draw(history, found.losses, sizes), data)
+    caption = (
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"one run of {meta_steps} meta-steps, a new seed each; no band"
+    )
+    return Result(claims, table, draw(history, found.losses, sizes), data, caption)
 
 
 def draw(history: np.ndarray, losses: list[float], sizes: tuple[int, ...]) -> Figure:
     """Scales and meta-loss along meta-descent."""
-    figure, (left, right) = plots.panels(
-        f"Tanh classifier, T = {NUM_STEPS} steps of SGD with momentum {MOMENTUM}; one meta-descent",
-        (8.6, 3.6), columns=2,
-    )  # fmt: skip
+    figure, (left, right) = plots.panels(2, (8.6, 3.4))
     for i, color in enumerate(plots.LAYERS):
         weights, biases = np.exp(history[:, i]).T
         left.plot(weights, color=color, label=f"layer {i + 1} weights")

@@ -95,7 +95,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     data = {
         "log_rates": log_rates,
         "meta_curve": found.losses,
-        "worst": [float(x) if np.isfinite(x) else None for x in worst],
+        "worst": worst,
         "chosen": chosen,
         "curves": {
             name: {"train": out.curve, "test": out.test_curve}
@@ -103,16 +103,16 @@ def run(quick: bool, data_dir: str | None) -> Result:
         },
         "sweep": [[rate, out.train, out.test] for rate, out in finite.items()],
     }
-    return Result(claims, table, draw(log_rates, found.losses, chosen, shown), data)
+    caption = (
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"one run of {meta_steps} meta-steps; training curves: means of {TEST_SEEDS} unseen seeds"
+    )
+    return Result(claims, table, draw(log_rates, found.losses, chosen, shown), data, caption)
 
 
 def draw(log_rates, meta_losses, chosen: int, shown: dict[str, Trained]) -> Figure:
     """Training and test curves, the meta-loss, and the schedules of each layer."""
-    figure, ((curves, meta), tensors) = plots.panels(
-        f"Tanh classifier, T = {NUM_STEPS} steps of SGD with momentum {MOMENTUM}; losses: mean of "
-        f"{TEST_SEEDS} unseen seeds",
-        (9.4, 6.8), rows=2, columns=2,
-    )  # fmt: skip
+    figure, ((curves, meta), tensors) = plots.panels(2, (9.4, 6.6), rows=2)
     for (label, out), colour in zip(shown.items(), (plots.GRAY, "C0", "C3"), strict=True):
         text = f"{label}\n(train {out.train:.3f}, test {out.test:.3f})"
         curves.plot(out.curve, color=colour, lw=1, label=text)

@@ -86,13 +86,16 @@ def run(quick: bool, data_dir: str | None) -> Result:
         "curve": curve,
         "sweep": [[x, *v] for x, v in sweep.items()],
     }
-    return Result(claims, table, draw(penalties, side, curve, sweep[best]), data)
+    caption = (
+        f"logistic regression on {NUM_TRAIN} images, {classifier.name(data_dir)}, T = "
+        f"{NUM_STEPS}; one run of {meta_steps} meta-steps (nothing is drawn at random)"
+    )
+    return Result(claims, table, draw(penalties, side, curve, sweep[best]), data, caption)
 
 
 def draw(log_l2, side, curve, best) -> Figure:
     """The penalties of each digit's weights as images, and the losses as they are learned."""
     figure = Figure(figsize=(9.5, 3.2))
-    figure.suptitle(f"Logistic regression on {NUM_TRAIN} images, T = {NUM_STEPS} steps from zero")
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.4, 1])
     cells = parts[0].subplots(2, 5)
     low, high = np.percentile(log_l2, [1, 99])

@@ -31,7 +31,6 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
-    "figure.titlesize": 10,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.5,
     "legend.fontsize": 8,
@@ -42,12 +41,9 @@ STYLE: dict[str, Any] = {
 }
 
 
-def panels(
-    title: str, size: tuple[float, float], rows: int = 1, columns: int = 1, **kwargs: Any
-) -> tuple[Figure, Any]:
-    """A figure of ``size`` inches and its axes; ``title`` says the task, the horizon, the seeds."""
+def panels(columns: int, size: tuple[float, float], rows: int = 1, **kwargs: Any) -> Any:
+    """A figure of ``size`` inches, and its axes."""
     figure = Figure(figsize=size)
-    figure.suptitle(title)
     return figure, figure.subplots(rows, columns, **kwargs)
 
 

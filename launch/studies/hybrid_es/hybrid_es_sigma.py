@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies import hybrid_training as training
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_training import Curve
+from launch.studies.hybrid_es.hybrid_training import Curve
 
 NUM_STEPS = 300
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)

@@ -6,7 +6,7 @@ The setting of ``learned_optimizer``. Every ``r``-th outer step is one of TBPTT 
 TBPTT itself); in between, 8 mirrored pairs around the stale gradient, each over one whole
 inner run, correct it (mode ``control_variate``). The last gradient repeated instead
 (``stale``) is the control. Inner steps count forward; those of TBPTT also go backward, so
-the second panel shows time.
+the second panel shows processor time.
 """
 
 import dataclasses
@@ -63,6 +63,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         study.rows(setting, configs, curves),
         study.draw(setting, curves, colors),
         study.data(setting, curves),
+        study.caption(setting),
     )
 
 

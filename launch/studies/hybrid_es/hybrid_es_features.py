@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch import cluster_sim as sim
-from launch.studies import hybrid_training as training
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_es_cluster import DRAW_FLOPS
-from launch.studies.hybrid_training import RELATIVE, Curve, Problem
+from launch.studies.hybrid_es.hybrid_es_cluster import DRAW_FLOPS
+from launch.studies.hybrid_es.hybrid_training import RELATIVE, Curve, Problem
 from launch.studies.shared import classifier
 from meta_train import replay, samplers, trainer
 from meta_train.compression import int8, top_k
