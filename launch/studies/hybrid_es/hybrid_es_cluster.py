@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch import cluster_sim as sim
-from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import BATCH, Problem
 
 TARGET = 0.98  # training accuracy, mean over seeds

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch import cluster_sim as sim
-from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_es_cluster import DRAW_FLOPS
 from launch.studies.hybrid_es.hybrid_training import RELATIVE, Curve, Problem
 from launch.studies.shared import classifier

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import Curve
 
 NUM_STEPS = 300

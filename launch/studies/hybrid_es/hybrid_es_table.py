@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
+from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import BATCH, Curve, Problem
 from launch.studies.shared import classifier
 from meta_train.estimators.messages import traffic
