@@ -26,6 +26,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from launch.benchmarks import pes_overhead
+from meta_train import strict_json
 
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
@@ -137,7 +138,7 @@ def _loop(config, job, state, inner_steps) -> dict:
     """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
     import jax
 
-    from launch import train
+    from launch.loop import run
 
     ratios = []
     for _ in range(3):
@@ -148,7 +149,7 @@ def _loop(config, job, state, inner_steps) -> dict:
             jax.block_until_ready(metrics)
         bare = (time.perf_counter() - began) / _LOOP_STEPS
         with tempfile.TemporaryDirectory() as folder:
-            train.run(config, Path(folder))
+            run(config, Path(folder))
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
         # From the first to the last logged step: start-up and compilation left out.
         loop = rows[-1]["time/wall_seconds"] - rows[1]["time/wall_seconds"]
@@ -196,7 +197,7 @@ def main(argv) -> None:
         (case,) = _CASES.value
         about = {"case": case, "cores": len(os.sched_getaffinity(0))}
         for row in CASES[case](_DEVICES.value):
-            print(json.dumps(about | row))
+            print(strict_json.dumps(about | row))
         return
     missed = []
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
@@ -211,11 +212,11 @@ def main(argv) -> None:
             for line in child.stdout.splitlines():
                 if line.startswith("{"):
                     row = json.loads(line) | machine
-                    print(json.dumps(row), flush=True)
+                    print(strict_json.dumps(row), flush=True)
                     if not row.get("holds", row.get("within_limits", True)):
                         missed.append(row)
     if missed:
-        sys.exit("limits not kept:\n" + "\n".join(map(json.dumps, missed)))
+        sys.exit("limits not kept:\n" + "\n".join(map(strict_json.dumps, missed)))
 
 
 if __name__ == "__main__":

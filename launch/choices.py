@@ -199,6 +199,12 @@ def kind_of(field: dataclasses.Field) -> Kind | None:
     return KINDS.get(written.split("|")[0].strip().rpartition(".")[2])
 
 
+def _kind_of_entries(field: dataclasses.Field) -> Kind | None:
+    """The kind of thing a field holds a tuple of; None if it does not."""
+    found = re.search(r"tuple\[(?:\w+\.)*(\w+)", str(field.type))
+    return KINDS.get(found[1]) if found else None
+
+
 # To and from JSON.
 
 
@@ -208,7 +214,7 @@ def to_dict(config: Any) -> Any:
         return [to_dict(value) for value in config]
     if not dataclasses.is_dataclass(config):
         return config
-    named = any(base.__name__ in KINDS for base in type(config).__mro__)
+    named = any(base.__name__ in KINDS for base in inspect.getmro(type(config)))
     values = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return ({"name": name_of(config)} if named else {}) | values
 
@@ -240,6 +246,9 @@ def _read(field: dataclasses.Field, value: Any, where: str) -> Any:
     kind = kind_of(field)
     if kind and value is not None:
         return thing_from_dict(kind.base, value, where)
+    several = _kind_of_entries(field)
+    if several:
+        return tuple(thing_from_dict(several.base, entry, where) for entry in value)
     plain = _plain_dataclass(field)
     if plain:
         return from_dict(plain, value, where)
@@ -412,6 +421,8 @@ def _convert(node: Node, field: dataclasses.Field, where: str) -> Any:
     if node.children:
         name = next(iter(node.children))
         raise ValueError(f"--{where}.{name}: --{where} is a value and has no field {name!r}.")
+    if _kind_of_entries(field):
+        raise ValueError(f"--{where} is written in a preset or a module of yours, not in words.")
     text, default = node.value or "", _default(field)
     kind = type(default)
     if default is None or default is dataclasses.MISSING:

@@ -16,15 +16,21 @@ from absl import app, flags, logging
 
 from launch import choices
 from launch import config as cfg
+from launch.path_flags import define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of what the command reads and writes.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
+WORKDIR = define_path("workdir", "Folder of what the command reads and writes.")
+DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "Module to import first, for things of yours that a file names."
 )
 
 
-def run(main: Callable[[Any], int], cls: type = cfg.Config, preset: str | None = "default") -> None:
+def run(
+    main: Callable[[Any], int],
+    cls: type = cfg.Config,
+    preset: str | None = "default",
+    doc: str | None = None,
+) -> None:
     """Parses the flags and runs ``main(config)``; a ``ValueError`` ends as one clear message.
 
     Args:
@@ -32,6 +38,7 @@ def run(main: Callable[[Any], int], cls: type = cfg.Config, preset: str | None =
       cls: dataclass of the words ``--cfg.a.b=value``.
       preset: default of ``--preset``, the base that the words change; None for a command without
         presets, whose base is ``cls()``.
+      doc: what ``--help`` says first.
     """
     if preset is not None:
         flags.DEFINE_string(
@@ -48,6 +55,7 @@ def run(main: Callable[[Any], int], cls: type = cfg.Config, preset: str | None =
             helping = {"--help", "-help", "-h", "--helpfull", "-?"} & set(rest)
             rest = [word for word in rest if word not in helping]
             choices.check_plain(cls, node, "cfg")
+            check_known(rest[1:], cls)
             rest = parse_flags(rest, cls)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
@@ -57,7 +65,7 @@ def run(main: Callable[[Any], int], cls: type = cfg.Config, preset: str | None =
             base = cls() if preset is None else cfg.load_preset(flags.FLAGS.preset)
             config = choices.apply_words(base, node, "cfg")
             if helping:
-                print(help_text(config))
+                print(help_text(config, doc))
                 sys.exit(0)
             return rest
 
@@ -91,6 +99,16 @@ def parse_flags(argv: list[str], cls: type | None = None) -> list[str]:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
     with messages(cls):
         return flags.FLAGS(argv)
+
+
+def check_known(words: list[str], cls: type | None) -> None:
+    """Raises ``ValueError`` on the first word that is no flag, before any flag reads its value."""
+    for word in words:
+        name = word.lstrip("-").partition("=")[0]
+        if word == "--":
+            return
+        if word.startswith("-") and not {name, name.removeprefix("no")} & set(flags.FLAGS):
+            raise ValueError(_unknown_flag(name, cls))
 
 
 @contextlib.contextmanager
@@ -134,10 +152,10 @@ def _unknown_flag(name: str, cls: type | None) -> str:
     return f"unknown flag --{name}; the flags are: {listed}{', --cfg.*' if cls else ''}.{hint}"
 
 
-def help_text(config: Any) -> str:
+def help_text(config: Any, doc: str | None = None) -> str:
     """What the command does, its flags, and every field of the configuration."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:", ""]
+    lines = [(doc or "").strip(), "", "Flags:", ""]
     for name, flag in sorted(_own_flags().items()):
         lines += _entry(f"--{name}", flag.default, flag.help or "", width)
     lines += ["", "Configuration, with the values of this command:", ""]

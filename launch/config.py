@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import launch.configs
-from launch.choices import KINDS, find, from_dict, suggest, thing, to_dict
+from launch.choices import KINDS, find, from_dict, name_of, suggest, thing, thing_from_dict, to_dict
 
 if TYPE_CHECKING:
     from learned_opt import OptimizerConfig
@@ -81,6 +81,7 @@ class Config:
 
     Attributes:
       trains: optimizer: meta-training; network: the task's own parameters.
+      init_from: folder of a trained optimizer to start theta from; empty: a fresh one.
       seed: of everything that is drawn.
       num_steps: outer steps.
       num_devices: local devices; 0: all (on a CPU, one virtual device per core).
@@ -89,6 +90,7 @@ class Config:
       eval_seeds: inner runs of an evaluation.
       checkpoint_every: outer steps between checkpoints.
       keep_checkpoints: how many of the newest to keep.
+      nonfinite_patience: outer steps without a finite particle after which to stop; 0: never.
       wandb_project: W&B project.
       wandb_mode: auto (online if logged in), online, offline or disabled.
       task: the inner problem.
@@ -98,6 +100,7 @@ class Config:
     """
 
     trains: str = "optimizer"
+    init_from: str = ""
     seed: int = 0
     num_steps: int = 1000
     num_devices: int = 0
@@ -106,6 +109,7 @@ class Config:
     eval_seeds: int = 8
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    nonfinite_patience: int = 100
     wandb_project: str = "learned-opt"
     wandb_mode: str = "auto"
     task: TaskConfig = field(default_factory=lambda: task("mlp"))
@@ -125,7 +129,12 @@ class Config:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
         )
-        _check_least(0, num_devices=self.num_devices, eval_every=self.eval_every)
+        _check_least(
+            0,
+            num_devices=self.num_devices,
+            eval_every=self.eval_every,
+            nonfinite_patience=self.nonfinite_patience,
+        )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"`seed` must be between 0 and {2**32 - 1}, got {self.seed}.")
         if self.meta.warmup >= self.num_steps:
@@ -137,6 +146,12 @@ class Config:
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
                 "supervised training is a whole episode. Set estimator.truncation=1 too."
             )
+        if self.trains == "network" and self.init_from:
+            raise ValueError(
+                f"`init_from` is for trains=optimizer, got {self.init_from!r} for a network."
+            )
+        if self.trains == "network" and len(self.task.parts) > 1:
+            raise ValueError("`trains`=network trains one task's network; choose one task.")
         if self.estimator.needs_reversible and self.inner.reduction == "telescoped":
             raise ValueError(
                 "`inner.reduction`=telescoped cannot be walked back by a reversible estimator. "
@@ -162,7 +177,20 @@ class Config:
 
     def inner_steps(self) -> float:
         """Forward inner steps of one outer step, all particles counted; on average."""
-        return self.estimator.inner_steps(self.inner.horizon)
+        running = self.task.mixing.get("drawn") or len(self.task.parts)
+        return running * self.estimator.inner_steps(self.inner.horizon)
+
+
+def task_names(config: TaskConfig) -> list[str]:
+    """What to call each part of a task: its own name, numbered where several have the same."""
+    given = getattr(config, "names", ())
+    if given:
+        return list(given)
+    found = [name_of(part) for part in config.parts]
+    return [
+        name if found.count(name) == 1 else f"{name}_{found[: i + 1].count(name)}"
+        for i, name in enumerate(found)
+    ]
 
 
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -186,6 +214,7 @@ MAY_CHANGE = {
     "eval_seeds",
     "checkpoint_every",
     "keep_checkpoints",
+    "nonfinite_patience",
     "wandb_project",
     "wandb_mode",
     "estimator.chunk",
@@ -235,6 +264,18 @@ def read_config(tree: Mapping[str, Any], where: str = "config.json") -> Config:
     if "optimizer" in tree.get("meta", {}):
         tree = _from_flat(tree)
     return from_dict(Config, tree, where)
+
+
+def read_task(tree: Mapping[str, Any], where: str) -> TaskConfig:
+    """The task that ``to_dict`` wrote, in this version or an older one.
+
+    Raises:
+      ValueError: naming the field, if it cannot be read.
+    """
+    # Before things configured themselves, every task had the fields of all.
+    flat = {"batch_size", "dataset", "hidden_sizes", "activation", "standardize"} <= set(tree)
+    old = flat and {"dim", "condition", "noise"} <= set(tree)
+    return thing_from_dict("TaskConfig", known("TaskConfig", tree) if old else tree, where)
 
 
 def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,12 @@ Starts at a checkpoint, follows ``DIR/replay.log`` to its last whole record, and
 ``DIR/network_rebuilt`` (or ``optimizer_rebuilt``): the very weights the job had there.
 """
 
-import json
 from pathlib import Path
 
 import jax
 from absl import app, flags
 
+from launch import environment
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.config import read_config
 from launch.job import build
@@ -26,28 +26,45 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
     """Rebuilds and exports the weights; returns their outer step.
 
     Raises:
-      ValueError: if there is no such checkpoint, or no log.
+      ValueError: if there is no log, no such checkpoint or one that cannot be read, if the log
+        ends before the newest checkpoint, or if JAX's settings are not those of the job.
     """
     log = workdir / "replay.log"
-    for needed in (log, workdir / "config.json"):
-        if not needed.is_file():
+    for needed in (log, workdir / "checkpoints"):
+        if not needed.exists():
             raise ValueError(
                 f"`workdir` {workdir} has no {needed.name}; give the folder of a job trained with "
                 "--cfg.estimator.replay_log=true."
             )
-    config = read_config(json.loads((workdir / "config.json").read_text()))
-    job = build(config, data_dir)  # First: it makes the devices.
+    devices.configure_cpu_devices()  # Before Orbax asks JAX for its devices.
     checkpoints = Checkpoints(workdir, read_only=True)
-    start = checkpoints.latest_step if from_step is None else from_step
-    if start is None or start not in checkpoints.steps:
+    newest = checkpoints.latest_step
+    start = newest if from_step is None else from_step
+    if newest is None or start not in checkpoints.steps:
         raise ValueError(
             f"`from_step` must be one of the checkpoints {checkpoints.steps}, got {start}."
+        )
+    record = checkpoints.job(start)
+    config = read_config(record["config"] | {"num_devices": 0})
+    job = build(config, data_dir)
+    differences = environment.contradictions(
+        environment.record(job.num_devices), record.get("environment")
+    )
+    if differences:
+        raise ValueError(
+            f"`workdir` {workdir} holds a job under other settings, with which the weights would "
+            "come out otherwise:\n  " + "\n  ".join(differences)
         )
     spec = jax.eval_shape(job.init)
     state = devices.from_host(checkpoints.restore(start, devices.host_like(spec)), spec)
     checkpoints.close()
     state = rebuild(job.alone, job.meta_optimizer, state, log)
     step = int(state.step)
+    if step < newest:
+        raise ValueError(
+            f"`workdir` {workdir}: replay.log is damaged, its last whole record before a gap is of "
+            f"outer step {step}, but there is a checkpoint at {newest}; leave out --from_step."
+        )
     job.subject.export(workdir / f"{job.subject.name}_rebuilt", job.unravel(state.theta), step)
     return step
 
@@ -57,7 +74,7 @@ def main(argv) -> None:
     quiet()
     from_step = None if _FROM_STEP.value < 0 else _FROM_STEP.value
     with messages():
-        step = replay(Path(str(WORKDIR.value)), from_step, DATA_DIR.value)
+        step = replay(Path(WORKDIR.value), from_step, DATA_DIR.value)
     print(f"Rebuilt the weights of outer step {step}.")
 
 

@@ -22,9 +22,10 @@ import matplotlib
 from absl import app, flags
 
 import launch.studies
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.studies.base import Result, Study
 from launch.studies.shared import plots
+from learned_opt.paths import writable_folder
 from meta_train import strict_json
 
 CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
@@ -73,7 +74,9 @@ def listing() -> str:
     )
 
 
-def reproduce(name: str, workdir: str, quick: bool = False, data_dir: str | None = None) -> Result:
+def reproduce(
+    name: str, workdir: str | Path, quick: bool = False, data_dir: str | None = None
+) -> Result:
     """Runs one study, prints what it found and writes ``result.json`` and ``figure.png``.
 
     Each file appears whole or not at all, the figure first.
@@ -138,6 +141,7 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "seconds": round(seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "caption": result.caption,
         "claims": [claim._asdict() for claim in result.claims],
         "caption": result.caption,
         "table": result.table,
@@ -147,6 +151,7 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
 
 
 def main(argv: list[str]) -> int:
+    quiet()
     values = flags.FLAGS
     if values.list:
         print(listing())
@@ -162,7 +167,8 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise app.UsageError("give --workdir=DIR, the folder for result.json and figure.png.")
     with messages():
-        result = reproduce(argv[1], WORKDIR.value, values.quick, DATA_DIR.value)
+        workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
+        result = reproduce(argv[1], workdir, values.quick, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 

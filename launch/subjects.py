@@ -1,6 +1,5 @@
 """What theta is: a learned optimizer, or the weights of a network."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.numpy import save_file
 
 from launch.choices import to_dict
 from launch.config import Config
+from launch.provenance import provenance
 from learned_opt import LearnedOptimizer, weights
 from meta_train import evaluate
 from meta_train.estimators import telescoped
@@ -29,28 +29,35 @@ class Subject(NamedTuple):
     Attributes:
       name: what theta is, and the folder of the job it is exported to.
       init: ``key -> theta``.
-      system: the unrolled system whose theta it is.
+      start: ``() -> theta``, what ``config.init_from`` holds; None without it.
+      systems: the unrolled systems whose theta it is, one a task.
       evaluate: ``theta -> {"eval/...": scalar}``, jittable.
       export: ``(folder, theta, step) -> None``.
     """
 
     name: str
     init: Callable[[jax.Array], Any]
-    system: UnrolledSystem
+    start: Callable[[], Any]
+    systems: tuple[UnrolledSystem, ...]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
 
 
-def optimizer_subject(config: Config, task: Task) -> Subject:
+def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
     def evaluation(theta):
-        losses = evaluate.inner_curves(
-            task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
-        )
-        tail = losses[:, -max(1, config.inner.horizon // 10) :]
-        return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
+        found = {}
+        for name, task in tasks.items():
+            losses = evaluate.inner_curves(
+                task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+            )
+            tail = losses[:, -max(1, config.inner.horizon // 10) :]
+            of = f"/{name}" if len(tasks) > 1 else ""
+            found[f"eval/mean_loss{of}"] = losses.mean()
+            found[f"eval/final_loss{of}"] = tail.mean()
+        return found
 
     def export(path, theta, step):
         """A trained optimizer for ``learned_opt.load``."""
@@ -63,8 +70,11 @@ def optimizer_subject(config: Config, task: Task) -> Subject:
             training=_training(config, step),
         )
 
-    system = make_system(config, task, optimizer)
-    return Subject("optimizer", optimizer.init, system, evaluation, export)
+    def start():
+        return start_theta(config)
+
+    systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
+    return Subject("optimizer", optimizer.init, start, systems, evaluation, export)
 
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
@@ -84,8 +94,9 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
     return system
 
 
-def network_subject(config: Config, task: Task) -> Subject:
+def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Supervised training: theta are the parameters of the task's own network."""
+    (task,) = tasks.values()
     instance = task.sample(jax.random.key(config.seed))
 
     def loss(params, key):
@@ -119,19 +130,43 @@ def network_subject(config: Config, task: Task) -> Subject:
         }
         save_file(arrays, path / "weights.safetensors.tmp")
         os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")
-        (path / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
+        (path / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
         os.replace(path / "config.json.tmp", path / "config.json")
 
     def init(key):
         return task.init(instance, key)
 
-    return Subject("network", init, supervised_training(loss), evaluation, export)
+    return Subject("network", init, lambda: None, (supervised_training(loss),), evaluation, export)
 
 
-SUBJECTS: dict[str, Callable[[Config, Task], Subject]] = {
+SUBJECTS: dict[str, Callable[[Config, dict[str, Task]], Subject]] = {
     "optimizer": optimizer_subject,
     "network": network_subject,
 }
+
+
+def start_theta(config: Config) -> Any:
+    """Theta of the trained optimizer in the folder ``config.init_from``; None if it is empty.
+
+    Raises:
+      ValueError: if there is none, or it is not the optimizer of this job.
+    """
+    if not config.init_from:
+        return None
+    saved = weights.load_config(config.init_from)
+    there = {"name": saved["name"], **saved["arguments"]}
+    here = to_dict(config.optimizer)
+    differences = [
+        f"--cfg.optimizer.{key} is {value!r} there, {here[key]!r} here".replace(".name ", " ")
+        for key, value in there.items()
+        if key in here and here[key] != value
+    ]
+    if differences:
+        raise ValueError(
+            f"--cfg.init_from={config.init_from} holds another optimizer than this job trains: "
+            f"{'; '.join(differences)}. Give --cfg.optimizer what it has there."
+        )
+    return weights.load(config.init_from)[1]
 
 
 def _training(config: Config, step: int) -> dict[str, Any]:
@@ -144,4 +179,6 @@ def _training(config: Config, step: int) -> dict[str, Any]:
         "outer_steps": step,
         "inner_steps": step * config.inner_steps(),
         "seed": config.seed,
+        "init_from": config.init_from or None,
+        "provenance": provenance(config),
     }

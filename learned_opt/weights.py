@@ -144,5 +144,11 @@ def _model_card(name, arguments, arrays, training) -> str:
         "",
         *[f"- {key}: {json.dumps(value)}" for key, value in training.items()],
         "",
+        "## Limits",
+        "",
+        "- Trained on this task at this horizon alone; elsewhere it may do badly or diverge.",
+        "- Its loss on the task's test split, and beside tuned baselines, is not known until",
+        "  `python -m launch.evaluate --optimizer=PATH_OF_THIS_FOLDER --workdir=DIR` has run.",
+        "",
     ]
     return "\n".join(lines)

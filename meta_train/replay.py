@@ -6,10 +6,10 @@ for bit. (The population is not rebuilt; a job continues from a checkpoint.)
 """
 
 import io
-import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -17,22 +17,31 @@ import optax
 
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.messages import Message
+from meta_train.journal import Journal, Salvage
 from meta_train.trainer import TrainState, move
 
 
 class ReplayLog:
     """Messages appended to a file, each in one write: a killed job tears the last at most.
 
-    A record is a run of ``.npy`` arrays: int64 ``[step, refreshed, searched, arrays]``, then
-    as many arrays: the leaves of ``Message.gradient`` if refreshed, of ``Message.costs`` if
-    searched. On a resume the log is cut back to the checkpoint.
+    A record is a run of ``.npy`` arrays: int64 ``[step, refreshed, searched, arrays, crc32]``
+    (without the last in older logs), then as many arrays: the leaves of ``Message.gradient`` if
+    refreshed, of ``Message.costs`` if searched; ``crc32`` is of all but itself. On a resume the
+    log is cut back to the checkpoint.
+
+    Args:
+      mark: of the log, from the checkpoint; see ``Journal``.
     """
 
-    def __init__(self, path: Path, start_step: int):
-        if path.exists():
-            ends = [record.end for record in _records(path) if record.header[0] <= start_step]
-            os.truncate(path, max(ends, default=0))
-        self._file = path.open("ab")
+    def __init__(self, path: Path, start_step: int, mark: dict[str, int] | None = None):
+        def salvage(data: bytes) -> Salvage:
+            ends = [(r.header[0], r.end) for r in _records(io.BytesIO(data))]
+            kept = max((end for step, end in ends if step <= start_step), default=0)
+            # A killed job tears the last record, and only that, after the checkpoint.
+            last = max((step for step, _ in ends), default=0)
+            return Salvage(data[:kept], bool(last >= start_step) or not data)
+
+        self._file = Journal(path, mark, salvage)
 
     def append(self, step: int, message: Message) -> None:
         """Writes the message of outer step ``step``, counted from 1; a killed job keeps it."""
@@ -40,10 +49,13 @@ class ReplayLog:
         arrays = [np.asarray(x) for sent, part in parts if sent for x in jax.tree.leaves(part)]
         header = [step, int(message.refreshed), int(message.searched), len(arrays)]
         record = io.BytesIO()
-        for array in [np.array(header, np.int64), *arrays]:
+        for array in [np.array([*header, _crc(header, arrays)], np.int64), *arrays]:
             np.save(record, array, allow_pickle=False)
-        self._file.write(record.getvalue())
-        self._file.flush()
+        self._file.append(record.getvalue())
+
+    def mark(self) -> dict[str, int]:
+        """Of the log so far, for a checkpoint."""
+        return self._file.mark()
 
     def close(self) -> None:
         """Closes the file."""
@@ -56,16 +68,25 @@ class _Record(NamedTuple):
     end: int  # Position in the file after it, bytes.
 
 
-def _records(path: Path) -> Iterator[_Record]:
-    """The whole records; a torn last one is left out."""
-    with path.open("rb") as file:
-        try:
-            while True:
-                header = np.load(file, allow_pickle=False)
-                arrays = [np.load(file, allow_pickle=False) for _ in range(header[3])]
-                yield _Record(header, arrays, file.tell())
-        except (EOFError, ValueError):
-            return
+def _records(file: BinaryIO) -> Iterator[_Record]:
+    """The whole records up to the first that is torn or damaged."""
+    try:
+        while True:
+            header = np.load(file, allow_pickle=False)
+            arrays = [np.load(file, allow_pickle=False) for _ in range(header[3])]
+            if len(header) > 4 and header[4] != _crc(header[:4], arrays):
+                return
+            yield _Record(header, arrays, file.tell())
+    # All that NumPy raises on bytes that are no array, or one that memory cannot hold.
+    except (EOFError, ValueError, IndexError, TypeError, OverflowError, MemoryError, SyntaxError):
+        return
+
+
+def _crc(header: Any, arrays: list[np.ndarray]) -> int:
+    crc = zlib.crc32(np.asarray(header, np.int64).tobytes())
+    for array in arrays:
+        crc = zlib.crc32(f"{array.dtype.str}{array.shape}".encode() + array.tobytes(), crc)
+    return crc
 
 
 def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
@@ -75,16 +96,25 @@ def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
       like: shapes and dtypes of a message, from ``jax.eval_shape``.
     """
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    for (step, refreshed, searched, _), arrays, _ in _records(path):
-        rest = iter(arrays)
-        parts = []
-        for sent, part in ((refreshed, nothing.gradient), (searched, nothing.costs)):
-            leaves, structure = jax.tree.flatten(part)
-            parts.append(jax.tree.unflatten(structure, [next(rest) if sent else x for x in leaves]))
-        yield (
-            int(step),
-            Message(np.array(refreshed > 0), parts[0], np.array(searched > 0), parts[1]),
-        )
+    with path.open("rb") as file:
+        for header, arrays, _ in _records(file):
+            step, refreshed, searched = (int(x) for x in header[:3])
+            sent = [refreshed > 0, searched > 0]
+            parts = [part for said, part in zip(sent, nothing[1::2], strict=True) if said]
+            spec = [(x.shape, x.dtype) for x in jax.tree.leaves(parts)]
+            if spec != [(x.shape, x.dtype) for x in arrays]:
+                raise ValueError(
+                    f"`path` {str(path)!r} does not fit the job: the record of step {step} is of "
+                    "another shape; give the log that belongs to it."
+                )
+            gradient, costs = nothing.gradient, nothing.costs
+            if sent[0]:
+                size = len(jax.tree.leaves(gradient))
+                gradient = jax.tree.unflatten(jax.tree.structure(gradient), arrays[:size])
+                arrays = arrays[size:]
+            if sent[1]:
+                costs = jax.tree.unflatten(jax.tree.structure(costs), arrays)
+            yield step, Message(np.array(sent[0]), gradient, np.array(sent[1]), costs)
 
 
 def message_spec(estimator: GradientEstimator, state: TrainState) -> Message:

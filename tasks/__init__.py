@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tasks.base import SPLITS, Split, Task, TaskConfig
+from tasks.mixture import TaskMixture
 from tasks.mlp import mlp_classifier
 from tasks.quadratic import quadratic_family
 
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskConfig",
+    "TaskMixture",
     "mlp_classifier",
     "quadratic_family",
 ]

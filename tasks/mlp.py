@@ -98,4 +98,5 @@ def mlp_classifier(
         batch=lambda instance, key, split: data.batch(key, split, batch_size),
         loss=loss,
         score=score,
+        unit="nats per example",
     )

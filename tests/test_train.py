@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from launch.train import EXIT_PREEMPTED
+from launch.loop import EXIT_PREEMPTED
 from meta_train.tracking import _open_cut_back
 
 ROOT = Path(__file__).parent.parent

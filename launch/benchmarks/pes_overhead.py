@@ -5,6 +5,7 @@
 The three take turns in one process on the same system, population, truncation and devices:
 the default job (digits MLP, MLP optimizer), whose forward pass dominates. An outer step of an
 estimator is all of it, with restarts, draws, the meta-optimizer and the mean over devices.
+Times are the processor's, of all threads, which other programs hardly lengthen.
 """
 
 import time
@@ -71,7 +72,7 @@ def forward_unrolls(system: UnrolledSystem, truncation: int, chunk: int | None) 
 
 
 def measure(num_devices: int) -> dict[str, Any]:
-    """Milliseconds of a step of each, and the ratios to their limits (0 devices: all)."""
+    """Processor milliseconds of a step of each, and the ratios to their limits (0 devices: all)."""
     devices.configure_cpu_devices(num_devices)
     config = Config()
     settings: Any = config.estimator  # PES
@@ -125,13 +126,16 @@ def measure(num_devices: int) -> dict[str, Any]:
 
 
 def in_turns(steps: dict[str, tuple[Callable, Any]]) -> dict[str, np.ndarray]:
-    """Seconds of each step in each round, ``[ROUNDS]``; ``steps`` maps to a step and its state."""
+    """Processor seconds of each step in each round, ``[ROUNDS]``.
+
+    ``steps`` maps to a step and its state.
+    """
     states = {name: state for name, (_, state) in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARM_UP + ROUNDS):
         for name, (step, _) in steps.items():
-            began = time.perf_counter()
+            began = time.process_time()
             states[name], metrics = step(states[name])
             jax.block_until_ready(metrics)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return {name: np.array(times[WARM_UP:]) for name, times in seconds.items()}

@@ -41,7 +41,7 @@ class Study(NamedTuple):
       minutes: expected time of the full run on 2 cores.
       run: ``(quick, data_dir) -> Result``. ``quick`` finishes within 60 s on 2 cores;
         ``data_dir`` is where downloaded datasets lie (``None``: bundled data only).
-        Shows its own progress with ``tqdm``.
+        Shows its own progress with ``meta_train.progress``.
     """
 
     summary: str

@@ -16,6 +16,7 @@ from meta_train.estimators.gpes import GPES, NRES, es_single, gpes, nres
 from meta_train.estimators.guided import GuidedES, guided_es
 from meta_train.estimators.hybrid import HybridES, hybrid_es
 from meta_train.estimators.messages import ALONE, Exchange
+from meta_train.estimators.mixture import Mixture, mixture
 from meta_train.estimators.noise import Noise
 from meta_train.estimators.pes import PES, pes
 from meta_train.estimators.pes_analytic import PESAnalytic, pes_analytic
@@ -65,6 +66,7 @@ __all__ = [
     "GuidedES",
     "Horizons",
     "HybridES",
+    "Mixture",
     "Noise",
     "PESAnalytic",
     "Reparam",
@@ -82,6 +84,7 @@ __all__ = [
     "hybrid_es",
     "learned_features",
     "log_uniform_horizons",
+    "mixture",
     "nres",
     "pes",
     "pes_analytic",

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from launch import config as cfg
-from tasks import SPLITS
+from tasks import SPLITS, Task
 from tests.systems import leaves_equal
 
 TASKS = sorted(cfg.TASKS)
@@ -50,3 +50,39 @@ def test_task(name):
     squared, slope = value_and_slope(jax.random.split(key, 3))
     np.testing.assert_allclose(slope, squared, rtol=2e-2)
     assert np.all(squared > 0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_says_its_unit_and_its_score_has_a_loss(name):
+    """Whatever is printed, drawn or written of a task has a unit, and its own facts alone."""
+    task, key = make_task(name), jax.random.key(0)
+    assert task.unit.strip() and task.unit != Task._field_defaults["unit"]
+    if task.score is not None:
+        instance = task.sample(key)
+        params = task.init(instance, key)
+        for split in SPLITS:
+            scores = task.score(params, instance, split)
+            assert all(x.shape == () and np.isfinite(x) for x in scores.values())
+            # The mean over batches of the split, within the noise of many batches.
+            batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(
+                jax.random.split(key, 2000)
+            )
+            losses = jax.vmap(task.loss, (None, None, 0, None))(params, instance, batches, key)
+            error = np.std(losses) / 2000**0.5
+            np.testing.assert_allclose(scores["loss"], np.mean(losses), atol=4 * error + 1e-6)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_facts_are_what_the_task_reads(name):
+    """A field that is stated matters, one that is not does not: neither is of another task."""
+    facts = cfg.task_facts(cfg.TaskConfig(name=name))
+    assert facts.pop("name") == name
+    read = set()
+
+    class Recorder:
+        def __getattr__(self, field):
+            read.add(field)
+            return getattr(cfg.TaskConfig(name=name), field)
+
+    cfg.TASKS[name](Recorder(), None)
+    assert read == set(facts)

@@ -6,11 +6,11 @@ python -m launch.reproduce hybrid_es_refresh --workdir=DIR [--data_dir=DIR]
 from typing import Any
 
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import Curve
+from meta_train.progress import progress
 
 NUM_STEPS = 300
 RATE = 1.0
@@ -35,7 +35,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     intervals, seeds = (QUICK_INTERVALS, 2) if quick else (INTERVALS, 5)
     found: dict[str, dict[int, Curve]] = {name: {} for name in METHODS}
-    with tqdm(total=(1 + len(METHODS) * (len(intervals) - 1)) * seeds, desc="runs") as bar:
+    with progress(total=(1 + len(METHODS) * (len(intervals) - 1)) * seeds, desc="runs") as bar:
         for r in intervals:
             for name, (mode, sigma, how, _) in METHODS.items():
                 if r == 1 and name != RANKED:  # Gradient descent, whatever the method.
@@ -63,7 +63,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         name: {str(r): [x.tolist() for x in curve] for r, curve in curves.items()}
         for name, curves in found.items()
     }
-    return Result(claims(found), table, draw(intervals, found), data)
+    caption = (
+        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
+        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
+    )
+    return Result(claims(found), table, draw(intervals, found), data, caption)
 
 
 def claims(found) -> list[Claim]:

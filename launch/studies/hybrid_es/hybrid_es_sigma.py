@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import Curve
+from meta_train.progress import progress
 
 NUM_STEPS = 300
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
@@ -42,7 +42,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     sigmas, seeds = (QUICK_SIGMAS, 2) if quick else (SIGMAS, 5)
     found: dict[str, dict[str, Curve]] = {}
     total = len(SETTINGS) * (len(sigmas) + 2) * seeds
-    with tqdm(total=total, desc="runs") as bar:
+    with progress(total=total, desc="runs") as bar:
         for name, setting in SETTINGS.items():
 
             def final(mode, sigmas, setting=setting):
@@ -85,7 +85,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
             for name, curves in found.items()
         },
     }
-    return Result(claims(sigmas, found), table, draw(sigmas, found), data)
+    caption = (
+        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
+        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
+    )
+    return Result(claims(sigmas, found), table, draw(sigmas, found), data, caption)
 
 
 def claims(sigmas, found) -> list[Claim]:

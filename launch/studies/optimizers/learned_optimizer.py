@@ -20,15 +20,16 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch import config as cfg
+from launch.choices import to_dict
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
 from launch.studies.shared.compare import by_name
 from launch.subjects import make_system
 from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer
+from meta_train.progress import progress
 from meta_train.unroll import with_flat_theta
 from tasks import TaskConfig
 
@@ -141,7 +142,7 @@ def meta_train(
     curves = MetaCurves(np.zeros(shape), np.zeros(shape))
     for seed in range(setting.num_seeds):
         state, spent = start(seed), 0.0
-        for record in tqdm(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
+        for record in progress(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
             if record:
                 state, seconds = steps(state, ends[record] - ends[record - 1])
                 spent += seconds
@@ -166,8 +167,9 @@ def run(quick: bool, data_dir: str | None) -> Result:
 
 def caption(setting: Setting) -> str:
     """What the figure is of."""
+    facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
     return (
-        f"task: {setting.task}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
+        f"task: {facts}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
         f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
     )
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, cost, plots
 from learned_opt import reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, pes, reversible, tbptt, truncated_es
+from meta_train.progress import progress
 from meta_train.reversible.inner import reversible_inner_training
 from tasks.data.images import load_images
 from tasks.mlp import mlp_classifier
@@ -48,7 +48,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     system = reversible_inner_training(task, optimizer, num_steps=max(horizons))
     theta = optimizer.init(jax.random.key(0))
     rows, exact_share = [], []
-    for horizon in tqdm(horizons, desc="horizons"):
+    for horizon in progress(horizons, desc="horizons"):
         episodes = 16 if quick else TRUTH_EPISODES
         truth, error, share = whole_episodes(system, theta, horizon, episodes, jax.random.key(1))
         exact_share.append(share)

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from learned_opt import mlp_optimizer
 from meta_train import estimators as est
 from meta_train.inner import inner_training
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 from tasks import mlp_classifier
 from tasks.data import load_images
@@ -208,7 +208,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     size = QUICK if quick else FULL
     small, beside, swept = {}, {}, {}
     total = 2 + 2 * sum(map(len, size.sweeps.values())) + 2 * len(size.estimators)
-    with tqdm(total=total, desc="settings") as bar:
+    with progress(total=total, desc="settings") as bar:
         for name, num_runs, num_reps in zip(ACTIVATIONS, size.runs, size.replicates, strict=True):
             setting = SMALL._replace(activation=name)
             small[name] = compare(setting, size.directions, num_runs)
@@ -236,13 +236,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 for (field, setting), found in swept.items()
             ],
         },
-        caption="digits 64-width-10, MLP optimizer as it starts; left: direction 0 at step "
-        f"multiplier {SMALL.step_mult:g}, {size.runs[0]:,} runs, "
-        f"{32 * size.replicates[0]:,} particles or pairs an estimator; right: around "
-        f"width {size.base.width}, batch {size.base.batch}, {size.base.horizon} steps, "
-        f"step multiplier {size.base.step_mult:g}, {size.sweep_directions} directions, "
-        f"{size.sweep_runs[0]} runs (tanh {size.sweep_runs[1]}); bars and bands: 2 "
-        "standard errors",
+        caption=f"digits 64-width-10, MLP optimizer as it starts; left: direction 0 at step "
+        f"multiplier {SMALL.step_mult:g}, {size.runs[0]:,} runs, {32 * size.replicates[0]:,} "
+        f"particles or pairs an estimator; right: around width {size.base.width}, batch "
+        f"{size.base.batch}, {size.base.horizon} steps, step multiplier {size.base.step_mult:g}, "
+        f"{size.sweep_directions} directions, {size.sweep_runs[0]} runs (tanh "
+        f"{size.sweep_runs[1]}); bars and bands: 2 standard errors",
     )
 
 

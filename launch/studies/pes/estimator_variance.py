@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
 from meta_train import estimators as est
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 from tasks.data.text import VOCABULARY, standard_library_source
 from tasks.dynamics.char_lstm import char_lstm, char_lstm_theta
@@ -100,7 +100,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     num_pairs = 400 if quick else 2000
     theta = char_lstm_theta(jax.random.key(0), HIDDEN, VOCABULARY)
     table = []
-    for truncation in tqdm(truncations, desc="estimator_variance"):
+    for truncation in progress(truncations, desc="estimator_variance"):
         horizons = est.fixed_horizon(horizon)
         shared = {"num_pairs": 1, "truncation": truncation, "horizons": horizons, "sigma": SIGMA}
         num_steps = horizon // truncation

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import cost, plots
 from meta_train import estimators as est
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 
 T, K = 12, 3
@@ -254,7 +254,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
     num, replicates = (64, 200) if quick else (384, 500)  # Multiples of WORKERS * GROUP.
     rows, exponents = [], {}
-    for name, row in tqdm(ROWS.items(), desc="table1"):
+    for name, row in progress(ROWS.items(), desc="table1"):
         with jax.enable_x64(True):
             system, theta = linear_system()
             gradient = exact_gradient(system, theta, row.final)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from meta_train.estimators import fixed_horizon, pes, reversible
+from meta_train.progress import progress
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
@@ -68,11 +68,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         return jax.vmap(one)(jax.random.split(jax.random.key(4), 8 if quick else 16))
 
     fine = np.arange(-3.4, 4.4, 0.1 if quick else 0.05)
-    landscape = np.array([mean_losses(jnp.float32(x)) for x in tqdm(fine, desc="landscape")])
+    landscape = np.array([mean_losses(jnp.float32(x)) for x in progress(fine, desc="landscape")])
     reference = smooth_slope(fine, landscape.mean(axis=1), log_rates)
     rows: list[dict[str, Any]] = []
     estimates: dict[str, list[Any]] = {"exact": [], "pes": []}
-    for log_rate, slope in zip(tqdm(log_rates, desc="rates"), reference, strict=True):
+    for log_rate, slope in zip(progress(log_rates, desc="rates"), reference, strict=True):
         theta = jnp.float32(log_rate)
         found = {"exact": exact_estimates(theta), "pes": pes_estimates(theta)}
         for name, values in found.items():

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
@@ -21,6 +20,7 @@ from launch.studies.shared.meta_descent import (
     meta_descend,
 )
 from meta_train import reversible
+from meta_train.progress import progress
 
 HIDDEN = (50, 50, 50)
 NUM_STEPS = 100
@@ -53,7 +53,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     before = evaluate(first)
     found = meta_descend(training.gradient, first, META_RATE, meta_steps)
     choice = evaluation(training, CHOICE_SEEDS, seed=98)
-    worst = np.array([choice(theta).worst for theta in tqdm(found.thetas, desc="choice")])
+    worst = np.array([choice(theta).worst for theta in progress(found.thetas, desc="choice")])
     chosen = int(np.argmin(np.where(np.isfinite(worst), worst, np.inf)))
     log_rates = found.thetas[chosen]
     after = evaluate(log_rates)

@@ -1,11 +1,11 @@
 """Memory and time of exact hypergradients against the number of training steps."""
 
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.benchmarks import reversible as benchmark
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
+from meta_train.progress import progress
 
 QUICK_STEPS = (50, 200, 800)
 STEPS = (100, 1000, 10_000)
@@ -27,7 +27,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     slots = (4, 8, 20) if quick else benchmark.SLOTS
     repeats = 3 if quick else 15
     measured = {}
-    for num_steps in tqdm(steps, desc="steps"):
+    for num_steps in progress(steps, desc="steps"):
         candidates = benchmark.methods(num_steps)
         if num_steps == steps[1]:
             candidates |= benchmark.frontier(num_steps, slots)

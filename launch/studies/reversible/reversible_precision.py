@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.benchmarks.reversible import losses
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from meta_train import reversible
+from meta_train.progress import progress
 from meta_train.reversible import DOUBLE, SINGLE
 from meta_train.reversible.arithmetic import plan_spills
 from meta_train.reversible.sgd import naive_reversal
@@ -30,7 +30,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     num_steps = 300 if quick else 1000
     momenta = MOMENTA[::2] if quick else MOMENTA
     drifts, rows = {}, []
-    for momentum in tqdm(momenta, desc="momenta"):
+    for momentum in progress(momenta, desc="momenta"):
         for dtype in (np.float32, np.float64):
             drifts[momentum, dtype.__name__] = naive_drift(momentum, num_steps, dtype)
         report = exact_report(momentum, num_steps)

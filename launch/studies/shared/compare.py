@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from meta_train.estimators import GradientEstimator, synchronized
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 
 HELD_OUT_SEED = 1_000_003  # Far from the seeds of the descents.
@@ -106,7 +106,7 @@ def descend(
 
     carry = jax.jit(jax.vmap(begin))(jnp.arange(num_seeds))
     thetas = [carry[0]]
-    for index in tqdm(range(num_records), desc=name, leave=False):
+    for index in progress(range(num_records), desc=name, leave=False):
         carry = record(carry, jnp.full(num_seeds, index * per_record))
         thetas.append(jax.block_until_ready(carry[0]))
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *thetas)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from launch.studies.base import Claim
 from launch.studies.shared import classifier
 from meta_train import reversible
+from meta_train.progress import progress
 
 CURVE_POINTS = 20  # of a test curve, besides the start
 
@@ -47,7 +47,7 @@ def meta_descend(gradient: Gradient, theta: Any, rate: float, num_steps: int) ->
 
     opt_state = optimizer.init(theta)
     thetas, losses, exact = [], [], True
-    for i in tqdm(range(num_steps), desc="meta-steps"):
+    for i in progress(range(num_steps), desc="meta-steps"):
         key = jax.random.fold_in(jax.random.key(1), i)
         theta, opt_state, value, ok = step(theta, opt_state, key)
         thetas.append(theta)

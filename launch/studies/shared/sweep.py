@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
+
+from meta_train.progress import progress
 
 
 def sweep(
@@ -18,7 +19,7 @@ def sweep(
       name: what the progress bar says.
     """
     pairs = [(setting, seed) for setting in settings for seed in range(num_seeds)]
-    scores = [score(*pair) for pair in tqdm(pairs, desc=name, leave=False)]
+    scores = [score(*pair) for pair in progress(pairs, desc=name, leave=False)]
 
     def stack(*leaves):
         return np.stack(leaves).reshape(-1, num_seeds, *np.shape(leaves[0]))
