@@ -157,7 +157,8 @@ def help_text(config: Any, doc: str | None = None) -> str:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = [(doc or "").strip(), "", "Flags:", ""]
     for name, flag in sorted(_own_flags().items()):
-        lines += _entry(f"--{name}", flag.default, flag.help or "", width)
+        words = (flag.help or "").partition(";    repeat")[0]  # absl's note on flags given twice
+        lines += _entry(f"--{name}", flag.default, words, width)
     lines += ["", "Configuration, with the values of this command:", ""]
     for flag_name, value, words in choices.describe(config, "cfg"):
         lines += _entry(flag_name, value, words, width)

@@ -143,7 +143,6 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
         "device": jax.devices()[0].device_kind,
         "caption": result.caption,
         "claims": [claim._asdict() for claim in result.claims],
-        "caption": result.caption,
         "table": result.table,
         "data": result.data,
     }

@@ -14,7 +14,7 @@ from launch.choices import to_dict
 from launch.config import Config
 from launch.provenance import provenance
 from learned_opt import LearnedOptimizer, weights
-from meta_train import evaluate
+from meta_train import evaluate, strict_json
 from meta_train.estimators import telescoped
 from meta_train.inner import inner_training
 from meta_train.reversible.inner import reversible_inner_training

@@ -23,7 +23,7 @@ COLORS = {
     "random search": GRAY,
 }
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PINK, SKY]),
