@@ -82,7 +82,7 @@ def _gpes(system, num, horizon, truncation, sigma):
 
 
 def _grouped(system, num, horizon, truncation, sigma):
-    build = _full(est.reparam_es, pairs_per_particle=GROUP, perturbs=True)
+    build = whole(est.reparam_es, pairs_per_particle=GROUP, perturbs=True)
     return build(system, num // GROUP, horizon, truncation, sigma)
 
 
@@ -92,18 +92,17 @@ def _telescoped(system, num, horizon, truncation, sigma):
 
 
 _online = _build
-_full = partial(_build, online=False)
-_online_es, _full_es = (
-    partial(kind, count="num_pairs", perturbs=True) for kind in (_online, _full)
-)
+whole = partial(_build, online=False)
+_online_es = partial(_build, count="num_pairs", perturbs=True)
+_full_es = partial(_online_es, online=False)
 _STEP = {"S": 2, "N": 1}
 
 ROWS = {
-    "BPTT": Row(_full(est.bptt), True, True, False, "T(F+B)", "TS",
+    "BPTT": Row(whole(est.bptt), True, True, False, "T(F+B)", "TS",
                 {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
     "TBPTT": Row(_online(est.tbptt), False, True, False, "K(F+B)", "KS",
                  {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
-    "ARTBP": Row(_full(est.artbp, mean_truncation=4.0), True, True, False,
+    "ARTBP": Row(whole(est.artbp, mean_truncation=4.0), True, True, False,
                  "T(F+B); K(F+B) if dynamic", "TS; KS if dynamic",
                  {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
     "RTRL": Row(_online(est.rtrl), True, True, False, "K P F", "SP",

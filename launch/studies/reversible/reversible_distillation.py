@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from launch.studies.shared.classifier import Split
-from launch.studies.shared.meta_descent import meta_descend
+from launch.studies.shared.meta_descent import meta_descend, whole_run
 from launch.studies.shared.sweep import sweep
 from meta_train import reversible
 
 NUM_STEPS = 20
 MOMENTUM = 0.9
 LEARNING_RATE = 1.0
+LENGTH: dict[str, Any] = {"num_steps": NUM_STEPS, "momentum_floor": MOMENTUM - 1e-3}
 META_RATE = 0.05
 DRAWS = 20
 LOG_PENALTIES = np.arange(-10.0, 0.5, 1.0)  # for real images
@@ -45,22 +46,14 @@ def run(quick: bool, data_dir: str | None) -> Result:
         params = [{"w": jnp.zeros((side**2, 10)), "b": jnp.zeros(10)}]
         return reversible.setup(params, LEARNING_RATE, MOMENTUM, theta)
 
-    def gradient(theta, key):
-        del key
-        value, grads, trained = reversible.hypergradients(
-            inner_loss, objective, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
-        return value, grads.theta, trained.report.ok
-
     @jax.jit
     def test_accuracy(theta):
-        trained = reversible.train(
-            inner_loss, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
+        trained = reversible.train(inner_loss, setup(theta), **LENGTH)
         return classifier.accuracy(trained.params, test)
 
     noise = 0.01 * jax.random.normal(jax.random.key(0), (10, side**2))
     start = {"images": noise, "log_l2": jnp.array(-6.0)}
+    gradient = whole_run(inner_loss, objective, setup, **LENGTH)
     found = meta_descend(gradient, start, META_RATE, meta_steps)
     theta = found.thetas[-1]
     accuracies = [float(test_accuracy(theta)) for theta in (start, *found.thetas)]

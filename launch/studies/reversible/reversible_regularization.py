@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from launch.studies.shared.classifier import Split
-from launch.studies.shared.meta_descent import meta_descend
+from launch.studies.shared.meta_descent import meta_descend, whole_run
 from meta_train import reversible
 
 NUM_STEPS = 50
@@ -18,6 +18,7 @@ NUM_TRAIN = 150
 MOMENTUM = 0.9
 LEARNING_RATE = 1.0
 FIRST_LOG_L2 = -5.0
+LENGTH: dict[str, Any] = {"num_steps": NUM_STEPS, "momentum_floor": MOMENTUM - 1e-3}
 META_RATE = 0.1
 
 
@@ -41,23 +42,15 @@ def run(quick: bool, data_dir: str | None) -> Result:
     def setup(theta):
         return reversible.setup([start], LEARNING_RATE, MOMENTUM, theta)
 
-    def gradient(theta, key):
-        del key
-        value, grads, trained = reversible.hypergradients(
-            inner_loss, objective, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
-        return value, grads.theta, trained.report.ok
-
     @jax.jit
     def losses(theta):
-        params = reversible.train(
-            inner_loss, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        ).params
+        params = reversible.train(inner_loss, setup(theta), **LENGTH).params
         return [classifier.cross_entropy(params, split) for split in (train, held_out, test)]
 
     def equal(log_l2):
         return jax.tree.map(lambda w: jnp.full(w.shape, log_l2, jnp.float32), start)
 
+    gradient = whole_run(inner_loss, objective, setup, **LENGTH)
     found = meta_descend(gradient, equal(FIRST_LOG_L2), META_RATE, meta_steps)
     curve = [[float(x) for x in losses(theta)] for theta in found.thetas]
     penalties = found.thetas[-1]["w"]

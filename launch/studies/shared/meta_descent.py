@@ -56,6 +56,23 @@ def meta_descend(gradient: Gradient, theta: Any, rate: float, num_steps: int) ->
     return MetaDescent(thetas, losses, exact)
 
 
+def whole_run(inner_loss, objective, setup, *, num_steps: int, momentum_floor: float) -> Gradient:
+    """Of ``objective(params, theta)`` after training from ``setup(theta)``, which draws nothing."""
+
+    def gradient(theta, key):
+        del key
+        value, grads, trained = reversible.hypergradients(
+            inner_loss,
+            objective,
+            setup(theta),
+            num_steps=num_steps,
+            momentum_floor=momentum_floor,
+        )
+        return value, grads.theta, trained.report.ok
+
+    return gradient
+
+
 class Training(NamedTuple):
     """Training a classifier on random batches, as a function of meta-parameters theta.
 
