@@ -111,10 +111,7 @@ class Clock(NamedTuple):
 
 def simulated(problem, recipe, cluster, exchange) -> Clock:
     """By the event clock."""
-    works = (
-        gradient_work(problem, exchange),
-        between_work(problem, recipe, len(cluster.id)),
-    )
+    works = (gradient_work(problem, exchange), between_work(problem, recipe, len(cluster.id)))
     return Clock(*(sim.simulate_step(cluster, work).seconds for work in works))
 
 
@@ -195,6 +192,20 @@ def clock_alone(problem: Problem, recipe: Recipe, cluster, num_steps: int, **rul
     return sim.simulate(cluster, works, num_steps, nothing, None, **rules).clock
 
 
+def line(workers, bandwidth, method: str, recipe: Recipe, steps, seconds) -> dict[str, Any]:
+    """Of the table."""
+    return {
+        "workers": workers,
+        "bytes/s": bandwidth,
+        "method": method,
+        "r": recipe.refresh_every,
+        "rate": recipe.rate,
+        "candidates": recipe.num_candidates if recipe.mode == "select" else 0,
+        "steps": steps,
+        "seconds": seconds,
+    }
+
+
 class Sweep(NamedTuple):
     """Simulated seconds to the target, by method, for numbers of workers and bandwidths."""
 
@@ -235,27 +246,14 @@ def sweep(problem: Problem, steps: dict[Recipe, float], workers) -> Sweep:
             for ring in rings
         }
         found, recipe = min(options)
-        rows.append(
-            {
-                "workers": num,
-                "bytes/s": bandwidth,
-                "method": name,
-                "r": recipe.refresh_every,
-                "rate": recipe.rate,
-                "candidates": recipe.num_candidates if recipe.mode == "select" else 0,
-                "steps": steps[recipe],
-                "seconds": found,
-            }
-        )
+        rows.append(line(num, bandwidth, name, recipe, steps[recipe], found))
         return found
 
     points = [(num, BANDWIDTH) for num in workers], [(NUM_FIXED, b) for b in BANDWIDTHS]
 
-    def curves(at, label):
-        return {name: [best(name, *point) for point in at] for name in progress(lines, desc=label)}
-
     by_workers, by_bandwidth = (
-        curves(at, label) for at, label in zip(points, ("workers", "bandwidths"), strict=True)
+        {name: [best(name, *point) for point in at] for name in progress(lines, desc="clusters")}
+        for at in points
     )
     return Sweep(by_workers, by_bandwidth, rows, worst)
 
@@ -335,18 +333,10 @@ def run(quick: bool, data_dir: str | None) -> Result:
         for speeds in SPEED * np.array([np.ones(NUM_UNEQUAL), [0.25] + [1] * (NUM_UNEQUAL - 1)])
     ]
     table = found.recipes + [
-        {
-            "workers": NUM_UNEQUAL,
-            "bytes/s": BANDWIDTH,
-            "method": f"{row.method}, {row.cluster}",
-            "r": fastest(row.method).refresh_every,
-            "rate": fastest(row.method).rate,
-            "candidates": fastest(row.method).num_candidates if row.method == HYBRID else 0,
-            "steps": steps_to_target(row.accuracy),
-            "seconds": row.seconds,
-        }
+        line(NUM_UNEQUAL, BANDWIDTH, f"{row.method}, {row.cluster}", fastest(row.method),
+             steps_to_target(row.accuracy), row.seconds)
         for row in uneven
-    ]
+    ]  # fmt: skip
     data = {
         "worker": {"speed": SPEED, "latency": LATENCY, "draw_flops": DRAW_FLOPS},
         "workers": workers,
@@ -360,9 +350,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
         table,
         draw(found, uneven, workers),
         data,
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {BATCH}, at most "
-        f"{NUM_STEPS} steps, to a mean training accuracy of {TARGET:.0%} over {seeds} seeds; "
-        "simulated clock; no band",
+        training.caption(
+            data_dir,
+            NUM_STEPS,
+            f"time to a mean training accuracy of {TARGET:.0%} over {seeds} seeds; simulated "
+            "clock; no band",
+        ),
     )
 
 

@@ -40,38 +40,28 @@ FRACTIONS = (0.1, 0.3, 1.0)
 SLOW_RATE, INTERVALS = 0.03, (2, 5, 10, 20)
 DIM, NUM_PAIRS = 16, 64
 # Compression: the poster's kind of run, with many gradients.
-FREQUENT: dict[str, Any] = {
-    "refresh_every": 3,
-    "rate": 3.0,
-    "combine": "argmin",
-    "antithetic": False,
-}
+FREQUENT: Any = {"refresh_every": 3, "rate": 3.0, "combine": "argmin", "antithetic": False}
 KEPT = 0.1
 SLOWER = (1, 2, 4, 8)
 
 
 class Item(NamedTuple):
-    """One future-work item: its claim, rows of the table, what to draw and how."""
+    """One future-work item: its claim, rows of the table, what to draw and how.
+
+    A row is what was measured, its value and what was expected of it.
+    """
 
     claim: Claim
-    rows: list[dict[str, Any]]
+    rows: list[tuple[str, Any, str]]
     data: dict[str, Any]
     draw: Callable[[Any, dict[str, Any]], None]
 
 
 def trained(problem: Problem, sigmas, seeds: int, **how) -> Curve:
     """Final accuracies and losses, ``[sigmas, seeds]``."""
-    settings: dict[str, Any] = {
-        "mode": "select",
-        "refresh_every": REFRESH_EVERY,
-        "rate": RATE,
-    } | how
-    train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **settings)
+    how = {"mode": "select", "refresh_every": REFRESH_EVERY, "rate": RATE} | how
+    train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **how)
     return training.last(train, sigmas, seeds, "runs")
-
-
-def row(item: str, what: str, value: Any, limit: str) -> dict[str, Any]:
-    return {"item": item, "measured": what, "value": value, "limit": limit}
 
 
 def adaptive_sigma(problem: Problem, seeds: int) -> Item:
@@ -87,15 +77,14 @@ def adaptive_sigma(problem: Problem, seeds: int) -> Item:
     )
     tuned = float(fixed[1])
     worst = float(max(adapted[0], adapted[2]) / tuned)
-    name = "1 sigma"
     rows = [
-        row(name, f"loss over tuned, sigma x {factor:g}, {kind}", float(loss / tuned), limit)
+        (f"loss over tuned, sigma x {factor:g}, {kind}", float(loss / tuned), limit)
         for kind, losses, limit in (("fixed", fixed, "-"), ("adapted", adapted, "<= 1.1"))
         for factor, loss in zip(FACTORS, losses, strict=True)
         if factor != 1
     ] + [
-        row(name, "loss, r = 3, one sigma", float(one), "-"),
-        row(name, "loss, r = 3, a sigma per layer", float(each), "-"),
+        ("loss, r = 3, one sigma", float(one), "-"),
+        ("loss, r = 3, a sigma per layer", float(each), "-"),
     ]
 
     def draw(axes, data):
@@ -118,12 +107,8 @@ def adaptive_sigma(problem: Problem, seeds: int) -> Item:
 
 
 def layer_sizes(problem: Problem) -> tuple[int, ...]:
-    return tuple(
-        leaf.size
-        for leaf in jax.tree.leaves(
-            jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
-        )
-    )
+    theta = jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
+    return tuple(leaf.size for leaf in jax.tree.leaves(theta))
 
 
 def masks(problem: Problem, seeds: int) -> Item:
@@ -146,12 +131,11 @@ def masks(problem: Problem, seeds: int) -> Item:
     expected = 1 - FRACTIONS[0]
     spread = np.sqrt(FRACTIONS[0] * expected / part.size)
     exact = bool(np.array_equal(dense, whole) and abs(kept - expected) < 5 * spread)
-    name = "2 masks"
     rows = [
-        row(name, "share of entries equal to the stale step, bitwise", kept, f"{expected:.2f}"),
-        row(name, "fraction 1 is dense, bitwise", bool(np.array_equal(dense, whole)), "True"),
-        *(row(name, f"train %, random {f:g}", value, "-") for f, value in accuracy.items()),
-        *(row(name, f"train %, {what}", value, "-") for what, value in others.items()),
+        ("share of entries equal to the stale step, bitwise", kept, f"{expected:.2f}"),
+        ("fraction 1 is dense, bitwise", bool(np.array_equal(dense, whole)), "True"),
+        *((f"train %, random {f:g}", value, "-") for f, value in accuracy.items()),
+        *((f"train %, {what}", value, "-") for what, value in others.items()),
     ]
 
     def draw(axes, data):
@@ -216,14 +200,13 @@ def learned(problem: Problem, seeds: int) -> Item:
     found = {r: cosines(r, SLOW_RATE, steps) for r in intervals}
     fast = cosines(REFRESH_EVERY, RATE, NUM_STEPS).mean(axis=0)
     better = {r: float((c[:, 1] - c[:, 0]).min()) for r, c in found.items() if r >= 5}
-    name = "3 learned features"
     rows = [
-        row(name, f"cosine, r = {r}: {kind}", float(c[:, i].mean()), limit if r >= 5 else "-")
+        (f"cosine, r = {r}: {kind}", float(c[:, i].mean()), limit if r >= 5 else "-")
         for r, c in found.items()
         for i, (kind, limit) in enumerate((("stale", "-"), ("predicted", "> stale")))
     ]
     rows += [
-        row(name, f"cosine, r = {REFRESH_EVERY}, rate {RATE:g}: {kind}", float(value), "-")
+        (f"cosine, r = {REFRESH_EVERY}, rate {RATE:g}: {kind}", float(value), "-")
         for kind, value in zip(("stale", "predicted"), fast, strict=True)
     ]
 
@@ -270,8 +253,7 @@ def distributions(problem: Problem, seeds: int) -> Item:
     found = {name: error(name) for name in samplers.SAMPLERS}
     expected = (DIM + 1) / NUM_PAIRS
     rows = [
-        row(
-            "4 distributions",
+        (
             f"squared error over |g|^2: {name}",
             value,
             {"normal": f"{expected:.2f}", "orthogonal": "< half", "sobol": "< half"}.get(name, "-"),
@@ -310,13 +292,12 @@ def compressed(problem: Problem, seeds: int) -> Item:
         sent[name] = (each.refresh + (r - 1) * each.between) / r
     equal, log_bytes = rebuilt(problem)
     drop = accuracy["float32"] - min(accuracy.values())
-    name = "5 compression"
     rows = [
-        row(name, "weights rebuilt from the log, bitwise", equal, "True"),
-        row(name, "bytes of the log, a step", log_bytes, "-"),
-        *(row(name, f"bytes sent a step, {code}", value, "-") for code, value in sent.items()),
+        ("weights rebuilt from the log, bitwise", equal, "True"),
+        ("bytes of the log, a step", log_bytes, "-"),
+        *((f"bytes sent a step, {code}", value, "-") for code, value in sent.items()),
         *(
-            row(name, f"train %, {code}", value, "-" if code == "float32" else "drop < 0.5")
+            (f"train %, {code}", value, "-" if code == "float32" else "drop < 0.5")
             for code, value in accuracy.items()
         ),
     ]
@@ -387,11 +368,11 @@ def cluster(problem: Problem, seeds: int) -> Item:
         kind: [slowdown(factor, kind == "by speed") for factor in SLOWER]
         for kind in ("equal shares", "by speed")
     }
-    name, four = "6 cluster", SLOWER.index(4)
+    four = SLOWER.index(4)
     rows = [
-        row(name, "equal workers, time over closed form", base / closed, "1"),
+        ("equal workers, time over closed form", base / closed, "1"),
         *(
-            row(name, f"a worker 4 times slower, {kind}", values[four], limit)
+            (f"a worker 4 times slower, {kind}", values[four], limit)
             for (kind, values), limit in zip(found.items(), ("-", "< 1.3"), strict=True)
         ),
     ]
@@ -416,12 +397,12 @@ def cluster(problem: Problem, seeds: int) -> Item:
 
 
 ITEMS = {
-    "adaptive sigma": adaptive_sigma,
-    "masks": masks,
-    "learned features": learned,
-    "distributions": distributions,
-    "compression": compressed,
-    "cluster": cluster,
+    "1 sigma": adaptive_sigma,
+    "2 masks": masks,
+    "3 learned features": learned,
+    "4 distributions": distributions,
+    "5 compression": compressed,
+    "6 cluster": cluster,
 }
 
 
@@ -435,7 +416,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
         axes.set_title(name)
     return Result(
         [item.claim for item in items.values()],
-        [line for item in items.values() for line in item.rows],
+        [
+            {"item": name, "measured": what, "value": value, "limit": limit}
+            for name, item in items.items()
+            for what, value, limit in item.rows
+        ],
         figure,
         {name: item.data for name, item in items.items()},
         training.caption(data_dir, NUM_STEPS, f"points and bars: means of {seeds} seeds"),

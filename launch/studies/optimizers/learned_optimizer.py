@@ -262,7 +262,5 @@ def draw(setting: Setting, curves: dict[str, MetaCurves], colors: Mapping[str, A
 
 
 STUDY = Study(
-    "the MLP optimizer by PES, NRES, ES and TBPTT at equal inner compute (Vicol 2021, 5)",
-    8.0,
-    run,
+    "the MLP optimizer by PES, NRES, ES and TBPTT at equal inner compute (Vicol 2021, 5)", 8.0, run
 )

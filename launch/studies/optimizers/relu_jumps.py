@@ -94,8 +94,7 @@ def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
         return unravel(start + a[0] * v)
 
     return UnrolledSystem(
-        lambda a, key: system.init(at(a), key),
-        lambda a, state, key: system.step(at(a), state, key),
+        lambda a, key: system.init(at(a), key), lambda a, state, key: system.step(at(a), state, key)
     )
 
 

@@ -16,12 +16,7 @@ from launch.studies.shared import plots
 from launch.studies.shared.compare import Descent, by_name, compare, descend, each
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem
-from tasks.dynamics.influence_balancing import (
-    OPTIMUM,
-    THETA_INIT,
-    final_loss,
-    influence_balancing,
-)
+from tasks.dynamics.influence_balancing import OPTIMUM, THETA_INIT, final_loss, influence_balancing
 
 NUM_PAIRS = 500
 SIGMA = 0.1

@@ -74,11 +74,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "images)",
         ),
     ]
-    data = {
-        "log_l2": penalties,
-        "curve": curve,
-        "sweep": [[x, *v] for x, v in sweep.items()],
-    }
+    data = {"log_l2": penalties, "curve": curve, "sweep": [[x, *v] for x, v in sweep.items()]}
     caption = (
         f"logistic regression on {NUM_TRAIN} images, {classifier.name(data_dir)}, T = "
         f"{NUM_STEPS}; one run of {meta_steps} meta-steps (nothing is drawn at random)"
@@ -108,7 +104,5 @@ def draw(log_l2, side, curve, best) -> Figure:
 
 
 STUDY = Study(
-    "an L2 penalty for every weight, drawn as an image (Maclaurin et al. 2015, figure 8)",
-    0.3,
-    run,
+    "an L2 penalty for every weight, drawn as an image (Maclaurin et al. 2015, figure 8)", 0.3, run
 )

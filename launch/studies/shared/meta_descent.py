@@ -62,11 +62,7 @@ def whole_run(inner_loss, objective, setup, *, num_steps: int, momentum_floor: f
     def gradient(theta, key):
         del key
         value, grads, trained = reversible.hypergradients(
-            inner_loss,
-            objective,
-            setup(theta),
-            num_steps=num_steps,
-            momentum_floor=momentum_floor,
+            inner_loss, objective, setup(theta), num_steps=num_steps, momentum_floor=momentum_floor
         )
         return value, grads.theta, trained.report.ok
 
