@@ -13,7 +13,34 @@ from launch.studies.optimizers import relu_jumps
 STUDIES = Path(reproduce.__file__).parent / "studies"
 
 
-@pytest.mark.parametrize("name", reproduce.study_names())
+# Each takes more than half a minute of one core, most of it compiling. A new study is not among
+# them: it runs with `make test` unless it is named here.
+LONG = {
+    "estimator_variance",
+    "hybrid_es_cluster",
+    "hybrid_es_features",
+    "hybrid_es_meta",
+    "hybrid_es_sigma",
+    "hybrid_es_table",
+    "long_horizon_truth",
+    "lr_schedule",
+    "many_hyperparameters",
+    "relu_jumps",
+    "reversible_chaos",
+    "reversible_init_scales",
+    "reversible_lr_schedule",
+    "reversible_memory",
+    "reversible_precision",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in reproduce.study_names()
+    ],
+)
 def test_quick_study(name, tmp_path):
     result = reproduce.reproduce(name, tmp_path, quick=True)
     assert result.claims and not [claim for claim in result.claims if not claim.holds]
