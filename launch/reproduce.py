@@ -85,13 +85,13 @@ def reproduce(
       ValueError: if there is no such study.
     """
     study = load_study(name)
-    start = time.monotonic()
-    with matplotlib.rc_context(plots.STYLE):
-        result = study.run(quick, data_dir)
-    seconds = time.monotonic() - start
     folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "figure.png", lambda path: _save_figure(result, path))
+    start = time.monotonic()
+    with matplotlib.rc_context(plots.STYLE):  # Colours by number are looked up at the end.
+        result = study.run(quick, data_dir)
+        seconds = time.monotonic() - start
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "figure.png", lambda path: _save_figure(result, path))
     _write(folder / "result.json", lambda path: _save_json(name, quick, seconds, result, path))
     print(format_table(result.table))
     print()

@@ -139,7 +139,7 @@ def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
     left.set_ylabel(r"$\theta_1$: log of the last learning rate")
     plots.level(right, np.nanmin(surface), "grid optimum")
     right.set(yscale="log", xlabel="outer steps", ylabel=label)
-    right.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.33))
     return figure
 
 

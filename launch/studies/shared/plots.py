@@ -109,4 +109,5 @@ def image(axes: Any, values: Any, title: str, **how: Any) -> Any:
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9, pad=2)
     axes.grid(False)
+    axes.spines[:].set_visible(False)
     return axes.imshow(values, **how)
