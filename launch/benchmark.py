@@ -25,8 +25,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from launch.benchmarks import pes_overhead
-from meta_train import strict_json
+from launch.command_line import parse_flags
 
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
@@ -164,6 +163,12 @@ def _loop(config, job, state, inner_steps) -> dict:
     }
 
 
+def _pes_overhead(num_devices: int) -> list[dict]:
+    from launch.benchmarks import pes_overhead
+
+    return [pes_overhead.measure(num_devices)]
+
+
 def _reversible(num_devices: int) -> list[dict]:
     del num_devices  # Its methods run on one.
     from launch.benchmarks import reversible
@@ -177,7 +182,7 @@ CASES: dict[str, Callable[[int], list[dict]]] = {
     "truncated_es": partial(train_step, "truncated_es"),
     "tbptt": partial(train_step, "tbptt"),
     "loop": partial(train_step, "loop"),
-    "pes_overhead": lambda num_devices: [pes_overhead.measure(num_devices)],
+    "pes_overhead": _pes_overhead,
     "reversible": _reversible,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
@@ -190,6 +195,8 @@ flags.register_validator(
 
 def main(argv) -> None:
     del argv
+    from meta_train import strict_json
+
     available = len(os.sched_getaffinity(0))
     if _CHILD.value:
         logging.set_verbosity(logging.WARNING)
@@ -219,5 +226,10 @@ def main(argv) -> None:
         sys.exit("limits not kept:\n" + "\n".join(map(strict_json.dumps, missed)))
 
 
+def cli() -> None:
+    """The installed command."""
+    app.run(main, flags_parser=parse_flags)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    cli()

@@ -55,7 +55,6 @@ def run(
             helping = {"--help", "-help", "-h", "--helpfull", "-?"} & set(rest)
             rest = [word for word in rest if word not in helping]
             choices.check_plain(cls, node, "cfg")
-            check_known(rest[1:], cls)
             rest = parse_flags(rest, cls)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
@@ -98,6 +97,7 @@ def parse_flags(argv: list[str], cls: type | None = None) -> list[str]:
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
     with messages(cls):
+        check_known(argv[1:], cls)
         return flags.FLAGS(argv)
 
 

@@ -6,20 +6,26 @@ make demo
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch import command_line, evaluation, loop
+from launch import command_line
 from launch.choices import to_dict
 from launch.command_line import DATA_DIR, WORKDIR
 from launch.config import Config
 from launch.train import exit_code
-from learned_opt.paths import writable_folder
-from meta_train.evaluate import FINAL, Curves, difference, is_tie
+
+if TYPE_CHECKING:
+    from meta_train.evaluate import Curves
 
 BEFORE, AFTER = "MLP optimizer before meta-training", "MLP optimizer after meta-training"
 NUM_SEEDS = 20
 
 
 def main(config: Config) -> int:
+    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    from launch import evaluation, loop
+    from learned_opt.paths import writable_folder
+
     workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
     began = time.perf_counter()
     outcome = loop.run(config, workdir, DATA_DIR.value)
@@ -53,8 +59,10 @@ def main(config: Config) -> int:
     return 0
 
 
-def verdict(before: Curves, after: Curves, num_steps: int) -> str:
+def verdict(before: "Curves", after: "Curves", num_steps: int) -> str:
     """What meta-training did to the optimizer it started from, in a sentence."""
+    from meta_train.evaluate import FINAL, difference, is_tie
+
     change = difference(after, before)[FINAL]
     numbers = f"final training loss at {num_steps} inner steps: {before.final:.4f} before, "
     numbers += (
@@ -68,6 +76,8 @@ def verdict(before: Curves, after: Curves, num_steps: int) -> str:
 
 def limits(facts: dict, trained: int, horizons: Sequence[int]) -> list[str]:
     """What the numbers do not say, a sentence each."""
+    from launch import evaluation
+
     return [
         f"It was trained on {evaluation.describe(facts)} alone, for {trained} inner steps, and is "
         "evaluated on that task: its own training data, and the test split nobody trained on.",

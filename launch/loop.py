@@ -14,6 +14,7 @@ from launch.choices import to_dict
 from launch.config import Config
 from launch.job import Job, build
 from launch.pending import Finished, Pending
+from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.replay import ReplayLog
@@ -51,6 +52,7 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
         contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
+    workdir = writable_folder("workdir", workdir)
     job = build(config, data_dir)
     spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
     surroundings = environment.record(job.num_devices)

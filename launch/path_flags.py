@@ -19,13 +19,15 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
-def define_path(name: str, help_text: str) -> flags.FlagHolder:
+def define_path(name: str, help_text: str, **options: Any) -> flags.FlagHolder:
     """A flag for one path; its value is a string with ``~`` expanded, or None."""
     parser = _PathParser(f"--{name}")
-    return flags.DEFINE(parser, name, None, help_text, serializer=flags.ArgumentSerializer())
+    return flags.DEFINE(
+        parser, name, None, help_text, serializer=flags.ArgumentSerializer(), **options
+    )
 
 
-def define_paths(name: str, help_text: str) -> flags.FlagHolder:
+def define_paths(name: str, help_text: str, **options: Any) -> flags.FlagHolder:
     """A flag for paths that may be given several times; their strings are a list, or None."""
     parser = _PathParser(f"--{name}")
-    return flags.DEFINE_multi(parser, flags.ArgumentSerializer(), name, None, help_text)
+    return flags.DEFINE_multi(parser, flags.ArgumentSerializer(), name, None, help_text, **options)

@@ -8,16 +8,10 @@ Starts at a checkpoint, follows ``DIR/replay.log`` to its last whole record, and
 
 from pathlib import Path
 
-import jax
 from absl import app, flags
 
-from launch import environment
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.config import read_config
-from launch.job import build
-from meta_train import devices
-from meta_train.checkpoint import Checkpoints
-from meta_train.replay import rebuild
 
 _FROM_STEP = flags.DEFINE_integer("from_step", -1, "Checkpoint to start at; -1 is the newest.")
 
@@ -29,6 +23,15 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
       ValueError: if there is no log, no such checkpoint or one that cannot be read, if the log
         ends before the newest checkpoint, or if JAX's settings are not those of the job.
     """
+    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    import jax
+
+    from launch import environment
+    from launch.job import build
+    from meta_train import devices
+    from meta_train.checkpoint import Checkpoints
+    from meta_train.replay import rebuild
+
     log = workdir / "replay.log"
     for needed in (log, workdir / "checkpoints"):
         if not needed.exists():
@@ -78,6 +81,11 @@ def main(argv) -> None:
     print(f"Rebuilt the weights of outer step {step}.")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The installed command."""
     flags.mark_flag_as_required("workdir")
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    cli()

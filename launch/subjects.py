@@ -127,6 +127,7 @@ def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},
+            "unit_of_losses": task.unit,
         }
         save_file(arrays, path / "weights.safetensors.tmp")
         os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")

@@ -38,14 +38,15 @@ def configure_cpu_devices(num_devices: int = 0) -> int:
     are: then a note on stderr says that there are fewer, and they are used.
 
     Args:
-      num_devices: how many; 0 is one per core this process may run on.
+      num_devices: how many, at most one per core this process may run on; 0 is just that.
 
     Returns:
       ``num_devices``, or 0, for as many as serve, if it is too late for that many.
     """
     if "XLA_FLAGS" not in os.environ and jax.config.values["jax_platforms"] in (None, "", "cpu"):
         os.environ["XLA_FLAGS"] = _CPU_FLAGS
-    wanted = num_devices or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    wanted = min(num_devices or cores, cores)
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return num_devices
     if jax.config.values["jax_num_cpu_devices"] == wanted:

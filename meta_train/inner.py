@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt.base import LearnedOptimizer
+from meta_train.checks import MAX_LENGTH, check_loss, check_whole
 from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
@@ -48,8 +49,9 @@ def inner_training(
         whose loss is not finite.
 
     Raises:
-      ValueError: on an unknown ``meta_loss`` or ``reduction``, ``num_steps`` below 1, or a
-        non-positive ceiling.
+      ValueError: on an unknown ``meta_loss`` or ``reduction``, a ``num_steps`` that is not a whole
+        number from 1 to 2^30, or a non-positive ceiling; from ``step``, on a loss of the task that
+        is no real float scalar.
     """
     check_arguments(num_steps, meta_loss, reduction, loss_ceiling)
 
@@ -63,6 +65,8 @@ def inner_training(
     def step(theta, state, key):
         key_batch, key_loss, key_meta_batch, key_meta_loss = jax.random.split(key, 4)
         batch = task.batch(state.instance, key_batch, "train")
+        spec = jax.eval_shape(task.loss, state.params, state.instance, batch, key_loss)
+        check_loss("task.loss", spec)
         train_loss, grads = jax.value_and_grad(task.loss)(
             state.params, state.instance, batch, key_loss
         )
@@ -103,7 +107,6 @@ def check_arguments(
     ):
         if value not in valid:
             raise ValueError(f"`{name}` must be one of {list(valid)}, got {value!r}.")
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    check_whole(maximum=MAX_LENGTH, num_steps=num_steps)
     if loss_ceiling is not None and not loss_ceiling > 0:
         raise ValueError(f"`loss_ceiling` must be above 0 or None, got {loss_ceiling}.")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import optax
 
-from meta_train.estimators.base import check_positive, check_whole
+from meta_train.checks import check_positive, check_whole
 
 SCHEDULES = ("constant", "cosine")
 

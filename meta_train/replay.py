@@ -5,11 +5,13 @@ record of a whole run: from any saved state it gives the weights after every lat
 for bit. (The population is not rebuilt; a job continues from a checkpoint.)
 """
 
+import contextlib
 import io
+import mmap
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,11 +37,16 @@ class ReplayLog:
 
     def __init__(self, path: Path, start_step: int, mark: dict[str, int] | None = None):
         def salvage(data: bytes) -> Salvage:
-            ends = [(r.header[0], r.end) for r in _records(io.BytesIO(data))]
-            kept = max((end for step, end in ends if step <= start_step), default=0)
+            ends, sound = [(0, 0)], True
+            try:
+                ends += [(int(r.header[0]), r.end) for r in _records(io.BytesIO(data))]
+            except _DamagedError as damaged:
+                found = _records(io.BytesIO(data[: damaged.args[0]]))
+                ends += [(int(r.header[0]), r.end) for r in found]
+                sound = False
+            kept = max(end for step, end in ends if step <= start_step)
             # A killed job tears the last record, and only that, after the checkpoint.
-            last = max((step for step, _ in ends), default=0)
-            return Salvage(data[:kept], bool(last >= start_step) or not data)
+            return Salvage(data[:kept], sound and (ends[-1][0] >= start_step or not data))
 
         self._file = Journal(path, mark, salvage)
 
@@ -68,18 +75,54 @@ class _Record(NamedTuple):
     end: int  # Position in the file after it, bytes.
 
 
-def _records(file: BinaryIO) -> Iterator[_Record]:
-    """The whole records up to the first that is torn or damaged."""
+def _records(file: Any) -> Iterator[_Record]:
+    """The whole records; a torn last one is left out.
+
+    Args:
+      file: no real file, of which NumPy does not say whether it ended too early.
+
+    Raises:
+      _DamagedError: at the first record that is not as it was written.
+    """
+    start = 0
     try:
         while True:
             header = np.load(file, allow_pickle=False)
             arrays = [np.load(file, allow_pickle=False) for _ in range(header[3])]
             if len(header) > 4 and header[4] != _crc(header[:4], arrays):
-                return
-            yield _Record(header, arrays, file.tell())
-    # All that NumPy raises on bytes that are no array, or one that memory cannot hold.
-    except (EOFError, ValueError, IndexError, TypeError, OverflowError, MemoryError, SyntaxError):
+                raise _DamagedError(start)
+            start = file.tell()
+            yield _Record(header, arrays, start)
+    except _DamagedError:
+        raise
+    except Exception as error:  # NumPy raises many kinds on bytes that are no array.
+        ended = str(error).startswith("EOF") or len(file.read()) < len(_RECORD)
+        file.seek(start)
+        # If another record begins after it, it is not a torn last one.
+        if not ended or _RECORD in file.read()[1:]:
+            raise _DamagedError(start) from error
+
+
+class _DamagedError(Exception):
+    """A record that is not as it was written; its one argument is where it begins, bytes."""
+
+
+def _record_start() -> bytes:
+    header = io.BytesIO()
+    np.save(header, np.zeros(5, np.int64))
+    return header.getvalue()[: -5 * 8]
+
+
+_RECORD = _record_start()  # What every record begins with.
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.stat().st_size:  # Cannot be mapped.
+        yield io.BytesIO()
         return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        yield view
 
 
 def _crc(header: Any, arrays: list[np.ndarray]) -> int:
@@ -94,10 +137,23 @@ def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
 
     Args:
       like: shapes and dtypes of a message, from ``jax.eval_shape``.
+
+    Raises:
+      ValueError: if the log is damaged, or of another job.
     """
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    with path.open("rb") as file:
-        for header, arrays, _ in _records(file):
+    with _opened(path) as file:
+        records = _records(file)
+        while True:
+            try:
+                header, arrays, _ = next(records)
+            except StopIteration:
+                return
+            except _DamagedError as damaged:
+                raise ValueError(
+                    f"`path` {str(path)!r} is damaged: the record at byte {damaged.args[0]} is not "
+                    "as it was written, and nothing after it can be rebuilt."
+                ) from None
             step, refreshed, searched = (int(x) for x in header[:3])
             sent = [refreshed > 0, searched > 0]
             parts = [part for said, part in zip(sent, nothing[1::2], strict=True) if said]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meta_train.checks import fixed_types
 from meta_train.estimators.base import GradientEstimator, Metrics, select
 from meta_train.reversible.isolation import always, isolated
 
@@ -55,7 +56,7 @@ def init_state(
     """The state before the first outer step; the same for any number of devices."""
     root = jax.random.key(seed)
     key_theta, key_population = jax.random.split(jax.random.fold_in(root, 0))
-    theta = init_theta(key_theta)
+    theta = fixed_types(init_theta(key_theta))
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         theta=theta,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from meta_train.checks import check_theta
+
 Theta = Any
 State = Any
 
@@ -20,9 +22,10 @@ class UnrolledSystem(NamedTuple):
 
     Attributes:
       init: ``(theta, key) -> state``. The state at the start of an episode.
-      step: ``(theta, state, key) -> (state, loss)``. One step; ``loss`` is a scalar.
-        All randomness comes from ``key``, so equal keys give equal draws for any
-        ``theta`` (common random numbers).
+      step: ``(theta, state, key) -> (state, loss)``. One step. The new state has the structure,
+        shapes and dtypes of the old one; ``loss`` is a real float of shape (). All randomness
+        comes from ``key``, so equal keys give equal draws for any ``theta`` (common random
+        numbers).
       reversible: the same system in a form whose episodes can be walked back exactly, where
         there is one: a ``meta_train.reversible.system.ReversibleForm``.
     """
@@ -67,7 +70,11 @@ def with_flat_theta(
 
     Args:
       theta_spec: shapes and dtypes of theta, from ``jax.eval_shape``.
+
+    Raises:
+      ValueError: if theta is empty or not of real floats.
     """
+    check_theta(theta_spec)
     unravel = theta_tree(theta_spec)
     flat_system = UnrolledSystem(
         lambda theta, key: system.init(unravel(theta), key),

@@ -1,10 +1,16 @@
 """Systems with known gradients, and how the tests run an estimator on them."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_train import estimators
 from meta_train.estimators import synchronized
+from meta_train.estimators.config import PairsConfig
+from meta_train.reversible.dynamics import Dynamics
+from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -149,3 +155,101 @@ def leaves_equal(a, b):
     return all(
         np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.floating)) for x, y in pairs
     )
+
+
+# The estimators by name, on any system: what the contracts run over.
+
+ESTIMATORS = sorted(estimators.ESTIMATORS)
+# Those that perturb theta.
+PERTURBING = [name for name in ESTIMATORS if issubclass(estimators.ESTIMATORS[name], PairsConfig)]
+HYBRID = "hybrid_es"
+ARGUMENTS = {
+    "num_particles": 4,
+    "num_pairs": 4,
+    "mean_truncation": 3.0,
+    "num_surrogates": 1,
+    "pairs_per_particle": 4,
+    "sigma": 0.1,
+}
+HYBRID_ARGUMENTS = {
+    "refresh_every": 3,
+    "num_workers": 2,
+    "candidates_per_worker": 4,
+    "mode": "control_variate",
+}
+
+
+def on_system(name, system, horizons, truncation, *, base="bptt", **arguments):
+    """The estimator of that name, with the arguments that its signature asks for.
+
+    Args:
+      base: what ``hybrid_es`` refreshes with.
+      arguments: in place of those of ``ARGUMENTS`` (``HYBRID_ARGUMENTS``).
+    """
+    build = getattr(estimators, name)
+    known = ARGUMENTS | {"horizons": horizons, "truncation": truncation}
+    known |= {"noise_period": 2 * truncation}
+    taken = {key: known[key] for key in known if key in inspect.signature(build).parameters}
+    if name == HYBRID:
+        sigma = arguments.pop("sigma", ARGUMENTS["sigma"])
+        refresh = on_system(base, system, horizons, truncation)
+        taken = {"horizons": horizons, "noise": estimators.Noise(sigma)} | HYBRID_ARGUMENTS
+        return build(system, refresh, **taken | arguments)
+    return build(system, **taken | arguments)
+
+
+def flat_estimates(name, system, theta, horizons, truncation, num_steps=4, seed=0, **arguments):
+    """Estimates of as many outer steps with theta held, ``[num_steps, P]``, and their metrics."""
+    estimator = on_system(name, system, horizons, truncation, **arguments)
+
+    def run(theta):
+        state = estimator.init(theta, jax.random.key(seed))
+
+        def body(state, key):
+            grad, state, metrics = estimator.estimate(theta, state, key)
+            metrics.pop("message", None)
+            return state, (jax.flatten_util.ravel_pytree(grad)[0], metrics)
+
+        return jax.lax.scan(body, state, jax.random.split(jax.random.key(seed + 1), num_steps))[1]
+
+    grads, metrics = jit(run)(theta)
+    return np.asarray(grads), metrics
+
+
+def undoable(start, move, observe, dtype=jnp.float32):
+    """A system that every estimator can run, ``reversible`` too.
+
+    Three weights ``w <- w + move(theta, step)`` from ``start(theta, key)``, and losses
+    ``observe(theta, w, step, key)``.
+    """
+
+    def begin(theta, key):
+        return Start((), start(theta, key), jnp.zeros((1, 3), dtype))
+
+    dynamics = Dynamics(
+        loss=lambda theta, weights, x: jnp.sum(weights**2),
+        decay=lambda theta, hyper: jnp.full((1, 1), 0.5, dtype),
+        absorb=lambda theta, hyper, gradient, x: gradient[None],
+        move=lambda theta, hyper, accumulators, x: move(theta, x[0]),
+        observe=lambda theta, loss, weights, x: observe(theta, weights, *x),
+    )
+    return reversible_system(begin, lambda context: dynamics, np.array([0.5]))
+
+
+def shown_draws(weights):
+    """A system whose losses show what was drawn, for every estimator; theta is ``[3]``.
+
+    The loss is ``weights @ (batch, start, state^3, 1)`` with a number of the batch and one of the
+    start, drawn from their keys, and a state that moves with theta. A loss that theta does not
+    enter says the same of both halves of a pair.
+    """
+    batch, start, cubed, constant = weights
+
+    def begin(theta, key):
+        return 1 + start * cheap_noise(key, 3)
+
+    def observe(theta, state, step, key):
+        loss = batch * cheap_noise(key, 1)[0] + cubed * jnp.sum(state**3) + constant
+        return loss + start * jnp.sum(jax.lax.stop_gradient(state - step * 0.1 * theta))
+
+    return undoable(begin, lambda theta, step: 0.1 * theta, observe)

@@ -11,6 +11,7 @@ ALLOWED = {
     "launch": {"launch", "meta_train", "learned_opt", "tasks"},
 }
 FOR_ESTIMATORS = (
+    "meta_train.checks",
     "meta_train.compression",
     "meta_train.estimators",
     "meta_train.reversible",

@@ -281,3 +281,27 @@ def test_help_lists_every_field_with_its_words():
 )
 def test_unknown_flags_say_what_was_meant(flag, meant):
     assert f"Did you mean {meant}?" in command_line._unknown_flag(flag, cfg.Config)
+
+
+COMMANDS = ("train", "evaluate", "demo", "replay", "reproduce", "benchmark")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_an_unknown_flag_at_once(name, tmp_path):
+    """Before anything slow is imported, and before anything is made; and it says what was meant."""
+    code = f"""
+import sys
+from launch import {name}
+sys.argv = [{name!r}, "--workdir={tmp_path}/job", "--wrokdir=x"]
+try:
+    {name}.cli()
+finally:
+    slow = {{"jax", "flax", "wandb", "matplotlib", "tensorflow_datasets"}}
+    print(sorted(slow & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: unknown flag --wrokdir"), done.stderr
+    assert "Did you mean --workdir?" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stdout == "[]\n"
+    assert not (tmp_path / "job").exists()

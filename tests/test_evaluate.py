@@ -8,13 +8,15 @@ import optax
 import pytest
 
 import learned_opt
+from launch import choices, demo
 from launch import config as cfg
-from launch import demo
-from launch import evaluate as command
+from launch import evaluation as command
+from launch.choices import to_dict
+from launch.evaluate import EvaluationConfig, task_of
 from learned_opt import learnable_adam, learnable_sgdm
 from meta_train import evaluate
 from meta_train.evaluate import FINAL, Curves, Estimate
-from tasks import quadratic_family
+from tasks import TaskMixture, quadratic_family
 
 TASK = quadratic_family(dim=4, noise=0.05)
 SIZE = {"num_steps": 30, "num_seeds": 3, "seed": 7}
@@ -147,7 +149,7 @@ def setting(tmp_path, monkeypatch):
         "evaluate_baseline",
         noted(lambda *args, **size: evaluate.evaluate_baseline(*args, **size, **fast)),
     )
-    facts = cfg.task_facts(cfg.TaskConfig(name="quadratic"))
+    facts = to_dict(cfg.task("quadratic"))
 
     def run(folder, seeds=3, facts=facts):
         folder.mkdir(exist_ok=True)
@@ -184,7 +186,7 @@ def test_an_interrupted_evaluation_continues(setting, tmp_path):
     run(tmp_path / "seeds", seeds=2)
     assert computed == every
     stopped_at("sgdm", tmp_path / "facts")
-    run(tmp_path / "facts", facts=cfg.task_facts(cfg.TaskConfig(name="quadratic", dim=4)))
+    run(tmp_path / "facts", facts=to_dict(cfg.task("quadratic", dim=4)))
     assert computed == every
     stopped_at("sgdm", tmp_path / "weights")
     learned_opt.save(paths["good"], "sgdm", {}, learnable_sgdm(0.2).init(jax.random.key(0)))
@@ -211,10 +213,10 @@ def test_what_is_written_has_units_and_no_infinity(setting, tmp_path):
     found = json.loads(text, parse_constant=refuse)
     assert found["task"] == {
         "name": "quadratic",
-        "batch_size": 64,
         "dim": 10,
         "condition": 100.0,
         "noise": 0.1,
+        "batch_size": 1,
     }
     assert found["unit"] == "squared error"
     good, bad, adam, _ = found["results"]["9"]
@@ -231,9 +233,9 @@ def test_what_is_written_has_units_and_no_infinity(setting, tmp_path):
         good[FINAL]["mean"] - adam[FINAL]["mean"],
         rtol=1e-5,
     )
-    facts = cfg.task_facts(cfg.TaskConfig(name="quadratic"))
+    facts = to_dict(cfg.task("quadratic"))
     table = command.table(results, facts, TASK.unit)
-    assert "Task: quadratic (batch_size 64, dim 10" in table and "digits" not in table
+    assert "Task: quadratic (dim 10, condition 100.0" in table and "digits" not in table
     assert "Losses in squared error" in table and "nats" not in table
     assert "9 inner steps, 3 runs" in table
     assert table.count("  minus adam") == 4  # Two optimizers, two horizons.
@@ -254,24 +256,24 @@ def test_the_figure_says_task_horizon_runs_and_band(tmp_path, monkeypatch):
     assert axis.get_ylabel() == "training loss (volts)" and axis.get_title() == "horizon 20"
 
 
-def test_the_task_is_that_of_training_with_the_flags_on_top():
-    mlp = cfg.TaskConfig(activation="tanh", hidden_sizes=(7,))
-    own = {"a": {"task": cfg.task_facts(mlp)}, "b": {"task": cfg.to_dict(mlp)}}  # Old cards: all.
-
-    def of(trained, *words, config=None, name=None):
-        return command.task_of(trained, config or cfg.Config(), name, ["x", *words])
-
-    assert of(own) == mlp and of(own, name="mlp") == mlp
-    wider = cfg.Config(task=cfg.TaskConfig(hidden_sizes=(9,)))
-    assert of(own, "--cfg.task.hidden_sizes=(9,)", config=wider) == cfg.TaskConfig(
-        activation="tanh", hidden_sizes=(9,)
-    )
-    assert of(own, name="quadratic") == cfg.TaskConfig(name="quadratic")
-    assert of(own, "--preset=demo") == cfg.TaskConfig()
-    several = own | {"q": {"task": {"name": "quadratic", "dim": 3}}}
-    for trained in (several, {"silent": {}}, own | {"silent": {}}):
-        with pytest.raises(ValueError, match="give --task"):
-            of(trained)
-        with pytest.raises(ValueError, match="give --task"):
-            of(trained, "--cfg.task.batch_size=64")
-        assert of(trained, name="quadratic") == cfg.TaskConfig(name="quadratic")
+def test_the_task_is_that_of_training_or_the_chosen_one():
+    mlp = cfg.task("mlp", activation="tanh", hidden_sizes=(7,))
+    flat = {"dim": 10, "condition": 100.0, "noise": 0.1}  # Old cards had the fields of all tasks.
+    own = {"a": {"task": to_dict(mlp)}, "b": {"task": to_dict(mlp) | flat}}
+    quadratic = cfg.task("quadratic", dim=3)
+    assert task_of(own, None) == mlp and task_of(own, quadratic) == quadratic
+    mixture = TaskMixture(tasks=(mlp, quadratic))
+    several = own | {"q": {"task": to_dict(quadratic)}}
+    for trained in (
+        several,
+        {"silent": {}},
+        own | {"silent": {}},
+        {"m": {"task": to_dict(mixture)}},
+    ):
+        with pytest.raises(ValueError, match=r"choose one with --cfg\.task"):
+            task_of(trained, None)
+        assert task_of(trained, quadratic) == quadratic
+    # Words for a task that is not chosen.
+    node, _ = choices.take_words(["--cfg.task.dim=3"], "cfg")
+    with pytest.raises(ValueError, match=r"--cfg\.task\.dim needs --cfg\.task=NAME"):
+        choices.apply_words(EvaluationConfig(), node, "cfg")

@@ -450,7 +450,7 @@ def test_a_log_may_be_torn_anywhere(tmp_path):
         path.write_bytes(whole[:size])
         number = sum(size >= end for end in ends[1:])
         assert [step for step, _ in replay.read_log(path, like)] == [1, 2][:number]
-        replay.ReplayLog(path, 2).close()
+        replay.ReplayLog(path, number).close()
         assert path.stat().st_size == ends[number]
 
 

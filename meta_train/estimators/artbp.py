@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
+from meta_train.estimators.derivatives import float_leaves, replace_floats
 from meta_train.unroll import UnrolledSystem
 
 
@@ -20,13 +21,15 @@ def artbp(
     alpha: float = 6.0,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Truncated backpropagation with random, compensated cuts: unbiased.
+    """Truncated backpropagation with random, compensated cuts: unbiased, as ``bptt`` is.
 
     After each inner step the backward pass is cut with probability ``c`` and multiplied by
-    ``1/(1 - c)`` where it is not, so its expectation is the exact gradient of the mean
-    per-step loss. ``d`` steps after the last cut, ``c = alpha / ((alpha - 1) l + d)``: cuts
-    are ``l`` steps apart on average with a polynomial tail, which lets the products of
-    weights grow like ``d^alpha`` instead of exponentially. ``alpha=inf``: ``c = 1/l``.
+    ``1/(1 - c)`` where it is not, so its expectation is that of ``bptt``: the mean of the
+    derivative, which is the derivative of the mean per-step loss only where the loss does not jump
+    in theta (see ``derivatives``: with a ReLU network inside, it does). ``d`` steps after the last cut,
+    ``c = alpha / ((alpha - 1) l + d)``: cuts are ``l`` steps apart on average with a polynomial
+    tail, which lets the products of weights grow like ``d^alpha`` instead of exponentially.
+    ``alpha=inf``: ``c = 1/l``.
 
     Every outer step runs whole episodes. A cut segment is ``l`` steps long on average but
     may be as long as the episode, and compiled programs have fixed shapes, so this costs
@@ -47,7 +50,8 @@ def artbp(
     Source: Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time".
     Their ``c``; that its mean segment is ``l`` follows from a telescoping sum.
     """
-    base.check_positive(num_particles=num_particles, mean_truncation=mean_truncation)
+    base.check_population(num_particles, chunk)
+    base.check_positive(mean_truncation=mean_truncation)
     for name, value in {"mean_truncation": mean_truncation, "alpha": alpha}.items():
         if not value > 1:
             raise ValueError(
@@ -56,7 +60,7 @@ def artbp(
             )
 
     def init(theta, key):
-        base.check_differentiable("artbp", system, theta, key)
+        del theta, key
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def cut_probability(since_cut):
@@ -92,17 +96,27 @@ def artbp(
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("artbp", system, init, estimate, differentiates=True)
 
 
 def _scale_backward(weight: jax.Array, state):
     """The identity, whose derivative is ``weight``."""
+    return replace_floats(state, [_scaled_backward(x, weight) for x in float_leaves(state)])
 
-    def scale(x):
-        constant = jax.lax.stop_gradient(x)
-        return constant + weight.astype(x.dtype) * (x - constant)
 
-    return base.replace_floats(state, [scale(x) for x in base.float_leaves(state)])
+@jax.custom_vjp
+def _scaled_backward(x: jax.Array, weight: jax.Array) -> jax.Array:
+    del weight
+    return x
+
+
+def _scaled_backward_bwd(weight, cotangent):
+    # Nothing passes a cut, not even what is infinite beyond it.
+    scaled = jnp.where(weight > 0, weight.astype(cotangent.dtype) * cotangent, 0.0)
+    return scaled, jnp.zeros_like(weight)
+
+
+_scaled_backward.defvjp(lambda x, weight: (x, weight), _scaled_backward_bwd)
 
 
 @dataclass(frozen=True)

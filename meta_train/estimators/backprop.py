@@ -43,7 +43,11 @@ def bptt(
     horizons: base.Horizons,
     chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Backpropagation through time over whole episodes: the exact gradient.
+    """Backpropagation through time over whole episodes: the exact gradient of each.
+
+    Unbiased for the mean of the derivative of the mean per-step loss, which is the derivative of
+    its mean only where the loss does not jump in theta. With a ReLU network inside it does, and
+    the two can differ in sign: see ``derivatives``.
 
     ``N T`` forward and backward steps, the forward ones twice; memory: ``T`` inner states
     and the residuals of one step, for each of the ``chunk`` episodes computed at a time.
@@ -58,10 +62,10 @@ def bptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
 
     def init(theta, key):
-        base.check_differentiable("bptt", system, theta, key)
+        del theta, key
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def episode(key, theta_and_id):
@@ -85,7 +89,7 @@ def bptt(
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("bptt", system, init, estimate, differentiates=True)
 
 
 def tbptt(
@@ -100,7 +104,8 @@ def tbptt(
 
     The inner state crosses a truncation as a constant, so the effect of theta on later
     truncations through the state is missing: biased to short horizons. A state that is
-    initialized from theta is differentiated in the first truncation of an episode.
+    initialized from theta is differentiated in the first truncation of an episode. Jumps of the
+    loss in theta (a ReLU network inside has them) do not count either: see ``derivatives``.
     ``N K`` forward and backward steps, the forward ones twice; memory: ``N`` inner states,
     and ``K`` states and the residuals of one step for each of the ``chunk`` particles
     computed at a time.
@@ -117,11 +122,10 @@ def tbptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
-        base.check_differentiable("tbptt", system, theta, key)
         begin = partial(system.init, theta)
         return base.init_particles(num_particles, horizons, truncation, key, begin, ())
 
@@ -135,7 +139,9 @@ def tbptt(
             started = base.restart_if_done(
                 particle, horizons, key_restart, partial(system.init, theta)
             )
-            state, losses = unroll(remat_system, theta, started.states, key_data, truncation)
+            state, losses = base.unroll_window(
+                remat_system, theta, started, horizons, key_data, truncation
+            )
             return base.window_loss(started, horizons, losses), started._replace(
                 states=state, position=started.position + truncation
             )
@@ -150,7 +156,7 @@ def tbptt(
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("tbptt", system, init, estimate, differentiates=True)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,29 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
+from meta_train.checks import (
+    MAX_LENGTH,
+    check_sigma,
+    check_system,
+    check_whole,
+    fixed_types,
+    is_whole,
+    lost_share,
+)
+from meta_train.checks import check_multiple as check_multiple
+from meta_train.checks import check_positive as check_positive
+from meta_train.estimators.derivatives import check_differentiable
 from meta_train.samplers import BLOCK, sampler_named
-from meta_train.unroll import UnrolledSystem
+from meta_train.unroll import UnrolledSystem, unroll
 
 Theta = Any
 Metrics = dict[str, jax.Array]
@@ -48,11 +60,90 @@ class GradientEstimator(NamedTuple):
     rebuild: Callable[[Theta, Any, jax.Array, Any], tuple[Theta, Any]] | None = None
 
 
-class Horizons(NamedTuple):
-    """Episode lengths: ``values`` int ``[H]``, ascending, with probabilities ``probs`` ``[H]``."""
+def checked(
+    name: str,
+    system: UnrolledSystem,
+    init: Callable,
+    estimate: Callable,
+    *,
+    differentiates: bool = False,
+    sigma: Any = None,
+    **more: Any,
+) -> GradientEstimator:
+    """The estimator, which first asks whether it can be used on this system and this theta.
+
+    Every estimator ends with this. Numbers in theta become arrays, as do those of the state.
+
+    Args:
+      init, estimate: of the estimator; ``more``: what else it has.
+      differentiates: whether it needs a loss with a derivative.
+      sigma: the smallest standard deviation of the perturbations that its estimates are divided
+        by; ``None`` if there is none. Then the metric ``unperturbed`` says what share of theta's
+        entries have grown too large for it; see ``checks.lost_share``.
+
+    Raises:
+      ValueError: (from ``init``) as ``checks.check_system``; on a loss without a derivative where
+        one is needed; and, unless theta is traced, on a sigma that its dtype does not resolve.
+    """
+
+    def init_checked(theta, key):
+        check_system(system, theta, key)
+        theta = fixed_types(theta)
+        if differentiates:
+            check_differentiable(name, system, theta, key)
+        if sigma is not None:
+            check_sigma(sigma, theta)
+        return fixed_types(init(theta, key))
+
+    def estimate_checked(theta, state, key):
+        theta = fixed_types(theta)
+        grad, state, metrics = estimate(theta, state, key)
+        if sigma is not None:
+            metrics = metrics | {"unperturbed": lost_share(theta, sigma)}
+        return grad, state, metrics
+
+    return GradientEstimator(init_checked, estimate_checked, **more)
+
+
+@dataclass(frozen=True, eq=False)
+class Horizons:
+    """Episode lengths: ``values`` int ``[H]``, ascending, with probabilities ``probs`` ``[H]``.
+
+    Raises:
+      ValueError: unless the lengths are whole numbers from 1 to 2^30, strictly ascending, and the
+        probabilities are as many and sum to 1.
+    """
 
     values: np.ndarray
     probs: np.ndarray
+
+    def __post_init__(self):
+        values, probs = np.asarray(self.values), np.asarray(self.probs)
+        whole = np.issubdtype(values.dtype, np.integer) and values.ndim == 1 and values.size
+        if (
+            not whole
+            or values.min() < 1
+            or values.max() > MAX_LENGTH
+            or np.any(np.diff(values) < 1)
+        ):
+            raise ValueError(
+                f"`horizon` must be a whole number from 1 to {MAX_LENGTH}, or several in ascending "
+                f"order, got {values.tolist()}. For episodes without an end take {MAX_LENGTH}, "
+                "which is never reached."
+            )
+        real = np.issubdtype(probs.dtype, np.number) and np.isrealobj(probs)
+        if not (
+            real
+            and probs.shape == values.shape
+            and np.all(probs >= 0)
+            and abs(probs.sum(dtype=np.float64) - 1) <= 1e-6
+        ):
+            raise ValueError(
+                f"`probs` must be {values.size} probabilities that sum to 1, one a horizon, got "
+                f"{probs.tolist()}; divide them by their sum."
+            )
+        object.__setattr__(self, "values", values.astype(np.int64))
+        object.__setattr__(self, "probs", probs.astype(np.float64))
 
     @property
     def mean(self) -> float:
@@ -71,7 +162,12 @@ class Horizons(NamedTuple):
 
 
 def fixed_horizon(horizon: int) -> Horizons:
-    """Every episode lasts ``horizon`` steps."""
+    """Every episode lasts ``horizon`` steps, at most 2^30.
+
+    Raises:
+      ValueError: on anything else.
+    """
+    check_whole(maximum=MAX_LENGTH, horizon=horizon)
     return Horizons(np.array([horizon]), np.array([1.0]))
 
 
@@ -84,7 +180,7 @@ def log_uniform_horizons(minimum: int, maximum: int, multiple: int) -> Horizons:
     Raises:
       ValueError: if ``0 < minimum < maximum`` fails, or ``maximum`` is not a multiple.
     """
-    if not 0 < minimum < maximum:
+    if not is_whole(minimum) or not is_whole(maximum) or not 0 < minimum < maximum:
         raise ValueError(
             f"`min_horizon` must be positive and below `horizon`, got min_horizon={minimum}, "
             f"horizon={maximum}; leave it 0 for a fixed horizon."
@@ -95,128 +191,25 @@ def log_uniform_horizons(minimum: int, maximum: int, multiple: int) -> Horizons:
     return Horizons(values, np.diff(edges) / (edges[-1] - edges[0]))
 
 
-def check_multiple(horizon: int, truncation: int) -> None:
-    """Raises ``ValueError`` unless ``horizon`` is a positive multiple of ``truncation``."""
-    if truncation < 1 or horizon < 1 or horizon % truncation:
-        near = max(1, round(horizon / max(truncation, 1))) * max(truncation, 1)
-        raise ValueError(
-            f"`horizon` must be a positive multiple of `truncation`, got horizon={horizon}, "
-            f"truncation={truncation}; after its end an episode would idle to the end of its "
-            f"truncation. Try horizon={near}."
-        )
+def check_population(num: int, chunk: int | None, unit: str = "particles") -> None:
+    """Raises ``ValueError`` unless ``num_UNIT`` is a whole number, and ``chunk`` one or None."""
+    check_whole(**{f"num_{unit}": num})
+    if chunk is not None:
+        check_whole(chunk=chunk)
 
 
 def check_truncation(horizons: Horizons, truncation: int) -> None:
-    """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``."""
-    if not 1 <= truncation <= horizons.max:
+    """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``, a whole number."""
+    if not is_whole(truncation) or not 1 <= truncation <= horizons.max:
         raise ValueError(
-            f"`truncation` must be at least 1 and at most the longest horizon, got truncation="
-            f"{truncation}, horizon={horizons.max}; further steps would always be idle."
+            f"`truncation` must be at least 1 and at most the longest horizon, a whole number, got "
+            f"truncation={truncation}, horizon={horizons.max}; further steps would always be idle."
         )
 
 
 def num_windows(horizon: Any, truncation: int) -> Any:
     """Truncations that an episode of ``horizon`` steps takes; the last may be a part of one."""
     return -(-horizon // truncation)
-
-
-def check_positive(**values: float) -> None:
-    """Raises ``ValueError`` naming the first argument that is not a finite positive number."""
-    for name, value in values.items():
-        if isinstance(value, jax.core.Tracer):
-            continue
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be a finite number above 0, got {name}={value}.")
-
-
-def check_whole(minimum: int = 1, /, **values: Any) -> None:
-    """Raises ``ValueError`` naming the first argument that is no whole number from ``minimum``."""
-    for name, value in values.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < minimum:
-            raise ValueError(
-                f"`{name}` must be a whole number of at least {minimum}, got {name}={value!r}."
-            )
-
-
-def float_leaves(tree: Any) -> list[jax.Array]:
-    """The leaves a derivative exists for; counters and PRNG keys are left out."""
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-
-
-def replace_floats(tree: Any, floats: list[jax.Array]) -> Any:
-    """``tree`` with its float leaves replaced, in order."""
-    leaves, structure = jax.tree.flatten(tree)
-    new = iter(floats)
-    return jax.tree.unflatten(
-        structure, [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves]
-    )
-
-
-def step_on_floats(system: UnrolledSystem, state: Any, key: jax.Array) -> Callable:
-    """A step to differentiate: ``(theta, floats) -> ((new_floats, loss), new_state)``.
-
-    ``floats`` stands for ``float_leaves(state)``; the whole new state is the auxiliary output.
-    """
-
-    def step(theta, floats):
-        new_state, loss = system.step(theta, replace_floats(state, floats), key)
-        return (float_leaves(new_state), loss), new_state
-
-    return step
-
-
-def _reached(jaxpr, sources: set) -> list[bool]:
-    """Which outputs of ``jaxpr`` depend on any of the variables ``sources``."""
-    reached = set(sources)
-
-    def depends(value):
-        return not isinstance(value, Literal) and value in reached
-
-    for equation in jaxpr.eqns:
-        if any(map(depends, equation.invars)):
-            reached.update(equation.outvars)
-    return [depends(value) for value in jaxpr.outvars]
-
-
-def check_differentiable(name: str, system: UnrolledSystem, theta: Theta, key: jax.Array) -> None:
-    """Raises ``ValueError`` if the loss has no derivative, or one that is zero everywhere.
-
-    Linearizes the start and one step (nothing is computed), and asks whether the tangent of the
-    loss depends on that of theta, directly or through states that themselves depend on it: that
-    of a count, an accuracy or a discrete action does not.
-    """
-
-    def tangents(key, dtheta, dfloats):
-        def start(theta):
-            return float_leaves(system.init(theta, key))
-
-        initial = system.init(theta, key)
-        step = step_on_floats(system, initial, key)
-        begun = jax.linearize(start, theta)[1](dtheta)
-        _, pushforward, _ = jax.linearize(step, theta, float_leaves(initial), has_aux=True)
-        return begun, pushforward(dtheta, dfloats)
-
-    state = jax.eval_shape(system.init, theta, key)
-    loss = jax.eval_shape(system.step, theta, state, key)[1]
-    if jnp.issubdtype(loss.dtype, jnp.floating):
-        num = len(float_leaves(state))
-        jaxpr = jax.make_jaxpr(tangents)(key, theta, float_leaves(state)).jaxpr
-        thetas, floats = jaxpr.invars[1 : len(jaxpr.invars) - num], jaxpr.invars[-num:]
-        moved: set = set()  # States that move with theta, after some step or other.
-        while True:
-            reached = _reached(jaxpr, {*thetas, *(floats[i] for i in moved)})
-            if reached[-1]:
-                return
-            more = {i for i in range(num) if reached[i] or reached[num + i]}
-            if more <= moved:
-                break
-            moved |= more
-    raise ValueError(
-        f"`{name}` differentiates the loss, but the derivative of this loss (dtype "
-        f"{loss.dtype}) is zero wherever it exists; use an estimator that only evaluates "
-        "it, such as `pes`, `nres` or `full_es`."
-    )
 
 
 class Particle(NamedTuple):
@@ -264,10 +257,25 @@ def init_particles(
         key_horizon, key_begin = jax.random.split(jax.random.fold_in(key, index))
         horizon = horizons.draw(key_horizon)
         windows = num_windows(horizon, truncation)
-        position = truncation * (windows - windows * index // num_particles)
+        position = truncation * (windows - _part(windows, index, num_particles))
         return Particle(index, begin(key_begin), position, horizon, memory)
 
     return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32))
+
+
+def _part(total: jax.Array, index: jax.Array, num: int) -> jax.Array:
+    """``total * index // num`` for ``index < num``, exact where the product overflows int32.
+
+    Long division, over the bits of ``index`` from the first; ``num`` up to 2^29, ``total`` to 2^30.
+    """
+
+    def bit(i, carry):
+        quotient, remainder = carry
+        remainder = 2 * remainder + total * (index >> (30 - i) & 1)
+        return 2 * quotient + remainder // num, remainder % num
+
+    zero = jnp.zeros_like(total)
+    return jax.lax.fori_loop(0, 31, bit, (zero, zero))[0]
 
 
 def synchronized(particles: Particle) -> Particle:
@@ -373,14 +381,40 @@ def ending(system: UnrolledSystem, horizons: Horizons, key: jax.Array) -> Unroll
     """
     if len(horizons.values) == 1:
         return system
-    horizon = horizons.draw(key)
+    run = _resting(system, horizons.draw(key))
+    return run._replace(init=lambda theta, key: (system.init(theta, key), jnp.int32(0)))
+
+
+def unroll_window(
+    system: UnrolledSystem,
+    theta: Theta,
+    particle: Particle,
+    horizons: Horizons,
+    key: jax.Array,
+    truncation: int,
+) -> tuple[Any, jax.Array]:
+    """``unroll`` through a particle's next truncation, for backpropagation: see ``ending``.
+
+    Where its episode ends within the truncation, the system rests.
+    """
+    if not np.any(horizons.values % truncation):
+        return unroll(system, theta, particle.states, key, truncation)
+    run = _resting(system, particle.horizon)
+    start = particle.states, particle.position
+    (state, _), losses = unroll(run, theta, start, key, truncation)
+    return state, losses
+
+
+def _resting(system: UnrolledSystem, horizon: jax.Array) -> UnrolledSystem:
+    """The system with states ``(state, position)``, which takes the last of ``horizon`` steps
+    again and again: what is finite there stays so."""
 
     def step(theta, state, key):
         inner, position = state
         moved, loss = system.step(theta, inner, key)
         return (select(position + 1 < horizon, moved, inner), position + 1), loss
 
-    return UnrolledSystem(lambda theta, key: (system.init(theta, key), jnp.int32(0)), step)
+    return UnrolledSystem(system.init, step)
 
 
 def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -> Any:
@@ -457,7 +491,8 @@ def perturbations(sampler: str, num: int, sigma) -> Callable:
         shared = block(jax.random.fold_in(key, BLOCK), num, flat.size, flat.dtype)
 
         def perturb(particle_key, particle_id):
-            return unravel(sigma * row(shared, particle_key, particle_id, flat.size, flat.dtype))
+            eps = sigma * row(shared, particle_key, particle_id, flat.size, flat.dtype)
+            return unravel(eps.astype(flat.dtype))
 
         return perturb
 
@@ -471,13 +506,13 @@ def perturbation(key: jax.Array, theta: Theta, sigma) -> Theta:
 
 
 def add_scaled(theta: Theta, scale, direction: Theta) -> Theta:
-    """``theta + scale * direction``."""
-    return jax.tree.map(lambda t, d: t + scale * d, theta, direction)
+    """``theta + scale * direction``, in the dtypes of theta."""
+    return jax.tree.map(lambda t, d: (t + scale * d).astype(t.dtype), theta, direction)
 
 
 def scaled(scale, tree: Theta) -> Theta:
-    """``scale * tree``."""
-    return jax.tree.map(lambda x: scale * x, tree)
+    """``scale * tree``, in its dtypes."""
+    return jax.tree.map(lambda x: (scale * x).astype(x.dtype), tree)
 
 
 def inner(a: Theta, b: Theta) -> jax.Array:

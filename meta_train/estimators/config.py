@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 from meta_train.estimators.messages import ALONE, Exchange
 from meta_train.samplers import sampler_named
@@ -112,8 +113,8 @@ class ParticlesConfig(EstimatorConfig):
     chunk: int = 0
 
     def __post_init__(self):
-        base.check_whole(num_particles=self.num_particles)
-        base.check_whole(0, chunk=self.chunk)
+        check_whole(num_particles=self.num_particles)
+        check_whole(0, chunk=self.chunk)
 
     def arguments(self, context: Context) -> dict[str, Any]:
         """What the estimator's function gets of the population."""
@@ -132,7 +133,7 @@ class TruncatedConfig(ParticlesConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        base.check_whole(truncation=self.truncation)
+        check_whole(truncation=self.truncation)
 
     @property
     def horizon_multiple(self) -> int:
@@ -193,7 +194,7 @@ class TruncatedPairsConfig(PairsConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        base.check_whole(truncation=self.truncation)
+        check_whole(truncation=self.truncation)
 
     @property
     def horizon_multiple(self) -> int:

@@ -42,7 +42,8 @@ def full_es(
 
     Source: Vicol et al. 2021, section 3, equation 3 (antithetic form).
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
 
     def init(theta, key):
@@ -70,7 +71,7 @@ def full_es(
         grad, _, metrics = base.population_mean(contributions, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("full_es", system, init, estimate, sigma=sigma)
 
 
 def truncated_es(
@@ -106,7 +107,8 @@ def truncated_es(
     inner state for the whole population; here every pair has its own, so a population
     covers many tasks and phases.
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
@@ -132,9 +134,8 @@ def truncated_es(
         contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
         return contribution, jax.tree.map(lambda x: x[2], branches), unperturbed
 
-    return base.GradientEstimator(
-        init, base.estimate_perturbed_windows(window, perturbations, chunk)
-    )
+    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
+    return base.checked("truncated_es", system, init, estimate, sigma=sigma)
 
 
 @dataclass(frozen=True)

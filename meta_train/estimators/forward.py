@@ -3,9 +3,9 @@
 All three carry, beside the state ``s``, what they know of ``J = ds/dtheta``: RTRL all of
 it, UORO a random rank-one matrix with mean ``J``, forward gradients one random column
 combination ``J u``. None looks back in time, so none has a truncation bias, and none keeps
-residuals: memory does not depend on the truncation. Only float leaves of the state count;
-integers and PRNG keys just advance. Theta moves between truncations, so in training the
-sensitivities lag behind it (hysteresis), as for every online method.
+residuals: memory does not depend on the truncation. Only the floats of the state count, a complex
+one as two (its parts); integers and PRNG keys just advance. Theta moves between truncations, so in
+training the sensitivities lag behind it (hysteresis), as for every online method.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, TruncatedConfig
+from meta_train.estimators.derivatives import float_leaves, step_on_floats
 from meta_train.unroll import UnrolledSystem
 
 UORO_EPS = 1e-7
@@ -37,7 +38,9 @@ def rtrl(
 
     Carries ``J = ds/dtheta``, ``[S, P]``: ``J <- F_s J + F_theta``, and the gradient of each
     loss is ``dL/ds J + dL/dtheta``. Exact (with theta fixed, the truncations of an episode
-    add up to backpropagation through all of it), at ``N K`` steps and as many
+    add up to backpropagation through all of it, so its mean is that of ``bptt``: the mean of the
+    derivative, which is the derivative of the mean loss only where the loss does not jump in
+    theta, see ``derivatives``), at ``N K`` steps and as many
     Jacobian-vector products for each of the ``P`` entries of theta; memory ``N S P``.
 
     Args:
@@ -57,7 +60,8 @@ def rtrl(
     """
 
     def check_size(theta, key):
-        state_size = _size(base.float_leaves(jax.eval_shape(system.init, theta, key)))
+        floats = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key)
+        state_size = _size(floats)
         flat = jax.eval_shape(lambda t: ravel_pytree(t)[0], theta)
         num_bytes = num_particles * state_size * flat.size * flat.dtype.itemsize
         if num_bytes > max_bytes:
@@ -75,11 +79,12 @@ def rtrl(
 
     def advance(theta, carry, noise_key, key):
         del noise_key
-        step = base.step_on_floats(system, carry.state, key)
-        floats = base.float_leaves(carry.state)
+        step = step_on_floats(system, carry.state, key)
+        floats = float_leaves(carry.state)
         (_, loss), pushforward, state = jax.linearize(step, theta, floats, has_aux=True)
         sensitivity, grad = jax.vmap(pushforward)(_basis(theta), carry.sensitivity)
-        return _Carry(state, sensitivity), loss, ravel_pytree(theta)[1](grad)
+        flat, unravel = ravel_pytree(theta)
+        return _Carry(state, sensitivity), loss, unravel(grad.astype(flat.dtype))
 
     return _online(
         "rtrl", system, begin, advance, num_particles, truncation, horizons, chunk, check_size
@@ -97,9 +102,10 @@ def uoro(
     """Unbiased online recurrent optimization: a random rank-one sensitivity.
 
     Carries ``s~ [S]`` and ``theta~ [P]`` with ``E[s~ theta~^T] = J``. With signs ``nu``:
-    ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``,
-    the ``rho`` balancing norms. Unbiased for the gradient of the mean per-step loss, with a
-    variance that grows with the state size and the horizon. ``N K`` steps with one
+    ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``, the
+    ``rho`` balancing norms. Unbiased for the mean of the derivative of the mean per-step loss, which is
+    the derivative of its mean only where the loss does not jump in theta (see ``derivatives``),
+    with a variance that grows with the state size and the horizon. ``N K`` steps with one
     Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
 
     Args:
@@ -127,8 +133,8 @@ def uoro(
         return _Carry(state, _mix(zero_state, zero_theta, signs, from_theta))
 
     def advance(theta, carry, noise_key, key):
-        step = base.step_on_floats(system, carry.state, key)
-        floats = base.float_leaves(carry.state)
+        step = step_on_floats(system, carry.state, key)
+        floats = float_leaves(carry.state)
         state_part, theta_part = carry.sensitivity
         still = jax.tree.map(jnp.zeros_like, theta)
         (new, loss), (moved, loss_rate), state = jax.jvp(
@@ -155,10 +161,11 @@ def forward_gradient(
     """Forward gradients (DODGE): a random directional derivative, carried through the episode.
 
     Draws ``u ~ N(0, I)`` at the start of an episode, carries ``c = J u`` (``c <- F_s c +
-    F_theta u``), and estimates ``u (dL/ds c + dL/dtheta u)``. Unbiased for the gradient of
-    the mean per-step loss, unsmoothed: the limit of ``nres`` for ``sigma -> 0``, with
-    variance ``(P + 1) ||grad||^2`` per particle. ``N K`` steps, each with one
-    Jacobian-vector product; memory ``N (S + P)``.
+    F_theta u``), and estimates ``u (dL/ds c + dL/dtheta u)``. Unbiased for the mean of the
+    derivative of the mean per-step loss, unsmoothed. Where the loss does not jump in theta that is
+    the derivative of its mean, and this the limit of ``nres`` for ``sigma -> 0``; where it jumps,
+    neither (see ``derivatives``). Its variance is ``(P + 1) ||grad||^2`` per particle. ``N K``
+    steps, each with one Jacobian-vector product; memory ``N (S + P)``.
 
     Args:
       num_particles: ``N``, inner runs.
@@ -180,10 +187,10 @@ def forward_gradient(
 
     def advance(theta, carry, noise_key, key):
         del noise_key
-        step = base.step_on_floats(system, carry.state, key)
+        step = step_on_floats(system, carry.state, key)
         tangent, direction = carry.sensitivity
         (_, loss), (tangent, loss_rate), state = jax.jvp(
-            step, (theta, base.float_leaves(carry.state)), (direction, tangent), has_aux=True
+            step, (theta, float_leaves(carry.state)), (direction, tangent), has_aux=True
         )
         grad = base.scaled(loss_rate, direction)
         return _Carry(state, (tangent, direction)), loss, grad
@@ -219,11 +226,10 @@ def _online(
         the (estimated) total derivative of its loss.
       check_size: ``(theta, key)``; raises if the carry would be too large.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     base.check_truncation(horizons, truncation)
 
     def init(theta, key):
-        base.check_differentiable(name, system, theta, key)
         check_size(theta, key)
 
         def fresh(key):
@@ -258,12 +264,12 @@ def _online(
         grad, finite, metrics = base.population_mean(grads, losses)
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked(name, system, init, estimate, differentiates=True)
 
 
 def _init_on_floats(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[list, Any]:
     state = system.init(theta, key)
-    return base.float_leaves(state), state
+    return float_leaves(state), state
 
 
 def _linear_init(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[Any, Callable]:
@@ -291,8 +297,8 @@ def _mix(moved: list, theta_part: Any, signs: list, from_theta: Any) -> tuple[li
     rho_0 = jnp.sqrt((_norm(theta_part) + UORO_EPS) / (_norm(moved) + UORO_EPS))
     rho_1 = jnp.sqrt((_norm(from_theta) + UORO_EPS) / (_norm(signs) + UORO_EPS))
     return (
-        jax.tree.map(lambda m, v: rho_0 * m + rho_1 * v, moved, signs),
-        jax.tree.map(lambda t, f: t / rho_0 + f / rho_1, theta_part, from_theta),
+        jax.tree.map(lambda m, v: (rho_0 * m + rho_1 * v).astype(m.dtype), moved, signs),
+        jax.tree.map(lambda t, f: (t / rho_0 + f / rho_1).astype(t.dtype), theta_part, from_theta),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from meta_train.checks import check_whole, is_whole
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
 from meta_train.unroll import UnrolledSystem, unroll
@@ -52,14 +53,17 @@ def gpes(
     truncations; losses are averaged over the truncation, not summed. A particle that starts
     in mid-episode draws its perturbation there.
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
-    if noise_period < 1 or noise_period % truncation:
+    if not is_whole(noise_period) or noise_period < 1 or noise_period % truncation:
         raise ValueError(
             f"`noise_period` must be a positive multiple of `truncation`, got noise_period="
             f"{noise_period}, truncation={truncation}; a perturbation lasts whole truncations."
         )
+    # Longer than an episode is an episode, and need not fit a position.
+    noise_period = min(noise_period, truncation * base.num_windows(horizons.max, truncation))
 
     def init(theta, key):
         key_particles, key_eps = jax.random.split(key)
@@ -100,9 +104,8 @@ def gpes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    return base.GradientEstimator(
-        init, base.estimate_perturbed_windows(window, perturbations, chunk)
-    )
+    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
+    return base.checked("gpes", system, init, estimate, sigma=sigma)
 
 
 def nres(
@@ -159,7 +162,7 @@ class GPES(TruncatedPairsConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        base.check_whole(0, noise_period=self.noise_period)
+        check_whole(0, noise_period=self.noise_period)
         if self.noise_period % self.truncation:
             raise ValueError(
                 f"`noise_period` must be a multiple of `truncation`={self.truncation}, or 0 for "

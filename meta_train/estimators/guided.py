@@ -1,5 +1,6 @@
 """Guided evolution strategies: perturbations stretched along surrogate gradients."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig
+from meta_train.estimators.derivatives import float_leaves, replace_floats
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -40,11 +43,12 @@ def guided_es(
 
         C = alpha I + (1 - alpha) (P / k) U U^T,      g = eps (L+ - L-) / (2 sigma^2).
 
-    Its expectation is ``C`` times the gradient of the mean per-step loss (smoothed by
-    ``eps``): a descent direction and not the gradient, biased towards the surrogates by
-    design, with a trace-preserving ``C``. ``alpha = 1`` is ``full_es``. ``3 N T`` forward and
-    ``N T`` backward steps; memory: the residuals of ``T`` steps for each of ``chunk`` pairs,
-    and ``N k`` copies of theta.
+    Its expectation is ``C`` times the gradient of the mean per-step loss (smoothed by ``eps``): a
+    descent direction and not the gradient, biased towards the surrogates by design, with a
+    trace-preserving ``C``. The loss is only evaluated, so its jumps in theta count; the
+    surrogates do not see them (``derivatives``), and only choose where ``eps`` is large.
+    ``alpha = 1`` is ``full_es``. ``3 N T`` forward and ``N T`` backward steps; memory: the residuals of
+    ``T`` steps for each of ``chunk`` pairs, and ``N k`` copies of theta.
 
     Args:
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
@@ -64,7 +68,9 @@ def guided_es(
     Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
     means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
     """
-    base.check_positive(num_pairs=num_pairs, num_surrogates=num_surrogates, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    check_whole(num_surrogates=num_surrogates)
+    base.check_positive(sigma=sigma)
     base.check_multiple(horizons.max, truncation)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     if not 0 < alpha <= 1:
@@ -74,7 +80,6 @@ def guided_es(
         )
 
     def init(theta, key):
-        base.check_differentiable("guided_es", system, theta, key)
         flat = ravel_pytree(theta)[0]
         if num_surrogates > flat.size:
             raise ValueError(
@@ -91,8 +96,8 @@ def guided_es(
 
         def loss(theta):
             def window(state, keys):
-                floats = [jax.lax.stop_gradient(x) for x in base.float_leaves(state)]
-                state = base.replace_floats(state, floats)
+                floats = [jax.lax.stop_gradient(x) for x in float_leaves(state)]
+                state = replace_floats(state, floats)
                 return jax.lax.scan(lambda s, k: run.step(theta, s, k), state, keys)
 
             keys = jax.random.split(key_data, horizons.max)
@@ -133,7 +138,14 @@ def guided_es(
         grad, _, metrics = base.population_mean(contributions, losses)
         return grad, particles, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked(
+        "guided_es",
+        system,
+        init,
+        estimate,
+        differentiates=True,
+        sigma=sigma * math.sqrt(alpha),  # Of the directions that no surrogate has.
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ class GuidedES(PairsConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        base.check_whole(truncation=self.truncation, num_surrogates=self.num_surrogates)
+        check_whole(truncation=self.truncation, num_surrogates=self.num_surrogates)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={self.alpha}.")
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from meta_train.checks import check_sigma, check_whole, fixed_types, is_whole, lost_share
 from meta_train.compression import COMPRESSORS, Compressor, with_feedback
 from meta_train.estimators import base
 from meta_train.estimators import noise as noises
@@ -143,7 +144,8 @@ def hybrid_es(
     another number of workers the in-between steps are the same (``worker_mean`` aside), the
     refreshes to rounding, or more where each worker compresses its own.
     Metrics: ``loss`` is the mean of the costs that were exchanged (for ``argmin`` and
-    ``worker_mean`` only the bests), NaN where nothing was; ``refresh`` and ``sigma``.
+    ``worker_mean`` only the bests), NaN where nothing was; ``refresh``, ``sigma`` and, where
+    candidates were evaluated, ``unperturbed``: see ``base.checked``.
 
     Args:
       system: what candidates run on.
@@ -199,7 +201,7 @@ def hybrid_es(
     if surrogate.axes != 0:
         raise ValueError("`surrogate` must keep its whole state in particles, as all but hybrids.")
     chunk = candidates_per_worker if chunk is None else chunk
-    if chunk < 1 or candidates_per_worker % chunk:
+    if not is_whole(chunk) or chunk < 1 or candidates_per_worker % chunk:
         raise ValueError(
             f"`chunk` must divide `candidates_per_worker`, got chunk={chunk}, "
             f"candidates_per_worker={candidates_per_worker}."
@@ -210,6 +212,8 @@ def hybrid_es(
 
     def init(theta, key):
         flat = ravel_pytree(theta)[0]
+        if mode in PAIRED and not spec.relative:
+            check_sigma(spec.sigma, flat)
         particles = surrogate.init(theta, key)
         num_particles = jax.tree.leaves(particles)[0].shape[0]
         if num_particles % num_workers:
@@ -473,6 +477,10 @@ def hybrid_es(
         grad, shared, metrics = isolated(
             always(step), follow_costs, state.shared, setting, key, costs
         )
+        if mode not in IDLE:
+            length = step_size if mode == "select" else 1.0
+            flat = ravel_pytree(theta)[0]
+            metrics["unperturbed"] = lost_share(flat, length * setting.sigma)
         return grad, state._replace(shared=shared), costs, metrics
 
     def advance(theta, state, key, obtain_gradient, obtain_costs):
@@ -531,11 +539,11 @@ def hybrid_es(
         def costs(theta, state, setting, key):
             return message.costs
 
-        grad, state, _, _ = advance(theta, state, key, gradient, costs)
+        grad, state, _, _ = advance(fixed_types(theta), state, key, gradient, costs)
         return grad, state
 
     axes = HybridState(surrogate.axes, 0, 0, None)  # type: ignore[arg-type]
-    return base.GradientEstimator(init, estimate, axes, rebuild)
+    return base.checked("hybrid_es", system, init, estimate, axes=axes, rebuild=rebuild)
 
 
 def _zeros(shapes: Any) -> Any:
@@ -573,7 +581,7 @@ def check_settings(
         raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
     if combine not in COMBINES:
         raise ValueError(f"`combine` must be one of {list(COMBINES)}, got {combine!r}.")
-    base.check_whole(
+    check_whole(
         refresh_every=refresh_every,
         num_workers=num_workers,
         candidates_per_worker=candidates_per_worker,
@@ -581,6 +589,8 @@ def check_settings(
         num_tasks=num_tasks,
         num_surrogates=num_surrogates,
     )
+    total = num_workers * candidates_per_worker
+    check_whole(**{"num_workers * candidates_per_worker": total})
     if top > num_workers * candidates_per_worker:
         raise ValueError(
             f"`top` must be at most the number of candidates, got top={top} for "
@@ -675,7 +685,7 @@ class HybridES(EstimatorConfig):
         size = self.base.population.size
         if isinstance(self.base, HybridES):
             raise ValueError("`base` must be an estimator of its own, got hybrid_es.")
-        base.check_whole(num_workers=self.num_workers)
+        check_whole(num_workers=self.num_workers)
         if size % self.num_workers:
             raise ValueError(
                 f"`num_workers` must divide the population of `base`, {size} "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 
 _DECAY = 0.99  # Of the running squared norm, per step in which the part ran.
@@ -91,7 +92,7 @@ def mixture(
             f"estimators, {len(names)} names, {len(weights)} weights."
         )
     base.check_positive(**{f"weights[{i}]": weight for i, weight in enumerate(weights)})
-    base.check_whole(0, drawn=drawn)
+    check_whole(0, drawn=drawn)
     if drawn > size:
         raise ValueError(f"`drawn` must be at most the number of parts, {size}, got {drawn}.")
     if any(part.rebuild is not None or part.axes != 0 for part in estimators):

@@ -96,10 +96,11 @@ def observe_gradient(noise: Noise, scale: Scale, gradient: jax.Array) -> Scale:
 
     One gradient raises the variance of a layer to a hundred times the running one at most, and
     none if its own overflows: gradients explode now and then, and sigma should not for long.
-    A layer of one entry has no spread about its mean; there it is the second moment.
+    A layer of one entry has no spread about its mean; there it is the second moment, and one of
+    none has none.
     """
     parts = _split(noise, gradient)
-    found = [jnp.var(part) if part.size > 1 else jnp.mean(part**2) for part in parts]
+    found = [jnp.var(part) if part.size > 1 else jnp.sum(part**2) for part in parts]
     variance = jnp.stack(found)
     usable = jnp.all(jnp.isfinite(variance))
     running = scale.variance / _seen_share(scale)

@@ -48,7 +48,8 @@ def pes(
     between truncations, so no truncation mixes two episodes (one that ends within a truncation
     idles until the next); losses are averaged over the truncation, not summed.
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
@@ -75,9 +76,8 @@ def pes(
         )
         return contribution, particle, (positive + negative) / 2
 
-    return base.GradientEstimator(
-        init, base.estimate_perturbed_windows(window, perturbations, chunk)
-    )
+    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
+    return base.checked("pes", system, init, estimate, sigma=sigma)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,14 @@ def pes_analytic(
         g = mean_i p_i + xi_i * (D_i - eps_i . p_i) / sigma^2
         D_i = (L_i(theta + eps_i) - L_i(theta - eps_i)) / 2
 
-    where ``xi_i`` sums the perturbations of *earlier* truncations, without ``eps_i``; the
-    ``p_i`` in it is a control variate, independent of ``xi_i``. The effect through earlier
-    truncations is smoothed as in ``pes``, that of the current one is not: unbiased for the
-    gradient of the mean per-step loss when the loss is quadratic in theta, or ``sigma``
-    small. Compute: ``3 N K`` forward and ``N K`` backward steps; memory: ``3 N`` inner
-    states, ``N`` copies of theta, the residuals of ``K`` steps for each of ``chunk`` pairs.
+    where ``xi_i`` sums the perturbations of *earlier* truncations, without ``eps_i``; the ``p_i``
+    in it is a control variate, independent of ``xi_i``. The effect through earlier truncations is
+    smoothed as in ``pes``, that of the current one is not: unbiased for the gradient of the mean
+    per-step loss when the loss is quadratic in theta, or ``sigma`` small. The analytic part does
+    not see jumps of the loss in theta (``derivatives``: a ReLU network inside has them), so with
+    jumps within a truncation it is biased, which ``pes`` is not. Compute: ``3 N K`` forward and
+    ``N K`` backward steps; memory: ``3 N`` inner states, ``N`` copies of theta, the residuals of
+    ``K`` steps for each of ``chunk`` pairs.
 
     Args:
       num_pairs: ``N``, antithetic pairs; pair and mean share data and keys.
@@ -51,7 +53,8 @@ def pes_analytic(
     Source: Vicol et al. 2021, PES+Analytic. Differs: each pair has a mean state of its own,
     so a population covers many tasks and phases.
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
     base.check_truncation(horizons, truncation)
 
@@ -59,7 +62,6 @@ def pes_analytic(
         return system.init(theta, key), base.antithetic_starts(system, theta, eps)(key)
 
     def init(theta, key):
-        base.check_differentiable("pes_analytic", system, theta, key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
         return base.init_particles(
             num_pairs, horizons, truncation, key, partial(begin, zeros, theta), zeros
@@ -72,7 +74,10 @@ def pes_analytic(
         def mean_loss(theta):
             fresh = partial(begin, eps, theta)
             started = base.restart_if_done(particle, horizons, key_restart, fresh)
-            mean_state, losses = unroll(system, theta, started.states[0], key_data, truncation)
+            mean = started._replace(states=started.states[0])
+            mean_state, losses = base.unroll_window(
+                system, theta, mean, horizons, key_data, truncation
+            )
             return base.window_loss(started, horizons, losses), (started, mean_state)
 
         (loss, (started, mean_state)), direct = jax.value_and_grad(mean_loss, has_aux=True)(theta)
@@ -91,8 +96,14 @@ def pes_analytic(
         )
         return contribution, advanced, loss
 
-    return base.GradientEstimator(
-        init, base.estimate_perturbed_windows(window, perturbations, chunk)
+    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
+    return base.checked(
+        "pes_analytic",
+        system,
+        init,
+        estimate,
+        differentiates=True,
+        sigma=sigma,
     )
 
 

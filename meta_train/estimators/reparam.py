@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from meta_train.checks import check_whole
 from meta_train.estimators import base
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig, Population
 from meta_train.unroll import UnrolledSystem, unroll
@@ -25,8 +26,10 @@ def reparam(
     """The reparameterization gradient of the smoothed loss: ``mean_i grad L(theta +- eps_i)``.
 
     Unbiased for the gradient of the mean per-step loss smoothed by one Gaussian perturbation
-    of theta held over the episode, the objective of ``full_es``; low variance where the loss
-    is smooth, exploding with it in chaotic regions. ``2 N T`` forward and backward steps;
+    of theta held over the episode, the objective of ``full_es``, where the loss does not jump in
+    theta; where it does (a ReLU network inside), for the smoothed derivative, without the jumps,
+    which ``full_es`` counts: see ``derivatives``. Low variance where the loss is smooth, exploding
+    with it in chaotic regions. ``2 N T`` forward and backward steps;
     memory: the residuals of ``T`` steps for both halves of the ``chunk`` pairs computed at
     a time.
 
@@ -43,11 +46,12 @@ def reparam(
     Source: Metz et al. 2019, "Understanding and correcting pathologies in the training of
     learned optimizers"; Vicol et al. 2021, Table 1.
     """
-    base.check_positive(num_pairs=num_pairs, sigma=sigma)
+    base.check_population(num_pairs, chunk, unit="pairs")
+    base.check_positive(sigma=sigma)
     perturbations = base.perturbations(sampler, num_pairs, sigma)
 
     def init(theta, key):
-        base.check_differentiable("reparam", system, theta, key)
+        del theta, key
         return jnp.arange(num_pairs, dtype=jnp.int32)
 
     def episode(perturb, theta, key, particle_id):
@@ -62,7 +66,8 @@ def reparam(
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    # Its estimates are divided by no sigma: with a small one they are `bptt`'s.
+    return base.checked("reparam", system, init, estimate, differentiates=True)
 
 
 def reparam_es(
@@ -78,10 +83,12 @@ def reparam_es(
     """Reparameterization and ES gradients of the same draws, combined by inverse variance.
 
     Each particle runs ``M`` pairs and combines, for each entry of theta, the two means with
-    weights proportional to their inverse sample variances: close to the better one, in
-    smooth and in chaotic regions. Unbiased for the gradient of the mean per-step loss
-    smoothed as in ``full_es``. ``2 N M T`` forward and backward steps; memory: residuals of
-    ``T`` steps for the ``2 M`` runs of each of the ``chunk`` particles computed at a time.
+    weights proportional to their inverse sample variances: close to the better one, in smooth and
+    in chaotic regions. Unbiased for the gradient of the mean per-step loss smoothed as in
+    ``full_es``, where the loss does not jump in theta; where it does, the two expect different
+    things (see ``reparam``), and this a mixture of them. ``2 N M T`` forward and backward steps;
+    memory: residuals of ``T`` steps for the ``2 M`` runs of each of the ``chunk`` particles
+    computed at a time.
 
     Args:
       num_particles: ``N``, groups of pairs.
@@ -102,7 +109,9 @@ def reparam_es(
     With a sampler whose components are not normal the two gradients are those of two different
     smoothings, equal up to quadratic losses.
     """
-    base.check_positive(num_particles=num_particles, sigma=sigma)
+    base.check_population(num_particles, chunk)
+    base.check_positive(sigma=sigma)
+    check_whole(pairs_per_particle=pairs_per_particle)
     if pairs_per_particle < 4 or pairs_per_particle % 2:
         raise ValueError(
             f"`pairs_per_particle` must be even and at least 4, got pairs_per_particle="
@@ -111,7 +120,7 @@ def reparam_es(
     perturbations = base.perturbations(sampler, pairs_per_particle // 2, sigma)
 
     def init(theta, key):
-        base.check_differentiable("reparam_es", system, theta, key)
+        del theta, key
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def group(theta, key, particle_id):
@@ -139,7 +148,14 @@ def reparam_es(
         grad, _, metrics = base.population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked(
+        "reparam_es",
+        system,
+        init,
+        estimate,
+        differentiates=True,
+        sigma=sigma,
+    )
 
 
 def _pair_estimates(system, theta, key, perturb, horizons, sigma):
@@ -197,7 +213,7 @@ class ReparamES(PairsConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        base.check_whole(pairs_per_group=self.pairs_per_group)
+        check_whole(pairs_per_group=self.pairs_per_group)
         if self.pairs_per_group < 4 or self.pairs_per_group % 2:
             raise ValueError(
                 "`pairs_per_group` must be even and at least 4, got pairs_per_group="

@@ -22,12 +22,21 @@ def reversible(
 ) -> base.GradientEstimator:
     """Reversible backpropagation over whole episodes: the exact gradient of the mean per-step loss.
 
-    The same estimate as ``bptt``, with the same keys, up to rounding, and in memory that
-    does not grow with the episode but for a tape of a few bits per weight and step. ``N T``
-    forward steps in exact arithmetic, and about seven times as much to walk back: in all, twice
-    the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one core).
+    The same estimate as ``bptt``, with the same keys, up to rounding (so, where the loss jumps in
+    theta, the mean of its derivative and not the derivative of its mean: see ``derivatives``),
+    and in memory that does not grow with the episode but for a tape of a few bits per weight and
+    step. ``N T`` forward steps in exact arithmetic, and about seven times as much to walk back:
+    in all, twice the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one
+    core).
 
-    An episode that diverged, or whose state left the fixed-point range, has no exact gradient:
+    A derivative of each episode, not of the mean loss, where the loss of an episode jumps in
+    theta: the inner gradient of a ReLU network jumps where a unit turns on or off, so weights and
+    losses after it do. Derivatives see none of these jumps, and their mean is then not the
+    derivative of the mean (nor is that of ``bptt``): use a smooth activation, or an evolution
+    strategy.
+
+    An episode that diverged, whose state left the fixed-point range, or which is lost in the
+    rounding to the grid (``Failure.UNDERFLOW``) has no exact gradient:
     like other non-finite ones it contributes nothing, and is counted. But where the reversal
     itself disagrees with the run (``Failure.REPLAY``, ``Failure.START``), the program is broken
     and no episode can be trusted: the whole estimate is NaN.
@@ -49,7 +58,7 @@ def reversible(
     Source: Maclaurin, Duvenaud, Adams 2015; here for any optimizer that moves the weights
     by what its post-update accumulators say.
     """
-    base.check_positive(num_particles=num_particles)
+    base.check_population(num_particles, chunk)
     if system.reversible is None:
         raise ValueError(
             "`system` must have a reversible form, got one whose steps cannot be undone. Make it "
@@ -79,7 +88,7 @@ def reversible(
         broken = (reports.failure == Failure.REPLAY) | (reports.failure == Failure.START)
         return poison(~jnp.any(broken), grad), ids, metrics | _shares(reports, losses.dtype)
 
-    return base.GradientEstimator(init, estimate)
+    return base.checked("reversible", system, init, estimate)
 
 
 def _shares(reports: Report, dtype) -> base.Metrics:
