@@ -5,7 +5,7 @@
 
 Prints a table and each claim, and writes ``result.json`` and ``figure.png`` to the
 working directory. Exits with 2 if a claim does not hold. A study is a file
-``launch/studies/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
+``launch/studies/FOLDER/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
 """
 
 import importlib
@@ -24,6 +24,7 @@ from absl import app, flags
 import launch.studies
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.studies.base import Result, Study
+from launch.studies.shared import plots
 from learned_opt.paths import writable_folder
 from meta_train import strict_json
 
@@ -31,10 +32,24 @@ CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
 DPI = 200
 
 
+def _studies() -> dict[str, Study]:
+    """Every ``STUDY`` in the modules below ``launch.studies``, by the module's own name."""
+    found: dict[str, Study] = {}
+    folder = launch.studies
+    for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
+        study = getattr(importlib.import_module(module.name), "STUDY", None)
+        if study is None:
+            continue
+        name = module.name.rpartition(".")[2]
+        if name in found:
+            raise RuntimeError(f"two studies are called `{name}`; the second is {module.name}.")
+        found[name] = study
+    return dict(sorted(found.items()))
+
+
 def study_names() -> list[str]:
-    """The names of the studies: the modules of ``launch.studies`` that define ``STUDY``."""
-    found = [module.name for module in pkgutil.iter_modules(launch.studies.__path__)]
-    return sorted(name for name in found if hasattr(_module(name), "STUDY"))
+    """The names of the studies."""
+    return list(_studies())
 
 
 def load_study(name: str) -> Study:
@@ -43,19 +58,15 @@ def load_study(name: str) -> Study:
     Raises:
       ValueError: if there is none.
     """
-    names = study_names()
-    if name not in names:
-        raise ValueError(f"there is no study `{name}`; the studies are: {', '.join(names)}.")
-    return _module(name).STUDY
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"launch.studies.{name}")
+    studies = _studies()
+    if name not in studies:
+        raise ValueError(f"there is no study `{name}`; the studies are: {', '.join(studies)}.")
+    return studies[name]
 
 
 def listing() -> str:
     """One line a study: its name, the expected minutes of the full run, what it shows."""
-    studies = {name: load_study(name) for name in study_names()}
+    studies = _studies()
     width = max(map(len, studies), default=0)
     return "\n".join(
         f"{name:{width}}  {study.minutes:5.1f} min  {study.summary}"
@@ -74,12 +85,13 @@ def reproduce(
       ValueError: if there is no such study.
     """
     study = load_study(name)
-    start = time.monotonic()
-    result = study.run(quick, data_dir)
-    seconds = time.monotonic() - start
     folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "figure.png", lambda path: _save_figure(result, path))
+    start = time.monotonic()
+    with matplotlib.rc_context(plots.STYLE):  # Colours by number are looked up at the end.
+        result = study.run(quick, data_dir)
+        seconds = time.monotonic() - start
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "figure.png", lambda path: _save_figure(result, path))
     _write(folder / "result.json", lambda path: _save_json(name, quick, seconds, result, path))
     print(format_table(result.table))
     print()

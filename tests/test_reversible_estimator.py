@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from launch.studies.cost import memory
+from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
 from meta_train.inner import inner_training

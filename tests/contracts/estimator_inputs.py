@@ -201,7 +201,7 @@ def test_counts_are_whole_numbers(name):
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
 def test_types_stay(name, x64):
-    """Whatever the default type is, states and gradients keep theirs: outer steps may be scanned."""
+    """Whatever the default type, states and gradients keep theirs: outer steps may be scanned."""
     low = "bfloat16" if name not in OWN_STATES else "float32"
     with jax.enable_x64(x64):
         theta = jax.tree.map(lambda x: jnp.asarray(x, "float32" if x64 else low), ODD)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from launch.studies import classifier
-from launch.studies.classifier import Split
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.classifier import Split
+from launch.studies.shared.sweep import sweep
 from meta_train import estimators as est
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid import Noise, hybrid_es, select, skip, stale
@@ -204,13 +206,39 @@ def estimate_without(
     return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
 
 
-def last(train: Callable[..., Curve], sigmas: Sequence[float], seeds: int, bar) -> Curve:
-    """At the end of runs of ``trainer``, ``[sigmas, seeds]``; accuracies in percent."""
-    runs = []
-    for sigma in sigmas:
-        for seed in range(seeds):
-            curve = train(sigma, seed)
-            runs.append([100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1]])
-            bar.update()
-    shape = (len(sigmas), seeds)
-    return Curve(*(np.reshape(column, shape) for column in zip(*runs, strict=True)))
+def last(train: Callable[..., Curve], sigmas: Sequence[float], seeds: int, name: str) -> Curve:
+    """At the end of runs of ``trainer``, ``[sigmas, seeds]``; accuracies in percent.
+
+    ``name`` is what the progress bar says.
+    """
+
+    def end(sigma, seed):
+        curve = train(sigma, seed)
+        return Curve(100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1])
+
+    return sweep(end, sigmas, seeds, name)
+
+
+def columns(curve: Curve, index: int = 0, dev: str = "validation %") -> dict[str, float]:
+    """Of a table: means and deviations over seeds at one of the sigmas of ``last``."""
+    return {
+        "train %": float(curve.train[index].mean()),
+        "+-": float(curve.train[index].std(ddof=1)),
+        dev: float(curve.dev[index].mean()),
+        "+- ": float(curve.dev[index].std(ddof=1)),
+    }
+
+
+def caption(data_dir: str | None, num_steps: int, shown: str) -> str:
+    """Of a figure; ``shown`` says what its marks are."""
+    data = classifier.name(data_dir)
+    return f"{data} sigmoid classifier, batch {BATCH}, {num_steps} steps; {shown}"
+
+
+def accuracy_panels(lowest: float, xlabel: str) -> tuple[Figure, Any]:
+    """A figure and its two axes, for training and validation accuracy from ``lowest``."""
+    figure, panels = plots.panels(2, (9.5, 3.7), sharey=True)
+    for axes, split in zip(panels, ("training", "validation"), strict=True):
+        axes.set(xscale="log", ylim=(lowest, 100.4), xlabel=xlabel, ylabel=f"{split} accuracy (%)")
+        axes.yaxis.set_tick_params(labelleft=True)
+    return figure, panels

@@ -9,18 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
-from launch.studies.classifier import Split
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.classifier import Split
+from launch.studies.shared.meta_descent import meta_descend, whole_run
+from launch.studies.shared.sweep import sweep
 from meta_train import reversible
-from meta_train.progress import progress
 
 NUM_STEPS = 20
 MOMENTUM = 0.9
 LEARNING_RATE = 1.0
+LENGTH: dict[str, Any] = {"num_steps": NUM_STEPS, "momentum_floor": MOMENTUM - 1e-3}
 META_RATE = 0.05
 DRAWS = 20
 LOG_PENALTIES = np.arange(-10.0, 0.5, 1.0)  # for real images
@@ -46,40 +47,22 @@ def run(quick: bool, data_dir: str | None) -> Result:
         return reversible.setup(params, LEARNING_RATE, MOMENTUM, theta)
 
     @jax.jit
-    def step(theta, opt_state):
-        value, grads, trained = reversible.hypergradients(
-            inner_loss, objective, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
-        updates, opt_state = optimizer.update(grads.theta, opt_state)
-        return optax.apply_updates(theta, updates), opt_state, value, trained
-
-    @jax.jit
     def test_accuracy(theta):
-        trained = reversible.train(
-            inner_loss, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
+        trained = reversible.train(inner_loss, setup(theta), **LENGTH)
         return classifier.accuracy(trained.params, test)
 
     noise = 0.01 * jax.random.normal(jax.random.key(0), (10, side**2))
-    theta = {"images": noise, "log_l2": jnp.array(-6.0)}
-    optimizer = optax.adam(META_RATE)
-    opt_state = optimizer.init(theta)
-    losses, accuracies, exact = [], [float(test_accuracy(theta))], True
-    for _ in progress(range(meta_steps), desc="meta-steps"):
-        theta, opt_state, value, trained = step(theta, opt_state)
-        exact &= bool(trained.report.ok)
-        losses.append(float(value))
-        accuracies.append(float(test_accuracy(theta)))
+    start = {"images": noise, "log_l2": jnp.array(-6.0)}
+    gradient = whole_run(inner_loss, objective, setup, **LENGTH)
+    found = meta_descend(gradient, start, META_RATE, meta_steps)
+    theta = found.thetas[-1]
+    accuracies = [float(test_accuracy(theta)) for theta in (start, *found.thetas)]
 
-    swept = np.array(
-        [
-            [
-                float(test_accuracy({"images": one_a_class(train, seed), "log_l2": jnp.array(log)}))
-                for seed in range(DRAWS)
-            ]
-            for log in LOG_PENALTIES.astype(np.float32)
-        ]
-    )
+    def of_real_images(log_penalty, seed):
+        images = one_a_class(train, seed)
+        return float(test_accuracy({"images": images, "log_l2": jnp.array(log_penalty)}))
+
+    swept = sweep(of_real_images, LOG_PENALTIES.astype(np.float32), DRAWS)
     # The penalty that is best on average, and the best penalty of the best draw.
     chosen = int(np.argmax(swept.mean(axis=1)))
     learned, ordinary, best = accuracies[-1], float(swept[chosen].mean()), float(swept.max())
@@ -94,11 +77,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         {"training images": "ten learned ones", "test accuracy": learned},
     ]
     claims = [
-        Claim(
-            "Every hypergradient was exact: each run was recovered to the bit.",
-            exact,
-            f"{meta_steps} reversals of {NUM_STEPS} steps",
-        ),
+        found.claim(NUM_STEPS),
         Claim(
             "Ten learned images teach more than ten real ones, even the best draw of them with "
             "the best L2 penalty for it.",
@@ -109,17 +88,16 @@ def run(quick: bool, data_dir: str | None) -> Result:
     ]
     figure = draw(theta["images"], one_a_class(train, 0), side, accuracies, ordinary, best)
     data = {
-        "images": np.asarray(theta["images"]).tolist(),
+        "images": theta["images"],
         "log_l2": float(theta["log_l2"]),
-        "losses": losses,
+        "losses": found.losses,
         "accuracies": accuracies,
-        "log_penalties": LOG_PENALTIES.tolist(),
-        "real": swept.tolist(),
+        "log_penalties": LOG_PENALTIES,
+        "real": swept,
     }
     caption = (
-        f"logistic regression on ten images, {'MNIST' if data_dir else 'digits'}, {NUM_STEPS} "
-        f"training steps from zero; one run of {meta_steps} meta-steps; {DRAWS} draws of real "
-        "images"
+        f"logistic regression on ten images, {classifier.name(data_dir)}, {NUM_STEPS} training "
+        f"steps from zero; one run of {meta_steps} meta-steps; {DRAWS} draws of real images"
     )
     return Result(claims, table, figure, data, caption)
 
@@ -133,33 +111,25 @@ def one_a_class(split: Split, seed: int) -> jax.Array:
 
 def draw(images, real, side, accuracies, ordinary, best) -> Figure:
     """The learned images above real ones, and the test accuracy as they are learned."""
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.8))
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.5, 1])
-    top, bottom = parts
-    cells = top.subplots(4, 5)
+    cells = parts[0].subplots(4, 5)
     limit = float(jnp.max(jnp.abs(images)))
     for digit in range(10):
         row, column = divmod(digit, 5)
-        shown = cells[2 * row, column].imshow(
-            images[digit].reshape(side, side), cmap="RdBu_r", vmin=-limit, vmax=limit
-        )
-        cells[2 * row, column].set_title(str(digit), fontsize=9, pad=2)
-        cells[2 * row + 1, column].imshow(
-            real[digit].reshape(side, side), cmap="gray_r", vmin=0, vmax=1
-        )
+        shown = plots.image(cells[2 * row, column], images[digit].reshape(side, side), str(digit),
+                            cmap="RdBu_r", vmin=-limit, vmax=limit)  # fmt: skip
+        plots.image(cells[2 * row + 1, column], real[digit].reshape(side, side), "",
+                    cmap="gray_r", vmin=0, vmax=1)  # fmt: skip
     for row in range(4):
-        cells[row, 0].set_ylabel("learned" if row % 2 == 0 else "real", fontsize=8)
-        for cell in cells[row]:
-            cell.set(xticks=[], yticks=[])
-    bar = top.colorbar(shown, ax=cells, shrink=0.6, pad=0.02)
-    bar.set_label("learned pixel (real: 0 to 1)", fontsize=8)
-    axes = bottom.subplots()
+        cells[row, 0].set_ylabel("real" if row % 2 else "learned", fontsize=8)
+    parts[0].colorbar(shown, ax=cells, shrink=0.6, label="learned pixel (real: 0 to 1)")
+    axes = parts[1].subplots()
     axes.plot(accuracies, color="C3", label="ten learned images")
-    axes.axhline(best, color="0.3", lw=1, ls="--", label="ten real images, best draw")
-    axes.axhline(ordinary, color="0.6", lw=1, ls=":", label="ten real images, mean")
+    plots.level(axes, best, "ten real images, best draw")
+    plots.level(axes, ordinary, "ten real images, mean", color="0.5", linestyle=":")
     axes.set(xlabel="meta-step", ylabel="test accuracy", ylim=(0, 1))
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from launch.benchmarks import reversible as benchmark
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import plots
 from meta_train.progress import progress
 
 QUICK_STEPS = (50, 200, 800)
@@ -91,30 +92,20 @@ def find(rows, method):
 
 def draw(measured, steps) -> Figure:
     """Memory and time against T, and the frontier at the middle T."""
-    figure = Figure(figsize=(11.5, 3.5), layout="constrained")
-    memory, time, both = figure.subplots(1, 3)
-    for method, (colour, marker) in STYLES.items():
+    figure, (memory, time, both) = plots.panels(3, (11.5, 3.5))
+    for method, (color, marker) in STYLES.items():
         rows = [find(measured[num_steps], method) for num_steps in steps]
-        size = 11 if marker == "*" else 5
-        for axes, values in (
-            (memory, [row.temporary_mib for row in rows]),
-            (time, [1e3 * row.milliseconds / row.steps for row in rows]),
-        ):
-            axes.plot(steps, values, color=colour, marker=marker, ms=size, label=method)
-    memory.set(xlabel="training steps T", ylabel="temporary memory (MiB)", title="Memory")
-    time.set(
-        xlabel="training steps T", ylabel="processor time per training step (µs)", title="Time"
-    )
-    memory.legend(fontsize=8, frameon=False)
+        line = {"color": color, "marker": marker, "ms": 11 if marker == "*" else 5, "label": method}
+        memory.plot(steps, [row.temporary_mib for row in rows], **line)
+        time.plot(steps, [1e3 * row.milliseconds / row.steps for row in rows], **line)
+    memory.set(ylabel="temporary memory (MiB)", title="Memory", yscale="log")
+    time.set(ylabel="processor time per training step (µs)", title="Time", ylim=(0, None))
+    memory.legend()
     benchmark.draw_frontier(both, measured[steps[1]])
     both.set_title(f"Memory against time, T = {steps[1]:,}")
-    memory.set(yscale="log")
-    time.set(ylim=(0, None))
     for axes in (memory, time):
-        axes.set(xscale="log")
-        axes.set_xticks(steps, [f"{num_steps:,}" for num_steps in steps])
-        axes.tick_params(axis="x", which="minor", labelbottom=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("training steps T")
+        plots.steps_axis(axes, steps)
     return figure
 
 

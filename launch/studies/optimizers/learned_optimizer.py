@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from launch import config as cfg
 from launch.choices import to_dict
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band
+from launch.studies.shared import plots
+from launch.studies.shared.compare import by_name
 from launch.subjects import make_system
 from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer
@@ -39,17 +40,11 @@ ESTIMATORS = {
     "full ES": "full_es",
     "TBPTT": "tbptt",
 }
-COLORS = {
-    "PES": "#0072B2",
-    "NRES": "#009E73",
-    "truncated ES": "#E69F00",
-    "full ES": "#CC79A7",
-    "TBPTT": "#D55E00",
-}
+HORIZON = cfg.load_preset("demo").inner.horizon
 EVALUATIONS, EVALUATION_SEED = 32, 1000
 
 
-class Scale(NamedTuple):
+class Setting(NamedTuple):
     """How much is run: inner steps of a run between two records, records, seeds; the task."""
 
     inner_steps: int
@@ -60,8 +55,8 @@ class Scale(NamedTuple):
 
 
 # Between records every estimator takes whole outer steps: of 640, 960 and 3,200 inner steps.
-FULL = Scale(28_800, 12, 3, cfg.task("mlp"), cfg.optimizer("mlp"))
-QUICK = Scale(
+FULL = Setting(28_800, 12, 3, cfg.task("mlp"), cfg.optimizer("mlp"))
+QUICK = Setting(
     9_600,
     4,
     2,
@@ -70,43 +65,42 @@ QUICK = Scale(
 )
 
 
-def job_config(name: str, scale: Scale) -> cfg.Config:
+def job_config(name: str, setting: Setting) -> cfg.Config:
     """The job of the demo with another estimator, at a constant learning rate."""
     demo = cfg.load_preset("demo")
     return dataclasses.replace(
         demo,
-        task=scale.task,
-        optimizer=scale.optimizer,
+        task=setting.task,
+        optimizer=setting.optimizer,
         estimator=cfg.estimator(ESTIMATORS[name], num_particles=32),
         meta=dataclasses.replace(demo.meta, schedule="constant"),
     )
 
 
-class Curves(NamedTuple):
+class MetaCurves(NamedTuple):
     """Of one estimator, ``[seeds, records + 1]``: meta-losses, processor seconds of outer steps."""
 
     losses: np.ndarray
     seconds: np.ndarray
 
 
-def evaluation(scale: Scale) -> Callable[[jax.Array], float]:
+def evaluation(setting: Setting) -> Callable[[jax.Array], float]:
     """``theta -> meta-loss`` of whole inner runs under theta itself, always the same ones."""
-    config = job_config("PES", scale)
-    task, optimizer = scale.task.make(), scale.optimizer.make()
+    task, optimizer = setting.task.make(), setting.optimizer.make()
     unravel = ravel_pytree(optimizer.init(jax.random.key(0)))[1]
 
     @jax.jit
     def mean_loss(theta):
         return evaluate.inner_curves(
-            task, optimizer, unravel(theta), config.inner.horizon, EVALUATIONS, EVALUATION_SEED
+            task, optimizer, unravel(theta), HORIZON, EVALUATIONS, EVALUATION_SEED
         ).mean()
 
     return lambda theta: float(mean_loss(theta))
 
 
 def meta_train(
-    label: str, config: cfg.Config, scale: Scale, meta_loss: Callable[[jax.Array], float]
-) -> Curves:
+    label: str, config: cfg.Config, setting: Setting, meta_loss: Callable[[jax.Array], float]
+) -> MetaCurves:
     """Runs the job once for each seed; progress is shown under the label."""
     task, optimizer = config.task.make(), config.optimizer.make()
     theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
@@ -142,11 +136,11 @@ def meta_train(
         return devices.place(init(seed), num_devices, axes)
 
     steps(start(0), 1)  # Compiles.
-    per_record = scale.inner_steps / config.inner_steps()
-    ends = [round(record * per_record) for record in range(scale.num_records + 1)]
-    shape = scale.num_seeds, scale.num_records + 1
-    curves = Curves(np.zeros(shape), np.zeros(shape))
-    for seed in range(scale.num_seeds):
+    per_record = setting.inner_steps / config.inner_steps()
+    ends = [round(record * per_record) for record in range(setting.num_records + 1)]
+    shape = setting.num_seeds, setting.num_records + 1
+    curves = MetaCurves(np.zeros(shape), np.zeros(shape))
+    for seed in range(setting.num_seeds):
         state, spent = start(seed), 0.0
         for record in progress(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
             if record:
@@ -159,53 +153,62 @@ def meta_train(
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
-    devices.configure_cpu_devices()
-    scale = QUICK if quick else FULL
-    meta_loss = evaluation(scale)
-    curves = {
-        name: meta_train(name, job_config(name, scale), scale, meta_loss) for name in ESTIMATORS
-    }
-    inner_steps = scale.inner_steps * np.arange(scale.num_records + 1)
+    setting = QUICK if quick else FULL
+    configs = {name: job_config(name, setting) for name in ESTIMATORS}
+    curves = meta_train_all(configs, setting)
     return Result(
-        claims=claims(curves),
-        table=[row(name, scale, found) for name, found in curves.items()],
-        figure=draw(inner_steps, curves),
-        data={
-            "inner_steps": inner_steps.tolist(),
-            "meta_loss": {name: found.losses.tolist() for name, found in curves.items()},
-            "seconds": {name: found.seconds.tolist() for name, found in curves.items()},
-        },
-        caption=caption(scale),
+        claims(curves),
+        rows(setting, configs, curves),
+        draw(setting, curves, plots.COLORS),
+        data(setting, curves),
+        caption(setting),
     )
 
 
-def caption(scale: Scale) -> str:
+def caption(setting: Setting) -> str:
     """What the figure is of."""
-    horizon = job_config("PES", scale).inner.horizon
-    facts = ", ".join(f"{name} {value}" for name, value in to_dict(scale.task).items())
+    facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
     return (
-        f"task: {facts}; T = {horizon}; mean training loss of {EVALUATIONS} runs under theta "
-        f"itself; line: median, band: range of {scale.num_seeds} seeds"
+        f"task: {facts}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
+        f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
     )
 
 
-def row(name: str, scale: Scale, found: Curves) -> dict[str, Any]:
-    """One line of the table: medians over seeds."""
-    inner_steps = scale.inner_steps * scale.num_records
-    per_outer_step = job_config(name, scale).inner_steps()
+def meta_train_all(configs: dict[str, cfg.Config], setting: Setting) -> dict[str, MetaCurves]:
+    devices.configure_cpu_devices()
+    meta_loss = evaluation(setting)
+    return {name: meta_train(name, config, setting, meta_loss) for name, config in configs.items()}
+
+
+def data(setting: Setting, curves: dict[str, MetaCurves]) -> dict[str, Any]:
     return {
-        "estimator": name,
-        "seeds": len(found.losses),
-        "outer steps": round(inner_steps / per_outer_step),
-        "inner steps": inner_steps,
-        "processor s": float(np.median(found.seconds[:, -1])),
-        "meta-loss before": float(np.median(found.losses[:, 0])),
-        "after": float(np.median(found.losses[:, -1])),
-        "worst": float(found.losses[:, -1].max()),
+        "inner_steps": setting.inner_steps * np.arange(setting.num_records + 1),
+        "meta_loss": by_name(curves, "losses"),
+        "seconds": by_name(curves, "seconds"),
     }
 
 
-def claims(curves: dict[str, Curves]) -> list[Claim]:
+def rows(
+    setting: Setting, configs: dict[str, cfg.Config], curves: dict[str, MetaCurves]
+) -> list[dict[str, Any]]:
+    """The table: medians over seeds."""
+    inner_steps = setting.inner_steps * setting.num_records
+    return [
+        {
+            "estimator": name,
+            "seeds": len(found.losses),
+            "outer steps": round(inner_steps / configs[name].inner_steps()),
+            "inner steps": inner_steps,
+            "processor s": float(np.median(found.seconds[:, -1])),
+            "meta-loss before": float(np.median(found.losses[:, 0])),
+            "after": float(np.median(found.losses[:, -1])),
+            "worst": float(found.losses[:, -1].max()),
+        }
+        for name, found in curves.items()
+    ]
+
+
+def claims(curves: dict[str, MetaCurves]) -> list[Claim]:
     first = {name: found.losses[:, 0] for name, found in curves.items()}
     last = {name: found.losses[:, -1] for name, found in curves.items()}
     online = [name for name in curves if name != "full ES"]
@@ -241,30 +244,23 @@ def claims(curves: dict[str, Curves]) -> list[Claim]:
     ]
 
 
-def draw(
-    inner_steps: np.ndarray, curves: dict[str, Curves], colors: Mapping[str, Any] = COLORS
-) -> Figure:
+def draw(setting: Setting, curves: dict[str, MetaCurves], colors: Mapping[str, Any]) -> Figure:
     """Meta-loss against inner steps and processor time: medians, and ranges over seeds."""
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for name, color in colors.items():
-        found = curves[name]
-        line = {"color": color, "linewidth": 1.8, "label": name}
-        band(left, inner_steps / 1000, found.losses, **line)
-        band(right, np.median(found.seconds, axis=0), found.losses, **line)
-    left.set_xlabel("inner steps of all particles (thousands)")
+    figure, (left, right) = plots.panels(2, (8.6, 3.6), sharey=True)
+    inner_steps = setting.inner_steps / 1000 * np.arange(setting.num_records + 1)
+    for name, found in curves.items():
+        for axes, x in ((left, inner_steps), (right, np.median(found.seconds, axis=0))):
+            plots.band(axes, x, found.losses, color=colors[name], label=name)
+            axes.set_xlim(0, None)
+    left.set(
+        xlabel="inner steps of all particles (thousands)",
+        ylabel="meta-loss (nats, mean of an episode)",
+    )
     right.set_xlabel("processor time of outer steps (s)")
-    left.set_ylabel("meta-loss (nats, mean of an episode)")
-    right.legend(fontsize=8, frameon=False)
-    for axis in (left, right):
-        axis.set_xlim(0, None)
-        axis.grid(alpha=0.25, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+    right.legend()
     return figure
 
 
 STUDY = Study(
-    "the MLP optimizer by PES, NRES, ES and TBPTT at equal inner compute (Vicol 2021, 5)",
-    8.0,
-    run,
+    "the MLP optimizer by PES, NRES, ES and TBPTT at equal inner compute (Vicol 2021, 5)", 8.0, run
 )

@@ -3,6 +3,8 @@
 python -m launch.reproduce influence_balancing --workdir=DIR
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +12,11 @@ import optax
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band, descend
+from launch.studies.shared import plots
+from launch.studies.shared.compare import Descent, by_name, compare, descend, each
 from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem
-from tasks.dynamics.influence_balancing import (
-    OPTIMUM,
-    THETA_INIT,
-    final_loss,
-    influence_balancing,
-)
+from tasks.dynamics.influence_balancing import OPTIMUM, THETA_INIT, final_loss, influence_balancing
 
 NUM_PAIRS = 500
 SIGMA = 0.1
@@ -27,13 +25,13 @@ STEPS, UORO_STEPS = 3000, 30_000
 RECORDS = 100  # Over STEPS.
 FLOOR = 1e-18
 
-COLORS = {
-    "RTRL": "black",
-    "PES": "#0072B2",
-    "NRES": "#009E73",
-    "UORO": "#CC79A7",
-    "truncated ES": "#E69F00",
-    "TBPTT, K=1": "#D55E00",
+STYLES = {
+    "PES": "-",
+    "NRES": "-",
+    "UORO": "-",
+    "truncated ES": "-",
+    "TBPTT, K=1": ":",
+    "RTRL": "--",
 }
 
 
@@ -68,50 +66,52 @@ def methods(num_uoro: int) -> dict[str, tuple[est.GradientEstimator, float]]:
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
+
+    def method(name: str, estimator: est.GradientEstimator, rate: float):
+        random = name in ("PES", "NRES", "UORO", "truncated ES")
+        times = UORO_STEPS // STEPS if name == "UORO" and not quick else 1
+        return partial(
+            descend,
+            name,
+            estimator,
+            jnp.asarray(THETA_INIT),
+            optax.sgd(rate),
+            num_steps=times * STEPS,
+            num_records=times * RECORDS,
+            num_seeds=(2 if quick else 10) if random else 1,
+            together=True,
+        )
+
     with jax.enable_x64(True):
-        steps, thetas = {}, {}
-        for name, (estimator, rate) in methods(num_uoro=200 if quick else 2 * NUM_PAIRS).items():
-            random = name in ("PES", "NRES", "UORO", "truncated ES")
-            times = UORO_STEPS // STEPS if name == "UORO" and not quick else 1
-            steps[name], thetas[name] = descend(
-                name,
-                estimator,
-                jnp.asarray(THETA_INIT),
-                optax.sgd(rate),
-                num_steps=times * STEPS,
-                num_records=times * RECORDS,
-                num_seeds=(2 if quick else 10) if random else 1,
-                together=True,
-            )
-        measure = jax.jit(jax.vmap(jax.vmap(final_loss)))
-        losses = {name: np.asarray(measure(theta)) for name, theta in thetas.items()}
+        found = compare(
+            {
+                name: method(name, *how)
+                for name, how in methods(num_uoro=200 if quick else 2 * NUM_PAIRS).items()
+            },
+            each(final_loss),
+        )
     table = [
         {
             "estimator": name,
-            "seeds": len(loss),
-            "outer steps": int(steps[name][-1]),
-            "final theta": float(np.median(thetas[name][:, -1])),
-            "final loss": float(np.median(loss[:, -1])),
-            "worst final loss": float(loss[:, -1].max()),
+            "seeds": len(line.loss),
+            "outer steps": int(line.steps[-1]),
+            "final theta": float(np.median(line.theta[:, -1])),
+            "final loss": float(np.median(line.loss[:, -1])),
+            "worst final loss": float(line.loss[:, -1].max()),
         }
-        for name, loss in losses.items()
+        for name, line in found.items()
     ]
-    return Result(
-        claims=claims(thetas, losses),
-        table=table,
-        figure=draw(steps, losses),
-        data={
-            "steps": {name: at.tolist() for name, at in steps.items()},
-            "theta": {name: theta.tolist() for name, theta in thetas.items()},
-            "loss": {name: loss.tolist() for name, loss in losses.items()},
-        },
-        caption=f"influence balancing, 23 states, episodes without end; {NUM_PAIRS} pairs, sigma "
+    data = {field: by_name(found, field) for field in Descent._fields}
+    caption = (
+        f"influence balancing, 23 states, episodes without end; {NUM_PAIRS} pairs, sigma "
         f"{SIGMA:g}, SGD {RATE:g} (UORO {UORO_RATE:g}); line: median, band: range of "
-        f"{len(losses['PES'])} seeds (one where nothing is drawn)",
+        f"{len(found['PES'].loss)} seeds (one where nothing is drawn)"
     )
+    return Result(claims(found), table, draw(found), data, caption)
 
 
-def claims(thetas: dict, losses: dict) -> list[Claim]:
+def claims(found: dict[str, Descent]) -> list[Claim]:
+    thetas, losses = by_name(found, "theta"), by_name(found, "loss")
     start = float(losses["RTRL"][0, 0])
     last = {name: loss[:, RECORDS] for name, loss in losses.items()}
     apart = float(np.abs(thetas["PES"] - thetas["RTRL"]).max())
@@ -123,7 +123,7 @@ def claims(thetas: dict, losses: dict) -> list[Claim]:
         "TBPTT, K=10, mean loss",
         "TBPTT, K=100, mean loss",
     ]
-    found = [
+    claims = [
         Claim(
             "PES follows RTRL: its theta is never further from it than 20% of the way to go.",
             apart < 0.2,
@@ -155,48 +155,42 @@ def claims(thetas: dict, losses: dict) -> list[Claim]:
     ]
     if losses["UORO"].shape[1] > RECORDS + 1:
         final = losses["UORO"][:, -1]
-        found.append(
+        claims.append(
             Claim(
                 f"With ten times the steps, {UORO_STEPS:,}, UORO finds the optimum too.",
                 bool(final.max() < 1e-6),
                 f"final losses {final.min():.1g} to {final.max():.1g} over {len(final)} seeds",
             )
         )
-    return found
+    return claims
 
 
-def draw(steps: dict, losses: dict) -> Figure:
-    longer = steps["UORO"][-1] > STEPS
-    figure = Figure(figsize=(12 if longer else 9, 3.6), layout="constrained")
-    left, right, *last = figure.subplots(1, 3 if longer else 2, sharey=True)
+def draw(found: dict[str, Descent]) -> Figure:
+    longer = found["UORO"].steps[-1] > STEPS
+    figure, axes = plots.panels(3 if longer else 2, (12 if longer else 9, 3.6), sharey=True)
+    left, right, *last = axes
 
-    def curve(axis, name, **line):
-        loss = np.maximum(losses[name], FLOOR)
-        band(axis, steps[name], loss, label=name, linewidth=1.8, **line)
+    def curve(axis, name, *style, **line):
+        loss = np.maximum(found[name].loss, FLOOR)
+        plots.band(axis, found[name].steps, loss, *style, label=name, **line)
 
-    for name, color in COLORS.items():
-        style = {"RTRL": "--", "TBPTT, K=1": ":"}.get(name, "-")
-        curve(left, name, color=color, linestyle=style, zorder=3 if name == "RTRL" else 2)
-    curve(right, "RTRL", color="black", linestyle="--")
-    for truncation, color in ((10, "#D55E00"), (100, "#56B4E9")):
+    for name, style in STYLES.items():
+        curve(left, name, style, color=plots.COLORS[name.split(",")[0]])
+    for axis in (right, *last):
+        curve(axis, "RTRL", "--", color=plots.BLACK)
+    for truncation, color in ((10, plots.VERMILION), (100, plots.SKY)):
         curve(right, f"TBPTT, K={truncation}, end loss", color=color)
-        curve(right, f"TBPTT, K={truncation}, mean loss", color=color, linestyle=":")
-    left.set_title("Truncations of one step", fontsize=10)
-    right.set_title("Longer truncations, end or mean loss", fontsize=10)
-    left.set_ylabel("loss after 500 inner steps (optimum 0)")
+        curve(right, f"TBPTT, K={truncation}, mean loss", ":", color=color)
+    left.set(title="Truncations of one step", ylabel="loss after 500 inner steps (optimum 0)")
+    right.set(title="Longer truncations, end or mean loss")
     for axis in last:
-        curve(axis, "RTRL", color="black", linestyle="--")
-        curve(axis, "UORO", color=COLORS["UORO"])
-        axis.set_title("UORO, a tenth of the learning rate", fontsize=10)
+        curve(axis, "UORO", color=plots.COLORS["UORO"])
+        axis.set(title="UORO, a tenth of the learning rate")
         axis.set_xticks(range(0, UORO_STEPS + 1, 10_000))
-    for axis in (left, right, *last):
-        axis.set_yscale("log")
-        axis.set_ylim(FLOOR, 1e6)
-        axis.set_xlim(0, UORO_STEPS if axis in last else STEPS)
-        axis.set_xlabel("outer steps")
-        axis.grid(alpha=0.25, linewidth=0.5)
-        axis.legend(fontsize=8, frameon=False, loc="upper right" if axis in last else "lower left")
-        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes:
+        steps = UORO_STEPS if axis in last else STEPS
+        axis.set(yscale="log", ylim=(FLOOR, 1e6), xlim=(0, steps), xlabel="outer steps")
+        axis.legend(loc="upper right" if axis in last else "lower left")
     return figure
 
 

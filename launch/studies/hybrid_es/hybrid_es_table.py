@@ -15,12 +15,11 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import classifier
-from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_training import BATCH, Curve, Problem
+from launch.studies.hybrid_es import hybrid_training as training
+from launch.studies.hybrid_es.hybrid_training import BATCH, Curve, Problem
+from launch.studies.shared import classifier, plots
 from meta_train.estimators.hybrid.messages import traffic
-from meta_train.progress import progress
 
 NUM_STEPS = 300
 RATE = 3.0
@@ -58,7 +57,7 @@ ROWS = {
 }
 # Percent of the reference's: run time (here: operations), memory over time, bandwidth.
 POSTER_COSTS = {2: (120.8, 66.7, 50.0), 3: (127.7, 55.6, 33.3)}
-COLORS = {"reference": "#0072B2", "H-ES": "#D55E00", "assisted": "#009E73"}
+COLORS = {"reference": plots.BLUE, "H-ES": plots.VERMILION, "assisted": plots.GREEN}
 
 
 class Costs(NamedTuple):
@@ -73,28 +72,23 @@ class Costs(NamedTuple):
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     seeds = 3 if quick else 8
-    found: dict[str, Curve] = {}
-    with progress(total=len(ROWS) * seeds, desc="runs") as bar:
-        for name, row in ROWS.items():
-            train = trainer(data_dir, row._replace(sigma=0.0, poster=None))
-            found[name] = training.last(train, (row.sigma,), seeds, bar)
+    found = {}
+    for name, row in ROWS.items():
+        train = trainer(data_dir, row._replace(sigma=0.0, poster=None))  # One for all sigmas.
+        found[name] = training.last(train, (row.sigma,), seeds, name)
     counted = programs(problem)
     costs = {r: counted_costs(problem, counted, r) for r in (1, 2, 3)}
     table = [line(name, row, found[name], costs) for name, row in ROWS.items()]
-    data = {
-        "accuracy": {name: [x.tolist() for x in curve] for name, curve in found.items()},
-        "costs": {str(r): cost._asdict() for r, cost in costs.items()},
-    }
-    caption = (
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {BATCH}, {NUM_STEPS} "
-        f"steps; large points: means of {seeds} seeds, small ones: the seeds"
+    data = {"accuracy": found, "costs": {str(r): cost._asdict() for r, cost in costs.items()}}
+    caption = training.caption(
+        data_dir, NUM_STEPS, f"large points: means of {seeds} seeds, small ones: the seeds"
     )
     return Result(claims(problem, found, costs), table, draw(found), data, caption)
 
 
 @cache
-def trainer(data_dir: str | None, row: Row, num_candidates: int = NUM_WORKERS * PER_WORKER):
-    """``(sigma, seed) -> Curve`` of a whole run, compiled once for all sigmas."""
+def trainer(data_dir: str | None, row: Row):
+    """``(sigma, seed) -> Curve`` of a whole run."""
     return training.trainer(
         training.problem(data_dir),
         NUM_STEPS,
@@ -105,7 +99,7 @@ def trainer(data_dir: str | None, row: Row, num_candidates: int = NUM_WORKERS * 
         combine=row.combine,
         antithetic=row.combine == "rank",
         assist=row.assist,
-        num_candidates=num_candidates,
+        num_candidates=NUM_WORKERS * PER_WORKER,
     )
 
 
@@ -122,10 +116,7 @@ def line(name: str, row: Row, curve: Curve, costs: dict[int, Costs]) -> dict[str
     return {
         "method": name,
         "sigma": float(row.sigma) if searching else blank,
-        "train %": float(curve.train.mean()),
-        "+-": float(curve.train.std(ddof=1)),
-        "dev %": float(curve.dev.mean()),
-        "+- ": float(curve.dev.std(ddof=1)),
+        **training.columns(curve, dev="dev %"),
         "poster": "{:.2f}/{:.2f}".format(*row.poster) if row.poster else blank,
         "operations %": measured.operations if measured else blank,
         "poster ": poster_time or blank,
@@ -253,26 +244,22 @@ def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, Costs]) -
 
 
 def draw(found: dict[str, Curve]) -> Figure:
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    axes: Any = figure.subplots(1, 2, sharey=True)
+    figure, panels = plots.panels(2, (9, 4.4), sharey=True)
     places = np.arange(len(ROWS))[::-1]
-    for panel, (split, title, index) in zip(
-        axes, (("train", "training", 0), ("dev", "dev", 1)), strict=True
-    ):
+    for index, (axes, split) in enumerate(zip(panels, ("train", "dev"), strict=True)):
         for place, (name, row) in zip(places, ROWS.items(), strict=True):
             values = getattr(found[name], split)[0]
-            color = next((c for key, c in COLORS.items() if name.startswith(key)), "gray")
-            panel.plot(values, np.full(len(values), place), ".", color=color, alpha=0.35)
-            panel.plot(values.mean(), place, "o", color=color, markersize=7)
+            color = next((c for key, c in COLORS.items() if name.startswith(key)), plots.GRAY)
+            axes.plot(values, np.full(len(values), place), ".", color=color, alpha=0.35)
+            axes.plot(values.mean(), place, "o", color=color, markersize=7)
             if row.poster:
-                panel.plot(row.poster[index], place, "x", color="black", markersize=6)
-        panel.set_xlabel(f"{title} accuracy (%)")
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(places, list(ROWS))
-    axes[1].plot([], [], "o", color="gray", label="mean here (dots: seeds)")
-    axes[1].plot([], [], "x", color="black", label="poster (MNIST)")
-    axes[1].legend(fontsize=8, frameon=False, loc="lower left")
+                axes.plot(row.poster[index], place, "x", color="black", markersize=6)
+    panels[0].set_yticks(places, list(ROWS))
+    panels[0].set_xlabel("training accuracy (%)")
+    panels[1].set_xlabel("dev accuracy (%)")
+    panels[1].plot([], [], "o", color=plots.GRAY, label="mean here (dots: seeds)")
+    panels[1].plot([], [], "x", color="black", label="poster (MNIST)")
+    panels[1].legend(loc="lower left")
     return figure
 
 

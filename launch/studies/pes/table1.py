@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import cost
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import cost, plots
 from meta_train import estimators as est
 from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
@@ -65,34 +65,24 @@ class Row(NamedTuple):
     final: bool = False
 
 
-def _full(make, count="num_particles", perturbs=False, **extra):
-    """``build`` of an estimator that runs whole episodes."""
+def _build(make, count="num_particles", online=True, perturbs=False, **extra):
+    """``build`` of an estimator that runs truncations, or else whole episodes."""
 
     def build(system, num, horizon, truncation, sigma):
-        del truncation
         kwargs = {count: num, "horizons": est.fixed_horizon(horizon), **extra}
-        return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
-
-    return build
-
-
-def _online(make, count="num_particles", perturbs=False):
-    """``build`` of an estimator that runs truncations."""
-
-    def build(system, num, horizon, truncation, sigma):
-        kwargs = {count: num, "horizons": est.fixed_horizon(horizon), "truncation": truncation}
+        kwargs |= {"truncation": truncation} if online else {}
         return make(system, **kwargs, **({"sigma": sigma} if perturbs else {}))
 
     return build
 
 
 def _gpes(system, num, horizon, truncation, sigma):
-    build = _online_es(partial(est.gpes, noise_period=2 * truncation))
+    build = _online_es(est.gpes, noise_period=2 * truncation)
     return build(system, num, horizon, truncation, sigma)
 
 
 def _grouped(system, num, horizon, truncation, sigma):
-    build = _full(partial(est.reparam_es, pairs_per_particle=GROUP), perturbs=True)
+    build = whole(est.reparam_es, pairs_per_particle=GROUP, perturbs=True)
     return build(system, num // GROUP, horizon, truncation, sigma)
 
 
@@ -101,16 +91,18 @@ def _telescoped(system, num, horizon, truncation, sigma):
     return _online_es(est.pes)(last, num, horizon, truncation, sigma)
 
 
-_full_es = partial(_full, count="num_pairs", perturbs=True)
-_online_es = partial(_online, count="num_pairs", perturbs=True)
+_online = _build
+whole = partial(_build, online=False)
+_online_es = partial(_build, count="num_pairs", perturbs=True)
+_full_es = partial(_online_es, online=False)
 _STEP = {"S": 2, "N": 1}
 
 ROWS = {
-    "BPTT": Row(_full(est.bptt), True, True, False, "T(F+B)", "TS",
+    "BPTT": Row(whole(est.bptt), True, True, False, "T(F+B)", "TS",
                 {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
     "TBPTT": Row(_online(est.tbptt), False, True, False, "K(F+B)", "KS",
                  {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
-    "ARTBP": Row(_full(est.artbp, mean_truncation=4.0), True, True, False,
+    "ARTBP": Row(whole(est.artbp, mean_truncation=4.0), True, True, False,
                  "T(F+B); K(F+B) if dynamic", "TS; KS if dynamic",
                  {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
     "RTRL": Row(_online(est.rtrl), True, True, False, "K P F", "SP",
@@ -137,7 +129,7 @@ ROWS = {
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
     "NRES": Row(_online_es(est.nres), True, False, True, "N K F", "N(S+P)",
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "guided ES": Row(_online_es(partial(est.guided_es, num_surrogates=1)), False, True, True,
+    "guided ES": Row(_online_es(est.guided_es, num_surrogates=1), False, True, True,
                      "N T(F+B)", "N(TS+P)", {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
 }  # fmt: skip
 
@@ -295,8 +287,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         figure=draw(rows),
         data={"rows": rows, "exponents": exponents},
         caption=f"linear system, {STATE_SIZE} states, {THETA_SIZE} parameters, T = {T}, K = {K}; "
-        f"{num} particles, {replicates} replicates of one seed; bars: measured bias and variance, "
-        "lines: 2 standard errors; blue: unbiased, orange: biased",
+        f"{num} particles, {replicates} replicates of one seed; bars: measured bias and "
+        "variance, lines: 2 standard errors; blue: unbiased, vermilion: biased",
     )
 
 
@@ -356,35 +348,29 @@ def parallel_claim(ratios: dict[str, float | str]) -> Claim:
 
 
 def draw(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = plots.panels(2, (8.4, 4.6), sharey=True)
     places = np.arange(len(rows))[::-1]
-    colors = ["#0072B2" if row["unbiased"] else "#D55E00" for row in rows]
-    left.barh(places, [row["bias"] for row in rows], color=colors, height=0.6)
-    left.errorbar(
-        [row["bias"] for row in rows],
-        places,
-        xerr=[2 * row["+-"] for row in rows],
-        fmt="none",
-        ecolor="black",
-        elinewidth=1,
-        capsize=2,
-    )
-    left.set_xlim(0, None)
+    colors = [plots.BLUE if row["unbiased"] else plots.VERMILION for row in rows]
+    bias, error = ([row[column] for row in rows] for column in ("bias", "+-"))
+    left.barh(places, bias, color=colors, height=0.6)
+    left.errorbar(bias, places, xerr=2 * np.array(error), fmt="none", ecolor="black", capsize=2)
     left.set_yticks(places, [row["estimator"] for row in rows])
-    left.set_xlabel(r"bias $\|E g - \nabla F\|\, /\, \|\nabla F\|$   ($\pm$ 2 standard errors)")
     floor = 1e-4
-    variances = [max(row["variance"], floor) for row in rows]
-    right.barh(places, variances, color=colors, height=0.6)
+    right.barh(places, [max(row["variance"], floor) for row in rows], color=colors, height=0.6)
     for place, row in zip(places, rows, strict=True):
         if row["variance"] < floor:
             right.annotate("0", (floor, place), (3, -3), textcoords="offset points", fontsize=8)
-    right.set_xscale("log")
-    right.set_xlim(floor, None)
-    right.set_xlabel(r"variance of one particle, one episode $/\, \|\nabla F\|^2$")
-    for axis in (left, right):
-        axis.grid(axis="x", alpha=0.25, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+    left.set(
+        xlim=(0, None),
+        xlabel=r"bias $\|E g - \nabla F\|\, /\, \|\nabla F\|$   ($\pm$ 2 standard errors)",
+    )
+    right.set(
+        xscale="log",
+        xlim=(floor, None),
+        xlabel=r"variance of one particle, one episode $/\, \|\nabla F\|^2$",
+    )
+    for axes in (left, right):
+        axes.grid(False, axis="y")
     return figure
 
 

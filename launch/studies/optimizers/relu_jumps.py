@@ -25,12 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from launch.studies.base import Claim, Result, Study
+from launch.studies.pes.table1 import ROWS, whole
+from launch.studies.shared import plots
 from learned_opt import mlp_optimizer
 from meta_train import estimators as est
 from meta_train.inner import inner_training
+from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
 from tasks import mlp_classifier
 from tasks.data import load_images
@@ -58,28 +60,13 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "horizon": (20, 50, 100),
 }
 QUICK_SWEEPS: dict[str, tuple[int, ...]] = {"width": (), "batch": (8, 32), "horizon": ()}
-
-_pairs: dict[str, Any] = {"sigma": SIGMA, "truncation": TRUNCATION}
-# Whether it differentiates, and ``(system, N, horizons) -> estimator``.
-ESTIMATORS: dict[str, tuple[bool, Any]] = {
-    "BPTT": (True, lambda s, n, h: est.bptt(s, num_particles=n, horizons=h)),
-    "RTRL": (True, lambda s, n, h: est.rtrl(s, num_particles=n, horizons=h, truncation=5)),
-    "UORO": (True, lambda s, n, h: est.uoro(s, num_particles=n, horizons=h, truncation=5)),
-    "ARTBP": (True, lambda s, n, h: est.artbp(s, num_particles=n, horizons=h, mean_truncation=9.0)),
-    "forward gradient": (
-        True,
-        lambda s, n, h: est.forward_gradient(s, num_particles=n, horizons=h, truncation=5),
-    ),
-    "Reparam": (True, lambda s, n, h: est.reparam(s, num_pairs=n, horizons=h, sigma=SIGMA)),
-    "PES+Analytic": (True, lambda s, n, h: est.pes_analytic(s, num_pairs=n, horizons=h, **_pairs)),
-    "ES": (False, lambda s, n, h: est.full_es(s, num_pairs=n, horizons=h, sigma=SIGMA)),
-    "PES": (False, lambda s, n, h: est.pes(s, num_pairs=n, horizons=h, **_pairs)),
-    "GPES": (
-        False,
-        lambda s, n, h: est.gpes(s, num_pairs=n, horizons=h, noise_period=10, **_pairs),
-    ),
-    "NRES": (False, lambda s, n, h: est.nres(s, num_pairs=n, horizons=h, **_pairs)),
-}
+# Of table 1, with truncations of a quarter of the small setting's horizon.
+ESTIMATORS = {
+    name: ROWS[name]
+    for name in ("BPTT", "RTRL", "UORO", "ARTBP", "forward gradient", "Reparam", "PES+Analytic",
+                 "ES", "PES", "GPES", "NRES")
+}  # fmt: skip
+ESTIMATORS["ARTBP"] = ROWS["ARTBP"]._replace(build=whole(est.artbp, mean_truncation=9.0))
 QUICK_ESTIMATORS = ("BPTT", "PES", "NRES")
 
 
@@ -107,8 +94,7 @@ def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
         return unravel(start + a[0] * v)
 
     return UnrolledSystem(
-        lambda a, key: system.init(at(a), key),
-        lambda a, state, key: system.step(at(a), state, key),
+        lambda a, key: system.init(at(a), key), lambda a, state, key: system.step(at(a), state, key)
     )
 
 
@@ -162,8 +148,8 @@ def compare(setting: Setting, directions: int, num_runs: int) -> Slopes:
 
 def estimates(name: str, setting: Setting, replicates: int, num: int = 32) -> tuple[float, float]:
     """Mean and standard error of an estimator in direction 0, from independent episodes."""
-    horizons = est.fixed_horizon(setting.horizon)
-    estimator = ESTIMATORS[name][1](line(setting, direction(0)), num, horizons)
+    system = line(setting, direction(0))
+    estimator = ESTIMATORS[name].build(system, num, setting.horizon, TRUNCATION, SIGMA)
     a = jnp.zeros(1)
 
     def one(key):
@@ -200,29 +186,23 @@ class Size(NamedTuple):
 FULL = Size(6, (2000, 400), 2, (200, 50), (60, 12), SWEEPS, Setting(), tuple(ESTIMATORS))
 QUICK = Size(1, (1000, 200), 1, (1000, 200), (30, 0), QUICK_SWEEPS, SMALL, QUICK_ESTIMATORS)
 ACTIVATIONS = ("relu", "tanh")
-COLORS = {"relu": "#D55E00", "tanh": "#0072B2"}
+COLORS = {"relu": plots.VERMILION, "tanh": plots.BLUE}
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir  # Digits alone.
     size = QUICK if quick else FULL
     small, beside, swept = {}, {}, {}
-    total = 2 + 2 * sum(map(len, size.sweeps.values())) + 2 * len(size.estimators)
-    with tqdm(total=total, desc="settings") as bar:
-        for name, num_runs, num_reps in zip(ACTIVATIONS, size.runs, size.replicates, strict=True):
-            setting = SMALL._replace(activation=name)
-            small[name] = compare(setting, size.directions, num_runs)
-            bar.update()
-            for estimator in size.estimators:
-                if num_reps:
-                    beside[name, estimator] = estimates(estimator, setting, num_reps)
-                bar.update()
-        for name, num_runs in zip(ACTIVATIONS, size.sweep_runs, strict=True):
-            for field, values in size.sweeps.items():
-                for value in values:
-                    setting = size.base._replace(activation=name, **{field: value})
-                    swept[field, setting] = compare(setting, size.sweep_directions, num_runs)
-                    bar.update()
+    sizes = [(field, value) for field, values in size.sweeps.items() for value in values]
+    for i, name in enumerate(ACTIVATIONS):
+        setting = SMALL._replace(activation=name)
+        small[name] = compare(setting, size.directions, size.runs[i])
+        if size.replicates[i]:
+            for estimator in progress(size.estimators, desc=f"{name}, estimators"):
+                beside[name, estimator] = estimates(estimator, setting, size.replicates[i])
+        for field, value in progress(sizes, desc=f"{name}, sweep"):
+            setting = size.base._replace(activation=name, **{field: value})
+            swept[field, setting] = compare(setting, size.sweep_directions, size.sweep_runs[i])
     rows = table(small, beside, swept)
     return Result(
         claims=claims(small, beside, swept, "small and fast" if quick else "the defaults"),
@@ -303,7 +283,7 @@ def claims(small, beside, swept, base: str) -> list[Claim]:
 
     def said(name, differentiates, column):
         values = {e: away(name, e, column) for n, e in beside if n == name}
-        chosen = {e: z for e, z in values.items() if ESTIMATORS[e][0] in differentiates}
+        chosen = {e: z for e, z in values.items() if ESTIMATORS[e].differentiates in differentiates}
         return chosen, ", ".join(f"{e} {z:.1f}" for e, z in chosen.items())
 
     blind, blind_said = said("relu", (True,), "difference")
@@ -353,8 +333,7 @@ def claims(small, beside, swept, base: str) -> list[Claim]:
 
 
 def draw(small, beside, swept) -> Figure:
-    figure = Figure(figsize=(11.5, 3.8), layout="constrained")
-    axes: Any = figure.subplots(1, 4, width_ratios=(1.5, 1, 1, 1))
+    figure, (left, *panels) = plots.panels(4, (11.5, 3.8), width_ratios=(1.5, 1, 1, 1))
     names = [estimator for name, estimator in beside if name == "relu"]
     places = np.arange(len(names))[::-1]
     relu = small["relu"]
@@ -362,41 +341,33 @@ def draw(small, beside, swept) -> Figure:
         (relu.difference[0], relu.difference_error[0], "-", "central difference"),
         (relu.derivative[0], relu.derivative_error[0], "--", "mean derivative"),
     ):
-        axes[0].axvspan(value - 2 * error, value + 2 * error, color="0.85", zorder=0)
-        axes[0].axvline(value, color="black", linestyle=style, linewidth=1, label=label)
+        left.axvspan(value - 2 * error, value + 2 * error, color="0.85", zorder=0)
+        left.axvline(value, color="black", linestyle=style, linewidth=1, label=label)
     for place, name in zip(places, names, strict=True):
         mean, error = beside["relu", name]
-        color = "#D55E00" if ESTIMATORS[name][0] else "#009E73"
-        axes[0].errorbar(mean, place, xerr=2 * error, fmt="o", ms=4, capsize=2, color=color)
-    axes[0].set_yticks(places, names)
-    axes[0].set_xlabel("slope dF/da (nats)")
-    axes[0].set_title(
-        f"ReLU 64-{SMALL.width}-10, batch {SMALL.batch}, {SMALL.horizon} steps", fontsize=9
+        color = plots.VERMILION if ESTIMATORS[name].differentiates else plots.GREEN
+        left.errorbar(mean, place, xerr=2 * error, fmt="o", capsize=2, color=color)
+    left.set_yticks(places, names)
+    left.set(
+        xlabel="slope dF/da (nats)",
+        title=f"ReLU 64-{SMALL.width}-10, batch {SMALL.batch}, {SMALL.horizon} steps",
     )
-    axes[0].legend(fontsize=7, frameon=False)
+    left.legend(fontsize=7)
     labels = {"width": "hidden units", "batch": "batch (examples)", "horizon": "inner steps"}
-    for axis, field in zip(axes[1:], labels, strict=True):
+    for axes, field in zip(panels, labels, strict=True):
         for name in ACTIVATIONS:
-            found = [(getattr(s, field), f.relative) for (x, s), f in swept.items()
-                     if x == field and s.activation == name]  # fmt: skip
-            axis.errorbar(
-                [value for value, _ in found],
-                [percent for _, (percent, _) in found],
-                yerr=[2 * error for _, (_, error) in found],
-                fmt="o-",
-                ms=4,
-                capsize=2,
-                color=COLORS[name],
-                label=name,
-            )
-        axis.set(xscale="log", xlabel=labels[field], ylim=(0, None))
-        axis.set_xticks([v for v, _ in found], [str(v) for v, _ in found], minor=False)
-        axis.minorticks_off()
-    axes[1].set_ylabel("gap to the central difference\n(% of the slope)")
-    axes[3].legend(fontsize=8, frameon=False)
-    for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+            found = [
+                (getattr(setting, field), *each.relative)
+                for (against, setting), each in swept.items()
+                if against == field and setting.activation == name
+            ]
+            at, percent, error = np.reshape(found, (-1, 3)).T
+            line = {"fmt": "o-", "capsize": 2, "color": COLORS[name], "label": name}
+            axes.errorbar(at, percent, yerr=2 * error, **line)
+        plots.steps_axis(axes, at)
+        axes.set(xlabel=labels[field], ylim=(0, None))
+    panels[0].set_ylabel("gap to the central difference\n(% of the slope)")
+    panels[2].legend()
     return figure
 
 

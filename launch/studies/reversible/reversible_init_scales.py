@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import classifier, descent
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.meta_descent import Training, draw_meta_curve, evaluation, meta_descend
 from meta_train import reversible
 
 HIDDEN = (50, 50, 50)
@@ -36,13 +37,13 @@ def run(quick: bool, data_dir: str | None) -> Result:
         params = jax.tree.map(lambda n, s: jnp.exp(s) * n, noise, log_scales)
         return reversible.setup(params, LEARNING_RATE, MOMENTUM)
 
-    training = descent.Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM - 1e-3)
-    evaluate = descent.evaluation(training, TEST_SEEDS)
+    training = Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM - 1e-3)
+    evaluate = evaluation(training, TEST_SEEDS)
     first = jax.tree.map(lambda _: jnp.float32(FIRST_LOG_SCALE), shapes)
     before = evaluate(first)
-    thetas, values, exact = descent.meta_descend(training, first, META_RATE, meta_steps)
-    log_scales = thetas[-1]
-    history = [[[float(layer["w"]), float(layer["b"])] for layer in theta] for theta in thetas]
+    found = meta_descend(training.gradient, first, META_RATE, meta_steps)
+    log_scales = found.thetas[-1]
+    history = np.array([[[layer["w"], layer["b"]] for layer in theta] for theta in found.thetas])
     after = evaluate(log_scales)
     common = {}
     for log_scale in np.linspace(-4.0, 0.5, 5 if quick else 13).tolist():
@@ -60,11 +61,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         for name, short in (("weights", "w"), ("biases", "b"))
     ]
     claims = [
-        Claim(
-            "Every hypergradient was exact: each run was recovered to the bit.",
-            exact,
-            f"{meta_steps} reversals of {NUM_STEPS} steps",
-        ),
+        found.claim(NUM_STEPS),
         Claim(
             "Learned scales train to a lower loss than the first ones.",
             after.train < before.train,
@@ -81,43 +78,37 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 f"{common[best][1]:.4f}; learned: train {after.train:.4f}, test {after.test:.4f}",
             )
         )
-    data = {"history": history, "values": values, "common": [[s, *v] for s, v in common.items()]}
+    data = {
+        "history": history,
+        "values": found.losses,
+        "common": [[s, *v] for s, v in common.items()],
+    }
     caption = (
-        f"{'MNIST' if data_dir else 'digits'} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = "
-        f"{NUM_STEPS}; one run of {meta_steps} meta-steps, a new seed each; no band"
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"one run of {meta_steps} meta-steps, a new seed each; no band"
     )
-    return Result(claims, table, draw(history, values, sizes), data, caption)
+    return Result(claims, table, draw(history, found.losses, sizes), data, caption)
 
 
-def draw(history, values, sizes) -> Figure:
+def draw(history: np.ndarray, losses: list[float], sizes: tuple[int, ...]) -> Figure:
     """Scales and meta-loss along meta-descent."""
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    scales = np.exp(np.array(history))
-    colours = ["#440154", "#31688e", "#35b779", "#d8b70a"]
-    for i, colour in enumerate(colours):
-        left.plot(scales[:, i, 0], color=colour, label=f"layer {i + 1} weights")
-        left.plot(scales[:, i, 1], color=colour, ls=":", lw=1)
+    figure, (left, right) = plots.panels(2, (8.6, 3.4))
+    for i, color in enumerate(plots.LAYERS):
+        weights, biases = np.exp(history[:, i]).T
+        left.plot(weights, color=color, label=f"layer {i + 1} weights")
+        left.plot(biases, color=color, ls=":", lw=1)
     left.plot([], [], ":", color="0.4", lw=1, label="biases")
-    left.axhline(sizes[0] ** -0.5, color="#440154", lw=0.8, ls="--")
-    left.annotate(
-        r"$1/\sqrt{\mathrm{inputs}}$ of layer 1",
-        (1.48 * len(values), sizes[0] ** -0.5),
-        ha="right",
-        va="bottom",
-        fontsize=7,
-    )
+    label = r"$1/\sqrt{\mathrm{inputs}}$, layer 1"
+    plots.level(left, sizes[0] ** -0.5, label, color=plots.LAYERS[0])
     left.set(
         yscale="log",
-        xlim=(0, 1.5 * len(values)),
+        xlim=(0, 1.7 * len(losses)),
         xlabel="meta-step",
         ylabel="initial scale",
         title="Scale of each tensor",
     )
-    descent.draw_meta_curve(right, values)
-    left.legend(fontsize=7.5, loc="lower right", framealpha=0.9, edgecolor="none")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(loc="lower right", frameon=True, edgecolor="none")
+    draw_meta_curve(right, losses)
     return figure
 
 

@@ -10,16 +10,15 @@ the second panel shows processor time.
 """
 
 import dataclasses
-from typing import Any
 
 import matplotlib
 import numpy as np
 
 from launch import config as cfg
-from launch.studies import learned_optimizer as study
 from launch.studies.base import Claim, Result, Study
-from launch.studies.learned_optimizer import Curves, Scale
-from meta_train import devices
+from launch.studies.optimizers import learned_optimizer as study
+from launch.studies.optimizers.learned_optimizer import MetaCurves, Setting
+from launch.studies.shared import plots
 
 INTERVALS = (1, 2, 3, 5, 10)
 QUICK_INTERVALS = (1, 3)
@@ -31,9 +30,9 @@ QUICK = study.QUICK
 BESIDE = ("PES", "truncated ES")
 
 
-def hybrid_config(scale: Scale, refresh_every: int, mode: str) -> cfg.Config:
+def hybrid_config(setting: Setting, refresh_every: int, mode: str) -> cfg.Config:
     """The job of TBPTT, with a gradient at every ``refresh_every``-th step only."""
-    config = study.job_config("TBPTT", scale)
+    config = study.job_config("TBPTT", setting)
     if refresh_every == 1:
         return config
     return dataclasses.replace(
@@ -51,26 +50,20 @@ def hybrid_config(scale: Scale, refresh_every: int, mode: str) -> cfg.Config:
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
-    devices.configure_cpu_devices()
-    scale, intervals = (QUICK, QUICK_INTERVALS) if quick else (FULL, INTERVALS)
-    configs = {label(r): hybrid_config(scale, r, "control_variate") for r in intervals}
-    configs[STALE_LABEL] = hybrid_config(scale, STALE, "stale")
-    configs |= {name: study.job_config(name, scale) for name in BESIDE}
-    meta_loss = study.evaluation(scale)
-    curves = {
-        name: study.meta_train(name, config, scale, meta_loss) for name, config in configs.items()
-    }
-    inner_steps = scale.inner_steps * np.arange(scale.num_records + 1)
+    setting, intervals = (QUICK, QUICK_INTERVALS) if quick else (FULL, INTERVALS)
+    configs = {label(r): hybrid_config(setting, r, "control_variate") for r in intervals}
+    configs[STALE_LABEL] = hybrid_config(setting, STALE, "stale")
+    configs |= {name: study.job_config(name, setting) for name in BESIDE}
+    curves = study.meta_train_all(configs, setting)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(intervals)))
+    colors = plots.COLORS | {STALE_LABEL: plots.GRAY}
+    colors |= {label(r): shade for r, shade in zip(intervals, shades, strict=True)}
     return Result(
-        claims=claims(curves, intervals),
-        table=[row(name, scale, configs[name], found) for name, found in curves.items()],
-        figure=study.draw(inner_steps, curves, colors(curves, intervals)),
-        data={
-            "inner_steps": inner_steps.tolist(),
-            "meta_loss": {name: found.losses.tolist() for name, found in curves.items()},
-            "seconds": {name: found.seconds.tolist() for name, found in curves.items()},
-        },
-        caption=study.caption(scale),
+        claims(curves, intervals),
+        study.rows(setting, configs, curves),
+        study.draw(setting, curves, colors),
+        study.data(setting, curves),
+        study.caption(setting),
     )
 
 
@@ -78,21 +71,7 @@ def label(refresh_every: int) -> str:
     return "TBPTT (r = 1)" if refresh_every == 1 else f"H-ES, r = {refresh_every}"
 
 
-def row(name: str, scale: Scale, config: cfg.Config, found: Curves) -> dict[str, Any]:
-    """One line of the table: medians over seeds."""
-    inner_steps = scale.inner_steps * scale.num_records
-    return {
-        "estimator": name,
-        "seeds": len(found.losses),
-        "outer steps": round(inner_steps / config.inner_steps()),
-        "processor s": float(np.median(found.seconds[:, -1])),
-        "meta-loss before": float(np.median(found.losses[:, 0])),
-        "after": float(np.median(found.losses[:, -1])),
-        "worst": float(found.losses[:, -1].max()),
-    }
-
-
-def claims(curves: dict[str, Curves], intervals: tuple[int, ...]) -> list[Claim]:
+def claims(curves: dict[str, MetaCurves], intervals: tuple[int, ...]) -> list[Claim]:
     last = {name: found.losses[:, -1] for name, found in curves.items()}
     median = {name: float(np.median(losses)) for name, losses in last.items()}
     hybrids = [label(r) for r in intervals if r > 1]
@@ -110,16 +89,6 @@ def claims(curves: dict[str, Curves], intervals: tuple[int, ...]) -> list[Claim]
             said,
         ),
     ]
-
-
-def colors(curves: dict[str, Curves], intervals: tuple[int, ...]) -> dict[str, Any]:
-    """Shades for r, and the colors of ``learned_optimizer``."""
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(intervals)))
-    return {name: study.COLORS.get(name, "gray") for name in curves if name.startswith("stale")} | {
-        name: study.COLORS.get(name) or shades[[label(r) for r in intervals].index(name)]
-        for name in curves
-        if not name.startswith("stale")
-    }
 
 
 STUDY = Study(

@@ -15,8 +15,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
-from launch.studies import cost
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier, cost, plots
 from learned_opt import reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, pes, reversible, tbptt, truncated_es
 from meta_train.progress import progress
@@ -31,7 +31,12 @@ TRUTH_EPISODES = 64
 # Forward steps that one step of each method costs, per particle or pair; measured on one core,
 # 2026-11-21: 2.0, 2.6, 3.6 and 8.9.
 COST = {"PES": 2, "truncated ES": 3, "truncated BPTT": 4, "exact, other seeds": 9}
-COLOURS = {"PES": "C0", "truncated ES": "C1", "truncated BPTT": "C2", "exact, other seeds": "C3"}
+COLORS = {
+    "PES": plots.BLUE,
+    "truncated ES": plots.ORANGE,
+    "truncated BPTT": plots.VERMILION,
+    "exact, other seeds": plots.BLACK,
+}
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
@@ -106,8 +111,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         ),
     ]
     caption = (
-        f"{'MNIST' if data_dir else 'digits'} MLP of 8 tanh units, batch 16, T on the axis, "
-        f"K = {TRUNCATION}, sigma {SIGMA:g}; one estimate each of {2 * PAIRS} runs' forward steps; "
+        f"{classifier.name(data_dir)} MLP of 8 tanh units, batch 16, T on the axis, K = "
+        f"{TRUNCATION}, sigma {SIGMA:g}; one estimate each of {2 * PAIRS} runs' forward steps; "
         f"truth: mean of {episodes} episodes"
     )
     return Result(claims, rows, draw(rows), {"rows": rows}, caption)
@@ -150,26 +155,21 @@ def online(name, system, theta, horizon, num_estimates) -> np.ndarray:
 
 def draw(rows) -> Figure:
     """Cosine and relative error against the number of inner steps."""
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, colour in COLOURS.items():
+    figure, (left, right) = plots.panels(2, (8.6, 3.4))
+    for name, color in COLORS.items():
         mine = [row for row in rows if row["estimator"] == name]
         steps = [row["inner steps"] for row in mine]
-        left.plot(steps, [row["cosine"] for row in mine], "o-", color=colour, label=name)
-        right.plot(steps, [row["relative error"] for row in mine], "o-", color=colour, label=name)
-    truths = {row["inner steps"]: row["its standard error"] for row in rows}
-    right.plot(
-        list(truths), list(truths.values()), "k--", lw=1, label="standard error of the truth"
-    )
-    left.axhline(0, color="0.7", lw=0.8)
-    left.set(
-        xscale="log", ylim=(-0.4, 1.05), xlabel="inner steps T", ylabel="cosine with the truth"
-    )
-    right.axhline(1, color="0.7", lw=0.8)
-    right.set(xscale="log", yscale="log", xlabel="inner steps T", ylabel="relative error")
-    right.legend(fontsize=8, frameon=False)
+        for axes, column in ((left, "cosine"), (right, "relative error")):
+            axes.plot(steps, [row[column] for row in mine], "o-", color=color, label=name)
+    errors = [row["its standard error"] for row in mine]
+    right.plot(steps, errors, "k--", lw=1, label="standard error of the truth")
+    plots.level(left, 0, color="0.7", linestyle="-")
+    plots.level(right, 1, color="0.7", linestyle="-")
+    left.set(ylim=(-0.4, 1.05), ylabel="cosine with the truth")
+    right.set(yscale="log", ylabel="relative error")
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xscale="log", xlabel="inner steps T")
+    right.legend()
     return figure
 
 

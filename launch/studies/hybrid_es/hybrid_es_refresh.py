@@ -5,12 +5,13 @@ python -m launch.reproduce hybrid_es_refresh --workdir=DIR [--data_dir=DIR]
 
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_training import Curve
-from meta_train.progress import progress
+from launch.studies.hybrid_es import hybrid_training as training
+from launch.studies.hybrid_es.hybrid_training import Curve
+from launch.studies.shared import plots
 
 NUM_STEPS = 300
 RATE = 1.0
@@ -18,12 +19,12 @@ INTERVALS = (1, 2, 3, 5, 10, 20)
 QUICK_INTERVALS = (1, 3, 10)
 # Method: mode, sigma in deviations of the gradient's components, further arguments, style.
 METHODS: dict[str, tuple[str, float, dict[str, Any], tuple[str, str]]] = {
-    "H-ES, ranked, mirrored, sigma 3": ("select", 3.0, {}, ("#D55E00", "o-")),
+    "H-ES, ranked, mirrored, sigma 3": ("select", 3.0, {}, (plots.VERMILION, "o-")),
     "H-ES, best candidate, sigma 1": (
         "select",
         1.0,
         {"combine": "argmin", "antithetic": False},
-        ("#0072B2", "s-"),
+        (plots.BLUE, "s-"),
     ),
     "stale": ("stale", 1.0, {}, ("black", "^--")),
     "skip": ("skip", 1.0, {}, ("gray", "v:")),
@@ -35,39 +36,24 @@ def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     intervals, seeds = (QUICK_INTERVALS, 2) if quick else (INTERVALS, 5)
     found: dict[str, dict[int, Curve]] = {name: {} for name in METHODS}
-    with progress(total=(1 + len(METHODS) * (len(intervals) - 1)) * seeds, desc="runs") as bar:
-        for r in intervals:
-            for name, (mode, sigma, how, _) in METHODS.items():
-                if r == 1 and name != RANKED:  # Gradient descent, whatever the method.
-                    found[name][r] = found[RANKED][r]
-                    continue
-                train = training.trainer(
-                    problem, NUM_STEPS, RATE, NUM_STEPS, mode=mode, refresh_every=r, **how
-                )
-                found[name][r] = training.last(train, (sigma,), seeds, bar)
+    for r in intervals:
+        for name, (mode, sigma, how, _) in METHODS.items():
+            if r == 1 and name != RANKED:  # Gradient descent, whatever the method.
+                found[name][r] = found[RANKED][r]
+                continue
+            train = training.trainer(
+                problem, NUM_STEPS, RATE, NUM_STEPS, mode=mode, refresh_every=r, **how
+            )
+            found[name][r] = training.last(train, (sigma,), seeds, f"{name}, r = {r}")
     table = [
-        {
-            "r": r,
-            "method": name,
-            "gradients": -(-NUM_STEPS // r),
-            "train %": float(curves[r].train.mean()),
-            "+-": float(curves[r].train.std(ddof=1)),
-            "validation %": float(curves[r].dev.mean()),
-            "+- ": float(curves[r].dev.std(ddof=1)),
-            "train loss": float(curves[r].loss.mean()),
-        }
+        {"r": r, "method": name, "gradients": -(-NUM_STEPS // r)}
+        | training.columns(curves[r])
+        | {"train loss": float(curves[r].loss.mean())}
         for r in intervals
         for name, curves in found.items()
     ]
-    data = {
-        name: {str(r): [x.tolist() for x in curve] for r, curve in curves.items()}
-        for name, curves in found.items()
-    }
-    caption = (
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
-        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
-    )
-    return Result(claims(found), table, draw(intervals, found), data, caption)
+    caption = training.caption(data_dir, NUM_STEPS, f"line: mean, band: range of {seeds} seeds")
+    return Result(claims(found), table, draw(intervals, found), found, caption)
 
 
 def claims(found) -> list[Claim]:
@@ -106,35 +92,14 @@ def claims(found) -> list[Claim]:
 
 
 def draw(intervals, found) -> Figure:
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, 2, sharey=True)
-    for panel, (split, title) in zip(
-        axes, (("train", "training"), ("dev", "validation")), strict=True
-    ):
+    figure, panels = training.accuracy_panels(84, "r: steps per gradient")
+    for axes, split in zip(panels, ("train", "dev"), strict=True):
         for name, curves in found.items():
             color, style = METHODS[name][3]
-            values = [getattr(curves[r], split)[0] for r in intervals]
-            low, high = [v.min() for v in values], [v.max() for v in values]
-            panel.fill_between(intervals, low, high, color=color, alpha=0.15, linewidth=0)
-            panel.plot(
-                intervals, [v.mean() for v in values], style, color=color, markersize=5, label=name
-            )
-        panel.set_xscale("log")
-        panel.set_xticks(intervals, [str(r) for r in intervals])
-        panel.minorticks_off()
-        panel.set_ylim(84, 100.4)
-        panel.set_xlabel("r: steps per gradient")
-        panel.set_ylabel(f"{title} accuracy (%)")
-        panel.yaxis.set_tick_params(labelleft=True)
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(
-        fontsize=8,
-        frameon=False,
-        loc="lower left",
-        title="shaded: range over seeds",
-        title_fontsize=8,
-    )
+            runs = np.transpose([getattr(curves[r], split)[0] for r in intervals])
+            plots.band(axes, intervals, runs, style, middle=np.mean, color=color, label=name)
+        plots.steps_axis(axes, intervals)
+    panels[0].legend(loc="lower left")
     return figure
 
 

@@ -5,20 +5,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
-from launch.studies.classifier import Split
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.classifier import Split
+from launch.studies.shared.meta_descent import meta_descend, whole_run
 from meta_train import reversible
-from meta_train.progress import progress
 
 NUM_STEPS = 50
 NUM_TRAIN = 150
 MOMENTUM = 0.9
 LEARNING_RATE = 1.0
 FIRST_LOG_L2 = -5.0
+LENGTH: dict[str, Any] = {"num_steps": NUM_STEPS, "momentum_floor": MOMENTUM - 1e-3}
 META_RATE = 0.1
 
 
@@ -43,31 +43,17 @@ def run(quick: bool, data_dir: str | None) -> Result:
         return reversible.setup([start], LEARNING_RATE, MOMENTUM, theta)
 
     @jax.jit
-    def step(theta, opt_state):
-        value, grads, trained = reversible.hypergradients(
-            inner_loss, objective, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        )
-        updates, opt_state = optimizer.update(grads.theta, opt_state)
-        return optax.apply_updates(theta, updates), opt_state, value, trained.report.ok
-
-    @jax.jit
     def losses(theta):
-        params = reversible.train(
-            inner_loss, setup(theta), num_steps=NUM_STEPS, momentum_floor=MOMENTUM - 1e-3
-        ).params
+        params = reversible.train(inner_loss, setup(theta), **LENGTH).params
         return [classifier.cross_entropy(params, split) for split in (train, held_out, test)]
 
     def equal(log_l2):
         return jax.tree.map(lambda w: jnp.full(w.shape, log_l2, jnp.float32), start)
 
-    theta = equal(FIRST_LOG_L2)
-    optimizer = optax.adam(META_RATE)
-    opt_state = optimizer.init(theta)
-    curve, exact = [], True
-    for _ in progress(range(meta_steps), desc="meta-steps"):
-        theta, opt_state, _, ok = step(theta, opt_state)
-        exact &= bool(ok)
-        curve.append([float(x) for x in losses(theta)])
+    gradient = whole_run(inner_loss, objective, setup, **LENGTH)
+    found = meta_descend(gradient, equal(FIRST_LOG_L2), META_RATE, meta_steps)
+    curve = [[float(x) for x in losses(theta)] for theta in found.thetas]
+    penalties = found.thetas[-1]["w"]
     sweep = {x: [float(v) for v in losses(equal(x))] for x in np.linspace(-12.0, -1.0, 23).tolist()}
     best = min(sweep, key=lambda x: sweep[x][1])
     first, last = [float(x) for x in losses(equal(FIRST_LOG_L2))], curve[-1]
@@ -80,11 +66,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         )
     ]
     claims = [
-        Claim(
-            "Every hypergradient was exact: each run was recovered to the bit.",
-            exact,
-            f"{meta_steps} reversals of {NUM_STEPS} steps",
-        ),
+        found.claim(NUM_STEPS),
         Claim(
             "A penalty for each weight generalizes better than the best common one.",
             last[2] < sweep[best][2],
@@ -92,44 +74,35 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "images)",
         ),
     ]
-    data = {
-        "log_l2": np.asarray(theta["w"]).tolist(),
-        "curve": curve,
-        "sweep": [[x, *v] for x, v in sweep.items()],
-    }
+    data = {"log_l2": penalties, "curve": curve, "sweep": [[x, *v] for x, v in sweep.items()]}
     caption = (
-        f"logistic regression on {NUM_TRAIN} images, {'MNIST' if data_dir else 'digits'}, T = "
+        f"logistic regression on {NUM_TRAIN} images, {classifier.name(data_dir)}, T = "
         f"{NUM_STEPS}; one run of {meta_steps} meta-steps (nothing is drawn at random)"
     )
-    return Result(claims, table, draw(theta["w"], side, curve, sweep[best]), data, caption)
+    return Result(claims, table, draw(penalties, side, curve, sweep[best]), data, caption)
 
 
 def draw(log_l2, side, curve, best) -> Figure:
     """The penalties of each digit's weights as images, and the losses as they are learned."""
-    figure = Figure(figsize=(9.5, 3.0), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.2))
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.4, 1])
-    left, right = parts
-    cells = left.subplots(2, 5)
+    cells = parts[0].subplots(2, 5)
     low, high = np.percentile(log_l2, [1, 99])
     for digit, cell in enumerate(cells.flat):
-        image = np.asarray(log_l2)[:, digit].reshape(side, side)
-        shown = cell.imshow(image, cmap="viridis", vmin=low, vmax=high)
-        cell.set_title(str(digit), fontsize=9, pad=2)
-        cell.set(xticks=[], yticks=[])
-    bar = left.colorbar(shown, ax=cells, shrink=0.8, pad=0.02)
-    bar.set_label("log L2 penalty", fontsize=8)
-    axes = right.subplots()
-    for i, (name, colour) in enumerate((("train", "0.6"), ("held-out", "C0"), ("test", "C3"))):
-        axes.plot([row[i] for row in curve], color=colour, label=name)
-    axes.axhline(best[2], color="C3", lw=1, ls="--", label="test, best common penalty")
+        values = np.asarray(log_l2)[:, digit].reshape(side, side)
+        shown = plots.image(cell, values, str(digit), cmap="viridis", vmin=low, vmax=high)
+    parts[0].colorbar(shown, ax=cells, shrink=0.8, label="log L2 penalty")
+    axes = parts[1].subplots()
+    for column, name, color in zip(
+        np.transpose(curve), ("train", "held-out", "test"), (plots.GRAY, "C0", "C3"), strict=True
+    ):
+        axes.plot(column, color=color, label=name)
+    plots.level(axes, best[2], "test, best common penalty", color="C3")
     axes.set(xlabel="meta-step", ylabel="final loss (nats)", ylim=(0, None))
-    axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     return figure
 
 
 STUDY = Study(
-    "an L2 penalty for every weight, drawn as an image (Maclaurin et al. 2015, figure 8)",
-    0.3,
-    run,
+    "an L2 penalty for every weight, drawn as an image (Maclaurin et al. 2015, figure 8)", 0.3, run
 )

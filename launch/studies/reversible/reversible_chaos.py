@@ -8,8 +8,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier, plots
 from meta_train.estimators import fixed_horizon, pes, reversible
 from meta_train.progress import progress
 from meta_train.reversible.dynamics import Dynamics
@@ -76,7 +76,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         theta = jnp.float32(log_rate)
         found = {"exact": exact_estimates(theta), "pes": pes_estimates(theta)}
         for name, values in found.items():
-            estimates[name].append(np.asarray(values, np.float64).tolist())
+            estimates[name].append(np.asarray(values))
         rows.append(
             {
                 "learning rate": float(np.exp(log_rate)),
@@ -104,18 +104,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
             f"{high[0]['learning rate']:.1f}",
         ),
     ]
-    figure = draw(fine, landscape, rows)
-    data = {
-        "log_rates": log_rates.tolist(),
-        "estimates": estimates,
-        "landscape": landscape.tolist(),
-    }
+    data = {"log_rates": log_rates, "estimates": estimates, "landscape": landscape}
     caption = (
-        f"{'MNIST' if data_dir else 'digits'} tanh MLP, hidden {HIDDEN}, batch {BATCH}, "
-        f"T = {NUM_STEPS}; landscape: {landscape.shape[1]} seeds and their mean; errors over "
-        f"{repeats} estimates"
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"landscape: {landscape.shape[1]} seeds and their mean; errors over {repeats} estimates"
     )
-    return Result(claims, rows, figure, data, caption)
+    return Result(claims, rows, draw(fine, landscape, rows), data, caption)
 
 
 def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> UnrolledSystem:
@@ -156,40 +150,21 @@ def rms(x: np.ndarray) -> float:
 
 def draw(fine, landscape, rows) -> Figure:
     """The loss along the sweep, and the error of both estimators."""
-    figure = Figure(figsize=(8.8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(np.exp(fine), landscape, color="0.75", lw=0.6)
-    left.plot([], [], color="0.75", lw=0.6, label="one seed")
-    left.plot(np.exp(fine), landscape.mean(axis=1), color="k", lw=1.5, label="mean")
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="learning rate",
-        ylabel=f"mean loss of {NUM_STEPS} steps (nats)",
-        title="What is differentiated",
-    )
-    rates = [row["learning rate"] for row in rows]
-    right.plot(
-        rates, [row["error of exact"] for row in rows], "*-", color="C3", ms=8, label="exact"
-    )
-    right.plot(rates, [row["error of PES"] for row in rows], "o-", color="C0", ms=4, label="PES")
-    right.plot(
-        rates,
-        [abs(row["smoothed slope"]) for row in rows],
-        "k--",
-        lw=1,
-        label="size of the smoothed slope",
-    )
+    figure, (left, right) = plots.panels(2, (8.8, 3.4))
+    seeds = left.plot(np.exp(fine), landscape, color="0.75", lw=0.6)
+    seeds[0].set_label("one seed")
+    left.plot(np.exp(fine), landscape.mean(axis=1), color="k", label="mean")
+    left.set(ylabel=f"mean loss of {NUM_STEPS} steps (nats)", title="What is differentiated")
+    rates, slopes, exact, pes = np.transpose([list(row.values()) for row in rows])
+    right.plot(rates, exact, "*-", color="C3", ms=8, label="exact")
+    right.plot(rates, pes, "o-", color="C0", label="PES")
+    right.plot(rates, np.abs(slopes), "k--", lw=1, label="size of the smoothed slope")
     right.set(
-        xscale="log",
-        yscale="log",
-        xlabel="learning rate",
-        ylabel="root mean square error of the slope",
-        title="Gradient estimates at equal compute",
+        ylabel="root mean square error of the slope", title="Gradient estimates at equal compute"
     )
     for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xscale="log", yscale="log", xlabel="learning rate")
+        axes.legend()
     return figure
 
 

@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from matplotlib.figure import Figure
 
 from launch import cluster_sim as sim
-from launch.studies import classifier
-from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_es_cluster import DRAW_FLOPS
-from launch.studies.hybrid_training import RELATIVE, Curve, Problem
+from launch.studies.hybrid_es import hybrid_training as training
+from launch.studies.hybrid_es.hybrid_es_cluster import DRAW_FLOPS
+from launch.studies.hybrid_es.hybrid_training import RELATIVE, Curve, Problem
+from launch.studies.shared import classifier, plots
 from meta_train import samplers, trainer
 from meta_train.estimators.hybrid import Noise, learned_features, replay
 from meta_train.estimators.hybrid.compression import int8, top_k
@@ -40,73 +39,59 @@ FRACTIONS = (0.1, 0.3, 1.0)
 SLOW_RATE, INTERVALS = 0.03, (2, 5, 10, 20)
 DIM, NUM_PAIRS = 16, 64
 # Compression: the poster's kind of run, with many gradients.
-FREQUENT: dict[str, Any] = {
-    "refresh_every": 3,
-    "rate": 3.0,
-    "combine": "argmin",
-    "antithetic": False,
-}
+FREQUENT: Any = {"refresh_every": 3, "rate": 3.0, "combine": "argmin", "antithetic": False}
 KEPT = 0.1
 SLOWER = (1, 2, 4, 8)
-BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "gray"
 
 
 class Item(NamedTuple):
-    """One future-work item: its claim, rows of the table, what to draw and how."""
+    """One future-work item: its claim, rows of the table, what to draw and how.
+
+    A row is what was measured, its value and what was expected of it.
+    """
 
     claim: Claim
-    rows: list[dict[str, Any]]
+    rows: list[tuple[str, Any, str]]
     data: dict[str, Any]
     draw: Callable[[Any, dict[str, Any]], None]
 
 
-def trained(problem: Problem, sigmas, seeds: int, bar, **how) -> Curve:
+def trained(problem: Problem, sigmas, seeds: int, **how) -> Curve:
     """Final accuracies and losses, ``[sigmas, seeds]``."""
-    settings: dict[str, Any] = {
-        "mode": "select",
-        "refresh_every": REFRESH_EVERY,
-        "rate": RATE,
-    } | how
-    train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **settings)
-    return training.last(train, sigmas, seeds, bar)
+    settings: dict[str, Any] = {"mode": "select", "refresh_every": REFRESH_EVERY, "rate": RATE}
+    train = training.trainer(problem, NUM_STEPS, every=NUM_STEPS, **(settings | how))
+    return training.last(train, sigmas, seeds, "runs")
 
 
-def row(item: str, what: str, value: Any, limit: str) -> dict[str, Any]:
-    return {"item": item, "measured": what, "value": value, "limit": limit}
-
-
-def adaptive_sigma(problem: Problem, seeds: int, bar) -> Item:
+def adaptive_sigma(problem: Problem, seeds: int) -> Item:
     """1: the success rule, started at a tenth and at ten times the tuned sigma."""
     sigmas = [TUNED * factor for factor in FACTORS]
-    fixed = trained(problem, sigmas, seeds, bar).loss.mean(axis=1)
-    adapted = trained(problem, sigmas, seeds, bar, noise=ADAPTIVE).loss.mean(axis=1)
+    fixed = trained(problem, sigmas, seeds).loss.mean(axis=1)
+    adapted = trained(problem, sigmas, seeds, noise=ADAPTIVE).loss.mean(axis=1)
     one, each = (
         trained(
-            problem, (TUNED,), seeds, bar, refresh_every=3, noise=RELATIVE._replace(layers=layers)
+            problem, (TUNED,), seeds, refresh_every=3, noise=RELATIVE._replace(layers=layers)
         ).loss.mean()
         for layers in ((), layer_sizes(problem))
     )
     tuned = float(fixed[1])
     worst = float(max(adapted[0], adapted[2]) / tuned)
-    name = "1 sigma"
     rows = [
-        row(name, f"loss over tuned, sigma x {factor:g}, {kind}", float(loss / tuned), limit)
+        (f"loss over tuned, sigma x {factor:g}, {kind}", float(loss / tuned), limit)
         for kind, losses, limit in (("fixed", fixed, "-"), ("adapted", adapted, "<= 1.1"))
         for factor, loss in zip(FACTORS, losses, strict=True)
         if factor != 1
     ] + [
-        row(name, "loss, r = 3, one sigma", float(one), "-"),
-        row(name, "loss, r = 3, a sigma per layer", float(each), "-"),
+        ("loss, r = 3, one sigma", float(one), "-"),
+        ("loss, r = 3, a sigma per layer", float(each), "-"),
     ]
 
     def draw(axes, data):
-        axes.plot(sigmas, data["fixed"], "o--", color=GRAY, label="fixed")
-        axes.plot(sigmas, data["adapted"], "o-", color=ORANGE, label="1/5th success rule")
-        axes.set_xscale("log")
-        axes.set_ylim(0, None)
-        axes.set_xlabel("sigma at the start (deviations)")
-        axes.set_ylabel("training loss (nats)")
-        axes.legend(fontsize=8, frameon=False)
+        axes.plot(sigmas, data["fixed"], "o--", color=plots.GRAY, label="fixed")
+        axes.plot(sigmas, data["adapted"], "o-", color=plots.VERMILION, label="1/5th success rule")
+        axes.set(xscale="log", ylim=(0, None))
+        axes.set(xlabel="sigma at the start (deviations)", ylabel="training loss (nats)")
+        axes.legend()
 
     claim = Claim(
         "Started at a tenth or ten times the tuned sigma, the adaptive sigma ends within 10% of "
@@ -121,41 +106,22 @@ def adaptive_sigma(problem: Problem, seeds: int, bar) -> Item:
 
 
 def layer_sizes(problem: Problem) -> tuple[int, ...]:
-    return tuple(
-        leaf.size
-        for leaf in jax.tree.leaves(
-            jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
-        )
-    )
+    theta = jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
+    return tuple(leaf.size for leaf in jax.tree.leaves(theta))
 
 
-def masks(problem: Problem, seeds: int, bar) -> Item:
+def masks(problem: Problem, seeds: int) -> Item:
     """2: only a drawn part of the weights is perturbed."""
-    runs = {
-        fraction: trained(
-            problem,
-            (TUNED,),
-            seeds,
-            bar,
-            noise=RELATIVE._replace(mask="random", fraction=fraction),
+
+    def with_mask(**mask) -> float:
+        return float(
+            trained(problem, (TUNED,), seeds, noise=RELATIVE._replace(**mask)).train.mean()
         )
-        for fraction in FRACTIONS
-    }
-    accuracy = {fraction: float(curve.train.mean()) for fraction, curve in runs.items()}
+
+    accuracy = {share: with_mask(mask="random", fraction=share) for share in FRACTIONS}
     others = {
-        f"{kind} {fraction:g}": float(
-            trained(
-                problem,
-                (TUNED,),
-                seeds,
-                bar,
-                noise=RELATIVE._replace(mask=kind, fraction=fraction, layers=layers),
-            ).train.mean()
-        )
-        for kind, fraction, layers in (
-            ("largest", FRACTIONS[0], ()),
-            ("layers", 0.5, layer_sizes(problem)),
-        )
+        f"largest {FRACTIONS[0]:g}": with_mask(mask="largest", fraction=FRACTIONS[0]),
+        "layers 0.5": with_mask(mask="layers", fraction=0.5, layers=layer_sizes(problem)),
     }
     dense, stale = in_between(problem, RELATIVE)
     whole, _ = in_between(problem, RELATIVE._replace(mask="random", fraction=1.0))
@@ -164,22 +130,18 @@ def masks(problem: Problem, seeds: int, bar) -> Item:
     expected = 1 - FRACTIONS[0]
     spread = np.sqrt(FRACTIONS[0] * expected / part.size)
     exact = bool(np.array_equal(dense, whole) and abs(kept - expected) < 5 * spread)
-    name = "2 masks"
     rows = [
-        row(name, "share of entries equal to the stale step, bitwise", kept, f"{expected:.2f}"),
-        row(name, "fraction 1 is dense, bitwise", bool(np.array_equal(dense, whole)), "True"),
-        *(row(name, f"train %, random {f:g}", value, "-") for f, value in accuracy.items()),
-        *(row(name, f"train %, {what}", value, "-") for what, value in others.items()),
+        ("share of entries equal to the stale step, bitwise", kept, f"{expected:.2f}"),
+        ("fraction 1 is dense, bitwise", bool(np.array_equal(dense, whole)), "True"),
+        *((f"train %, random {f:g}", value, "-") for f, value in accuracy.items()),
+        *((f"train %, {what}", value, "-") for what, value in others.items()),
     ]
 
     def draw(axes, data):
         values = [data["accuracy"][str(f)] for f in FRACTIONS]
-        axes.plot(FRACTIONS, values, "o-", color=ORANGE)
-        axes.set_xscale("log")
-        axes.set_xticks(FRACTIONS, [f"{f:g}" for f in FRACTIONS])
-        axes.minorticks_off()
-        axes.set_xlabel("share of the weights perturbed")
-        axes.set_ylabel("training accuracy (%)")
+        axes.plot(FRACTIONS, values, "o-", color=plots.VERMILION)
+        plots.steps_axis(axes, FRACTIONS)
+        axes.set(xlabel="share of the weights perturbed", ylabel="training accuracy (%)")
 
     claim = Claim(
         "Masked entries are the stale step's to the bit, and a mask of everything changes nothing.",
@@ -203,7 +165,7 @@ def in_between(problem: Problem, noise: Noise) -> tuple[np.ndarray, np.ndarray]:
     return flat[0], flat[1]
 
 
-def learned(problem: Problem, seeds: int, bar) -> Item:
+def learned(problem: Problem, seeds: int) -> Item:
     """3: a predictor of the gradient, against the stale one, on gradients it has not seen."""
     quick = seeds < 5
     steps, intervals = (600, INTERVALS[1:3]) if quick else (1500, INTERVALS)
@@ -232,37 +194,28 @@ def learned(problem: Problem, seeds: int, bar) -> Item:
             return jnp.mean(found[between], axis=0)
 
         compiled = jax.jit(run)
-        found = []
-        for seed in range(seeds):
-            found.append(np.asarray(compiled(seed)))
-            bar.update()
-        return np.stack(found)
+        return np.stack([compiled(seed) for seed in range(seeds)])
 
     found = {r: cosines(r, SLOW_RATE, steps) for r in intervals}
     fast = cosines(REFRESH_EVERY, RATE, NUM_STEPS).mean(axis=0)
     better = {r: float((c[:, 1] - c[:, 0]).min()) for r, c in found.items() if r >= 5}
-    name = "3 learned features"
     rows = [
-        row(name, f"cosine, r = {r}: {kind}", float(c[:, i].mean()), limit if r >= 5 else "-")
+        (f"cosine, r = {r}: {kind}", float(c[:, i].mean()), limit if r >= 5 else "-")
         for r, c in found.items()
         for i, (kind, limit) in enumerate((("stale", "-"), ("predicted", "> stale")))
     ]
     rows += [
-        row(name, f"cosine, r = {REFRESH_EVERY}, rate {RATE:g}: {kind}", float(value), "-")
+        (f"cosine, r = {REFRESH_EVERY}, rate {RATE:g}: {kind}", float(value), "-")
         for kind, value in zip(("stale", "predicted"), fast, strict=True)
     ]
 
     def draw(axes, data):
-        for i, (label, color) in enumerate((("stale", GRAY), ("predicted", ORANGE))):
+        for i, (label, color) in enumerate((("stale", plots.GRAY), ("predicted", plots.VERMILION))):
             values = [np.mean(data["cosine"][str(r)], axis=0)[i] for r in intervals]
             axes.plot(intervals, values, "o-", color=color, label=label)
-        axes.set_xscale("log")
-        axes.set_ylim(0, 1)
-        axes.set_xticks(intervals, [str(r) for r in intervals])
-        axes.minorticks_off()
-        axes.set_xlabel("r: steps per gradient")
-        axes.set_ylabel("cosine to the true gradient")
-        axes.legend(fontsize=8, frameon=False)
+        plots.steps_axis(axes, intervals)
+        axes.set(ylim=(0, 1), xlabel="r: steps per gradient", ylabel="cosine to the true gradient")
+        axes.legend()
 
     claim = Claim(
         "Where the gradient turns slowly (rate 0.03) the predicted gradient is closer to the true "
@@ -280,7 +233,7 @@ def learned(problem: Problem, seeds: int, bar) -> Item:
     return Item(claim, rows, data, draw)
 
 
-def distributions(problem: Problem, seeds: int, bar) -> Item:
+def distributions(problem: Problem, seeds: int) -> Item:
     """4: the error of the ES gradient of a quadratic in 16 dimensions, 64 mirrored pairs."""
     del problem
     gradient = jax.random.normal(jax.random.key(0), (DIM,))
@@ -296,14 +249,10 @@ def distributions(problem: Problem, seeds: int, bar) -> Item:
         keys = jax.random.split(jax.random.key(1), 200 * seeds)
         return float(jnp.mean(jax.vmap(one)(keys)))
 
-    found = {}
-    for name in samplers.SAMPLERS:
-        found[name] = error(name)
-        bar.update()
+    found = {name: error(name) for name in samplers.SAMPLERS}
     expected = (DIM + 1) / NUM_PAIRS
     rows = [
-        row(
-            "4 distributions",
+        (
             f"squared error over |g|^2: {name}",
             value,
             {"normal": f"{expected:.2f}", "orthogonal": "< half", "sobol": "< half"}.get(name, "-"),
@@ -313,7 +262,7 @@ def distributions(problem: Problem, seeds: int, bar) -> Item:
 
     def draw(axes, data):
         names = list(data)
-        axes.barh(names, list(data.values()), color=ORANGE)
+        axes.barh(names, list(data.values()), color=plots.VERMILION)
         axes.axvline(expected, color="black", linestyle="--", linewidth=1)
         axes.invert_yaxis()
         axes.set_xlabel("squared error of the gradient / |g|²")
@@ -328,12 +277,12 @@ def distributions(problem: Problem, seeds: int, bar) -> Item:
     return Item(claim, rows, found, draw)
 
 
-def compressed(problem: Problem, seeds: int, bar) -> Item:
+def compressed(problem: Problem, seeds: int) -> Item:
     """5: gradients in fewer bytes, and the weights from a log of messages."""
     codes = {"float32": None, "int8": int8(), f"top {KEPT:.0%}": top_k(KEPT)}
     accuracy, sent = {}, {}
     for name, code in codes.items():
-        curve = trained(problem, (1.0,), seeds, bar, compressor=code, **FREQUENT)
+        curve = trained(problem, (1.0,), seeds, compressor=code, **FREQUENT)
         accuracy[name] = float(curve.train.mean())
         each = traffic(
             problem.num_weights, num_workers=1, candidates_per_worker=32, compressor=code
@@ -342,19 +291,18 @@ def compressed(problem: Problem, seeds: int, bar) -> Item:
         sent[name] = (each.refresh + (r - 1) * each.between) / r
     equal, log_bytes = rebuilt(problem)
     drop = accuracy["float32"] - min(accuracy.values())
-    name = "5 compression"
     rows = [
-        row(name, "weights rebuilt from the log, bitwise", equal, "True"),
-        row(name, "bytes of the log, a step", log_bytes, "-"),
-        *(row(name, f"bytes sent a step, {code}", value, "-") for code, value in sent.items()),
+        ("weights rebuilt from the log, bitwise", equal, "True"),
+        ("bytes of the log, a step", log_bytes, "-"),
+        *((f"bytes sent a step, {code}", value, "-") for code, value in sent.items()),
         *(
-            row(name, f"train %, {code}", value, "-" if code == "float32" else "drop < 0.5")
+            (f"train %, {code}", value, "-" if code == "float32" else "drop < 0.5")
             for code, value in accuracy.items()
         ),
     ]
 
     def draw(axes, data):
-        bars = axes.barh(list(data["bytes"]), list(data["bytes"].values()), color=ORANGE)
+        bars = axes.barh(list(data["bytes"]), list(data["bytes"].values()), color=plots.VERMILION)
         axes.bar_label(bars, [f" {value:.2f}%" for value in data["accuracy"].values()])
         axes.margins(x=0.2)
         axes.invert_yaxis()
@@ -392,7 +340,7 @@ def rebuilt(problem: Problem, num_steps: int = 25) -> tuple[bool, float]:
     return all(np.array_equal(a, b) for a, b in pairs), size
 
 
-def cluster(problem: Problem, seeds: int, bar) -> Item:
+def cluster(problem: Problem, seeds: int) -> Item:
     """6: one slow worker among sixteen, with equal shares and with shares by speed."""
     del seeds
     size, num, candidates = problem.num_weights, 16, 256
@@ -419,23 +367,22 @@ def cluster(problem: Problem, seeds: int, bar) -> Item:
         kind: [slowdown(factor, kind == "by speed") for factor in SLOWER]
         for kind in ("equal shares", "by speed")
     }
-    bar.update()
-    name, four = "6 cluster", SLOWER.index(4)
+    four = SLOWER.index(4)
     rows = [
-        row(name, "equal workers, time over closed form", base / closed, "1"),
+        ("equal workers, time over closed form", base / closed, "1"),
         *(
-            row(name, f"a worker 4 times slower, {kind}", values[four], limit)
+            (f"a worker 4 times slower, {kind}", values[four], limit)
             for (kind, values), limit in zip(found.items(), ("-", "< 1.3"), strict=True)
         ),
     ]
 
     def draw(axes, data):
-        for (kind, values), color in zip(data.items(), (GRAY, ORANGE), strict=True):
+        for (kind, values), color in zip(data.items(), (plots.GRAY, plots.VERMILION), strict=True):
             axes.plot(SLOWER, values, "o-", color=color, label=kind)
         axes.set_xticks(SLOWER)
-        axes.set_xlabel("one of 16 workers is slower (times)")
-        axes.set_ylabel("time of a step / equal workers")
-        axes.legend(fontsize=8, frameon=False)
+        axes.set(xlabel="one of 16 workers is slower (times)")
+        axes.set(ylabel="time of a step / equal workers")
+        axes.legend()
 
     claim = Claim(
         "Where computing takes the time, a worker four times slower costs less than 30% when "
@@ -449,35 +396,33 @@ def cluster(problem: Problem, seeds: int, bar) -> Item:
 
 
 ITEMS = {
-    "adaptive sigma": (adaptive_sigma, 2 * len(FACTORS) + 2, 0),
-    "masks": (masks, len(FRACTIONS) + 2, 0),
-    "learned features": (learned, 1 + len(INTERVALS), 0),
-    "distributions": (distributions, 0, len(samplers.SAMPLERS)),
-    "compression": (compressed, 3, 0),
-    "cluster": (cluster, 0, 1),
+    "1 sigma": adaptive_sigma,
+    "2 masks": masks,
+    "3 learned features": learned,
+    "4 distributions": distributions,
+    "5 compression": compressed,
+    "6 cluster": cluster,
 }
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     seeds = 2 if quick else 5
-    total = sum(per_seed * seeds + fixed for _, per_seed, fixed in ITEMS.values())
-    with progress(total=total, desc="runs") as bar:
-        items = {name: build(problem, seeds, bar) for name, (build, _, _) in ITEMS.items()}
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    axes: Any = figure.subplots(2, 3)
-    for panel, (name, item) in zip(axes.flat, items.items(), strict=True):
-        item.draw(panel, item.data)
-        panel.set_title(name, fontsize=10)
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
+    items = {name: build(problem, seeds) for name, build in progress(ITEMS.items(), desc="items")}
+    figure, panels = plots.panels(3, (11, 6.2), rows=2)
+    for axes, (name, item) in zip(panels.flat, items.items(), strict=True):
+        item.draw(axes, item.data)
+        axes.set_title(name)
     return Result(
         [item.claim for item in items.values()],
-        [line for item in items.values() for line in item.rows],
+        [
+            {"item": name, "measured": what, "value": value, "limit": limit}
+            for name, item in items.items()
+            for what, value, limit in item.rows
+        ],
         figure,
         {name: item.data for name, item in items.items()},
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
-        f"{NUM_STEPS} steps; points and bars: means of {seeds} seeds",
+        training.caption(data_dir, NUM_STEPS, f"points and bars: means of {seeds} seeds"),
     )
 
 

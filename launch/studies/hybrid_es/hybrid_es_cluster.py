@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from launch import cluster_sim as sim
-from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_training import BATCH, Problem
+from launch.studies.hybrid_es import hybrid_training as training
+from launch.studies.hybrid_es.hybrid_training import BATCH, Problem
+from launch.studies.shared import plots
 from meta_train.progress import progress
 
 TARGET = 0.98  # training accuracy, mean over seeds
@@ -64,7 +65,7 @@ RECIPES = (
     Recipe(HYBRID, "select", 10, 1.0, 6.0, 128, 16),
 )
 QUICK_RECIPES = (SAME_RATE, RECIPES[2], RECIPES[4], RECIPES[7])
-COLORS = {GD: "#0072B2", STALE: "black", HYBRID: "#D55E00"}
+COLORS = {GD: plots.BLUE, STALE: "black", HYBRID: plots.VERMILION}
 
 
 def gradient_work(problem: Problem, exchange) -> sim.Work:
@@ -110,10 +111,7 @@ class Clock(NamedTuple):
 
 def simulated(problem, recipe, cluster, exchange) -> Clock:
     """By the event clock."""
-    works = (
-        gradient_work(problem, exchange),
-        between_work(problem, recipe, len(cluster.id)),
-    )
+    works = (gradient_work(problem, exchange), between_work(problem, recipe, len(cluster.id)))
     return Clock(*(sim.simulate_step(cluster, work).seconds for work in works))
 
 
@@ -194,6 +192,20 @@ def clock_alone(problem: Problem, recipe: Recipe, cluster, num_steps: int, **rul
     return sim.simulate(cluster, works, num_steps, nothing, None, **rules).clock
 
 
+def line(workers, bandwidth, method: str, recipe: Recipe, steps, seconds) -> dict[str, Any]:
+    """Of the table."""
+    return {
+        "workers": workers,
+        "bytes/s": bandwidth,
+        "method": method,
+        "r": recipe.refresh_every,
+        "rate": recipe.rate,
+        "candidates": recipe.num_candidates if recipe.mode == "select" else 0,
+        "steps": steps,
+        "seconds": seconds,
+    }
+
+
 class Sweep(NamedTuple):
     """Simulated seconds to the target, by method, for numbers of workers and bandwidths."""
 
@@ -234,31 +246,15 @@ def sweep(problem: Problem, steps: dict[Recipe, float], workers) -> Sweep:
             for ring in rings
         }
         found, recipe = min(options)
-        rows.append(
-            {
-                "workers": num,
-                "bytes/s": bandwidth,
-                "method": name,
-                "r": recipe.refresh_every,
-                "rate": recipe.rate,
-                "candidates": recipe.num_candidates if recipe.mode == "select" else 0,
-                "steps": steps[recipe],
-                "seconds": found,
-            }
-        )
+        rows.append(line(num, bandwidth, name, recipe, steps[recipe], found))
         return found
 
     points = [(num, BANDWIDTH) for num in workers], [(NUM_FIXED, b) for b in BANDWIDTHS]
-    with progress(total=len(lines) * sum(map(len, points)), desc="clusters") as bar:
 
-        def line(name, at):
-            found = []
-            for num, bandwidth in at:
-                found.append(best(name, num, bandwidth))
-                bar.update()
-            return found
-
-        by_workers, by_bandwidth = ({name: line(name, at) for name in lines} for at in points)
+    by_workers, by_bandwidth = (
+        {name: [best(name, *point) for point in at] for name in progress(lines, desc="clusters")}
+        for at in points
+    )
     return Sweep(by_workers, by_bandwidth, rows, worst)
 
 
@@ -337,36 +333,29 @@ def run(quick: bool, data_dir: str | None) -> Result:
         for speeds in SPEED * np.array([np.ones(NUM_UNEQUAL), [0.25] + [1] * (NUM_UNEQUAL - 1)])
     ]
     table = found.recipes + [
-        {
-            "workers": NUM_UNEQUAL,
-            "bytes/s": BANDWIDTH,
-            "method": f"{row.method}, {row.cluster}",
-            "r": fastest(row.method).refresh_every,
-            "rate": fastest(row.method).rate,
-            "candidates": fastest(row.method).num_candidates if row.method == HYBRID else 0,
-            "steps": steps_to_target(row.accuracy),
-            "seconds": row.seconds,
-        }
+        line(NUM_UNEQUAL, BANDWIDTH, f"{row.method}, {row.cluster}", fastest(row.method),
+             steps_to_target(row.accuracy), row.seconds)
         for row in uneven
-    ]
+    ]  # fmt: skip
     data = {
         "worker": {"speed": SPEED, "latency": LATENCY, "draw_flops": DRAW_FLOPS},
         "workers": workers,
         "by_workers": found.workers,
         "bandwidths": BANDWIDTHS,
         "by_bandwidth": found.bandwidths,
-        "unequal": [
-            [row.method, row.cluster, row.accuracy.tolist(), row.clock.tolist()] for row in uneven
-        ],
+        "unequal": uneven,
     }
     return Result(
         claims(found, uneven, hurried[1] / hurried[0] - 1, workers),
         table,
         draw(found, uneven, workers),
         data,
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {BATCH}, at most "
-        f"{NUM_STEPS} steps, to a mean training accuracy of {TARGET:.0%} over {seeds} seeds; "
-        "simulated clock; no band",
+        training.caption(
+            data_dir,
+            NUM_STEPS,
+            f"time to a mean training accuracy of {TARGET:.0%} over {seeds} seeds; simulated "
+            "clock; no band",
+        ),
     )
 
 
@@ -428,8 +417,7 @@ def claims(found: Sweep, uneven: list[Unequal], hurried: float, workers) -> list
 
 
 def draw(found: Sweep, uneven: list[Unequal], workers) -> Figure:
-    figure = Figure(figsize=(11.5, 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, 3)
+    figure, panels = plots.panels(3, (11.5, 3.6))
     styles = {
         "gradient descent, ring": (COLORS[GD], ":", "gradient descent, ring all-reduce"),
         SAME_RATE_LINE: (COLORS[GD], "--", "gradient descent at H-ES's learning rate"),
@@ -437,44 +425,33 @@ def draw(found: Sweep, uneven: list[Unequal], workers) -> Figure:
         STALE: (COLORS[STALE], "-", "stale gradient, no search"),
         HYBRID: (COLORS[HYBRID], "-", HYBRID),
     }
-    panels: tuple[Any, ...] = (
-        (axes[0], workers, found.workers, "workers"),
-        (axes[1], BANDWIDTHS, found.bandwidths, f"bandwidth (bytes/s); {NUM_FIXED} workers"),
+    sides: tuple[Any, ...] = (
+        (panels[0], workers, found.workers, f"workers; {BANDWIDTH / 1e3:g} kB/s"),
+        (panels[1], BANDWIDTHS, found.bandwidths, f"bandwidth (bytes/s); {NUM_FIXED} workers"),
     )
-    for panel, at, seconds, label in panels:
+    for axes, at, seconds, label in sides:
         for name, (color, style, text) in styles.items():
             width = 3.0 if name == GD else 1.3  # Where it is under the stale gradient's.
-            panel.plot(
-                at, seconds[name], ".", color=color, linestyle=style, linewidth=width, label=text
-            )
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        panel.set_xlabel(label)
-        panel.set_ylabel(f"simulated time to {TARGET:.0%} accuracy (s)")
-    axes[0].set_xlabel(f"workers; {BANDWIDTH / 1e3:g} kB/s")
-    axes[0].legend(fontsize=7, frameon=False)
+            axes.plot(at, seconds[name], f".{style}", color=color, linewidth=width, label=text)
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set_ylabel(f"simulated time to {TARGET:.0%} accuracy (s)")
+    panels[0].legend(fontsize=7)
+    last = panels[2]
     lines = {EQUAL: "-", SLOW: "--", LOSSY: ":"}
     for row in uneven:
         if row.cluster in lines:
-            label = f"{row.method}, {row.cluster}"
-            axes[2].plot(
-                row.clock,
-                100 - 100 * row.accuracy,
-                color=COLORS[row.method],
-                linestyle=lines[row.cluster],
-                linewidth=1.2,
-                label=label,
-            )
-    axes[2].axhline(100 - 100 * TARGET, color="gray", linewidth=0.8)
-    axes[2].set_xlim(0, 1.6 * max(row.seconds for row in uneven if math.isfinite(row.seconds)))
-    axes[2].set_yscale("log")
-    axes[2].set_ylim(0.5, 100)
-    axes[2].set_xlabel(f"simulated time (s); {NUM_UNEQUAL} workers, {BANDWIDTH / 1e3:g} kB/s")
-    axes[2].set_ylabel("training error (%)")
-    axes[2].legend(fontsize=7, frameon=False, loc="upper right")
-    for panel in axes:
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
+            style, label = lines[row.cluster], f"{row.method}, {row.cluster}"
+            error = 100 - 100 * row.accuracy
+            last.plot(row.clock, error, style, color=COLORS[row.method], lw=1.2, label=label)
+    plots.level(last, 100 - 100 * TARGET, color="gray", linestyle="-")
+    last.set(
+        xlim=(0, 1.6 * max(row.seconds for row in uneven if math.isfinite(row.seconds))),
+        yscale="log",
+        ylim=(0.5, 100),
+        xlabel=f"simulated time (s); {NUM_UNEQUAL} workers, {BANDWIDTH / 1e3:g} kB/s",
+        ylabel="training error (%)",
+    )
+    last.legend(fontsize=7, loc="upper right")
     return figure
 
 

@@ -34,7 +34,8 @@ from jax.scipy.special import logit
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
-from launch.studies.descent import band, descend, held_out_losses, in_parallel, log_ticks
+from launch.studies.shared import plots
+from launch.studies.shared.compare import Descent, Recorded, compare, descend, held_out_losses
 from learned_opt import per_tensor_sgdm
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -58,15 +59,10 @@ class Ranges(NamedTuple):
 START = Ranges((1e-4, 1e-2), (0.01, 0.9), (0.2, 0.8))
 SEARCH = Ranges((1e-8, 10.0), (0.01, 0.999), (0.01, 0.999))
 
-COLORS = {
-    "PES": "#0072B2",
-    "truncated ES": "#E69F00",
-    "full ES": "#CC79A7",
-    "random search": "dimgray",
-}
+NAMES = ("PES", "truncated ES", "full ES", "random search")
 
 
-class Sizes(NamedTuple):
+class Setting(NamedTuple):
     horizon: int
     inner_steps: int  # of one run
     seeds: int
@@ -74,8 +70,8 @@ class Sizes(NamedTuple):
     rate: float  # of Adam, for the truncated estimators
 
 
-FULL = Sizes(1000, 400_000, 3, 10, 0.03)
-QUICK = Sizes(200, 100_000, 2, 4, 0.03)
+FULL = Setting(1000, 400_000, 3, 10, 0.03)
+QUICK = Setting(200, 100_000, 2, 4, 0.03)
 HELD_OUT = 4  # inner runs of an evaluation
 
 
@@ -146,101 +142,90 @@ def inner_system(data_dir: str | None, horizon: int) -> UnrolledSystem:
     return UnrolledSystem(init, step)
 
 
-class Method(NamedTuple):
-    estimator: est.GradientEstimator
-    cost: int  # inner steps of one outer step
-    rate: float  # of Adam
-
-
-def methods(system: UnrolledSystem, horizon: int, rate: float) -> dict[str, Method]:
-    shared: dict[str, Any] = {"sigma": SIGMA, "horizons": est.fixed_horizon(horizon)}
+def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], Recorded]]:
+    shared: dict[str, Any] = {"sigma": SIGMA, "horizons": est.fixed_horizon(setting.horizon)}
     truncated: dict[str, Any] = {"num_pairs": PAIRS, "truncation": TRUNCATION, **shared}
     window = PAIRS * TRUNCATION
+    found = {
+        "PES": (est.pes(system, **truncated), 2 * window, setting.rate),
+        "truncated ES": (est.truncated_es(system, **truncated), 3 * window, setting.rate),
+        "full ES": (est.full_es(system, num_pairs=1, **shared), 2 * setting.horizon, 0.1),
+    }
     return {
-        "PES": Method(est.pes(system, **truncated), 2 * window, rate),
-        "truncated ES": Method(est.truncated_es(system, **truncated), 3 * window, rate),
-        "full ES": Method(est.full_es(system, num_pairs=1, **shared), 2 * horizon, 0.1),
+        name: partial(
+            descend,
+            name,
+            estimator,
+            partial(draw_theta, START),
+            optax.adam(rate),
+            num_steps=setting.inner_steps // cost,
+            num_records=setting.records,
+            num_seeds=setting.seeds,
+            cost=cost,
+        )
+        for name, (estimator, cost, rate) in found.items()
     }
 
 
-def tune(name: str, method: Method, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Total inner steps ``[R]`` and theta ``[seeds, R, 29]``."""
-    outer = sizes.inner_steps // method.cost // sizes.records * sizes.records
-    steps, thetas = descend(
-        name,
-        method.estimator,
-        partial(draw_theta, START),
-        optax.adam(method.rate),
-        num_steps=outer,
-        num_records=sizes.records,
-        num_seeds=sizes.seeds,
-    )
-    return steps * method.cost, thetas
-
-
-def search(system: UnrolledSystem, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """What ``tune`` returns, of the best draw so far."""
-    draws = sizes.inner_steps // sizes.horizon // sizes.records * sizes.records
-    steps = sizes.horizon * draws // sizes.records * np.arange(1, sizes.records + 1)
+def search(system: UnrolledSystem, setting: Setting) -> Recorded:
+    """What ``descend`` returns, of the best draw so far."""
+    draws = setting.inner_steps // setting.horizon // setting.records * setting.records
+    steps = setting.horizon * draws // setting.records * np.arange(1, setting.records + 1)
 
     def one(seed):
         keys = jax.random.split(jax.random.key(seed), draws)
         return jax.vmap(partial(draw_theta, SEARCH))(keys)
 
-    thetas = np.asarray(jax.vmap(one)(jnp.arange(sizes.seeds)))
-    seen = held_out_losses(system, {"draws": thetas}, sizes.horizon, 1, seed=1)["draws"]
-    best = np.array([[np.argmin(row[: step // sizes.horizon]) for step in steps] for row in seen])
+    thetas = np.asarray(jax.vmap(one)(jnp.arange(setting.seeds)))
+    seen = held_out_losses(system, {"draws": thetas}, setting.horizon, 1, seed=1)["draws"]
+    best = np.array([[np.argmin(row[: step // setting.horizon]) for step in steps] for row in seen])
     return steps, np.take_along_axis(thetas, best[..., None], axis=1)
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
-    sizes = QUICK if quick else FULL
-    system = inner_system(data_dir, sizes.horizon)
-    jobs: dict[str, Callable[[], Any]] = {"random search": partial(search, system, sizes)}
-    for name, method in methods(system, sizes.horizon, sizes.rate).items():
-        jobs[name] = partial(tune, name, method, sizes)
-    tuned = in_parallel(jobs)
-    losses = held_out_losses(
-        system, {name: theta for name, (_, theta) in tuned.items()}, sizes.horizon, HELD_OUT
+    setting = QUICK if quick else FULL
+    system = inner_system(data_dir, setting.horizon)
+    found = compare(
+        {"random search": partial(search, system, setting)} | methods(system, setting),
+        lambda thetas: held_out_losses(system, thetas, setting.horizon, HELD_OUT),
     )
-    found = {name: (steps, theta, losses[name]) for name, (steps, theta) in tuned.items()}
-    best = {name: np.minimum.accumulate(found[name][2], axis=1) for name in COLORS}
+    best = {name: np.minimum.accumulate(found[name].loss, axis=1) for name in NAMES}
     table = [
         {
             "method": name,
-            "inner steps": int(found[name][0][-1]),
-            "best loss": float(np.median(losses[:, -1])),
-            "best seed": float(losses[:, -1].min()),
-            "worst seed": float(losses[:, -1].max()),
-            "final loss": float(np.median(found[name][2][:, -1])),
+            "inner steps": int(found[name].steps[-1]),
+            "best loss": float(np.median(loss[:, -1])),
+            "best seed": float(loss[:, -1].min()),
+            "worst seed": float(loss[:, -1].max()),
+            "final loss": float(np.median(found[name].loss[:, -1])),
         }
-        for name, losses in best.items()
+        for name, loss in best.items()
     ]
+    data = {
+        name: {"inner steps": each.steps, "theta": each.theta, "loss": each.loss}
+        for name, each in found.items()
+    }
+    caption = (
+        f"{'Fashion-MNIST' if data_dir else 'digits'} MLP, {LAYERS} hidden layers of {WIDTH}, "
+        f"batch {BATCH}, T = {setting.horizon:,}, K = {TRUNCATION}, sigma {SIGMA:g}; mean "
+        f"validation loss of {HELD_OUT} held-out runs; line: median, band: range of "
+        f"{setting.seeds} seeds"
+    )
     return Result(
-        claims=claims(quick, sizes, found, best),
-        table=table,
-        figure=draw(sizes, found, best),
-        data={
-            name: {"inner steps": steps, "theta": thetas, "loss": losses}
-            for name, (steps, thetas, losses) in found.items()
-        },
-        caption=f"{'Fashion-MNIST' if data_dir else 'digits'} MLP, {LAYERS} hidden layers of "
-        f"{WIDTH}, batch {BATCH}, T = {sizes.horizon:,}, K = {TRUNCATION}, sigma {SIGMA:g}; mean "
-        f"validation loss of {HELD_OUT} held-out runs; line: median, band: range of {sizes.seeds} "
-        "seeds",
+        claims(quick, setting, found, best), table, draw(setting, found, best), data, caption
     )
 
 
-def claims(quick: bool, sizes: Sizes, found: dict, best: dict) -> list[Claim]:
+def claims(quick: bool, setting: Setting, found: dict[str, Descent], best: dict) -> list[Claim]:
     last = {name: losses[:, -1] for name, losses in best.items()}
-    start = float(np.median(found["PES"][2][:, 0]))
+    start = float(np.median(found["PES"].loss[:, 0]))
 
     def of(*names) -> str:
         spread = (f"{n} {np.median(last[n]):.3f} ({last[n].max():.3f})" for n in names)
         return f"median best (worst seed): {', '.join(spread)}"
 
     moved = {name: bool(np.median(losses) < 0.9 * start) for name, losses in last.items()}
-    found_claims = [
+    claims = [
         Claim(
             "From slow starts the median seed of PES and full ES improves; truncated ES is behind.",
             moved["PES"]
@@ -254,10 +239,10 @@ def claims(quick: bool, sizes: Sizes, found: dict, best: dict) -> list[Claim]:
     ]
     if not quick:
         ours, random = (
-            np.median(best[name], axis=0)[-sizes.records :] for name in ("PES", "random search")
+            np.median(best[name], axis=0)[-setting.records :] for name in ("PES", "random search")
         )
-        half = sizes.records // 2
-        found_claims.append(
+        half = setting.records // 2
+        claims.append(
             Claim(
                 "PES is ahead of random search in the first half of the inner steps, and level "
                 "with it (to 10%) at the end; the paper, with ten times the steps, finds it ahead.",
@@ -265,49 +250,34 @@ def claims(quick: bool, sizes: Sizes, found: dict, best: dict) -> list[Claim]:
                 of("PES", "random search"),
             )
         )
-    return found_claims
+    return claims
 
 
-def draw(sizes: Sizes, found: dict, best: dict) -> Figure:
-    figure = Figure(figsize=(9.5, 3.7), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    for name, color in COLORS.items():
+def draw(setting: Setting, found: dict[str, Descent], best: dict) -> Figure:
+    figure, (left, right) = plots.panels(2, (9.5, 3.7), width_ratios=(1, 1.1))
+    for name in NAMES:
         style = "--" if name == "random search" else "-"
-        band(
-            left,
-            found[name][0],
-            best[name],
-            color=color,
-            label=name,
-            linewidth=1.8,
-            linestyle=style,
-        )
-    left.set_yscale("log")
-    log_ticks(left)
-    left.set_xlim(0, sizes.inner_steps)
-    left.set_xlabel("inner steps in total")
-    left.set_ylabel("best validation loss so far (nats)")
-    left.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    left.grid(alpha=0.25, linewidth=0.5, which="both")
-    left.legend(fontsize=8, frameon=False)
+        color = plots.COLORS[name]
+        plots.band(left, found[name].steps, best[name], style, color=color, label=name)
+    left.set(yscale="log", ylabel="best validation loss so far (nats)")
+    plots.log_ticks(left)
+    plots.inner_steps_axis(left, setting.inner_steps)
+    left.legend()
     tensors = [f"{kind}{layer}" for layer in range(1, LAYERS + 2) for kind in ("b", "W")]
+    places = np.arange(TENSORS)
     for name, shift in (("PES", -0.12), ("random search", 0.12)):
-        losses = found[name][2]
-        thetas = np.stack(
-            [t[i] for t, i in zip(found[name][1], losses.argmin(axis=1), strict=True)]
-        )
+        at_best = found[name].loss.argmin(axis=1)
+        thetas = np.stack([t[i] for t, i in zip(found[name].theta, at_best, strict=True)])
         rates = np.exp(thetas[:, :TENSORS]) / (1 - sigmoid(thetas[:, TENSORS : 2 * TENSORS]))
-        places = np.arange(TENSORS) + shift
-        right.plot(np.tile(places, (len(rates), 1)), rates, "o", color=COLORS[name], markersize=4)
-        right.plot([], [], "o", color=COLORS[name], markersize=4, label=name)
-    right.set_yscale("log")
-    right.set_xticks(np.arange(TENSORS), tensors, fontsize=8)
-    right.set_xlabel("tensor (b: biases, W: weights; 1: first layer)")
-    right.set_ylabel("rate / (1 - momentum) of the best, each seed")
-    right.grid(axis="y", alpha=0.25, linewidth=0.5)
-    right.legend(fontsize=8, frameon=False)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
+        lines = right.plot(places + shift, rates.T, "o", color=plots.COLORS[name])
+        lines[0].set_label(name)
+    right.set_xticks(places, tensors, fontsize=8)
+    right.set(
+        yscale="log",
+        xlabel="tensor (b: biases, W: weights; 1: first layer)",
+        ylabel="rate / (1 - momentum) of the best, each seed",
+    )
+    right.legend()
     return figure
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from launch.benchmarks.reversible import losses
-from launch.studies import classifier
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier, plots
 from meta_train import reversible
 from meta_train.progress import progress
 from meta_train.reversible import DOUBLE, SINGLE
@@ -69,10 +69,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             "ratios " + ", ".join(f"{ratio:.3f}" for ratio in tight),
         ),
     ]
-    curves = {
-        f"{m} {name}": [float(x) if np.isfinite(x) else None for x in drift]
-        for (m, name), drift in drifts.items()
-    }
+    curves = {f"{m} {name}": drift for (m, name), drift in drifts.items()}
     caption = f"digits tanh MLP {SIZES}, T = {num_steps:,}, learning rate {LEARNING_RATE}; one seed"
     return Result(claims, rows, draw(drifts, num_steps), {"drift": curves}, caption)
 
@@ -107,22 +104,16 @@ def tape(momentum: float, num_steps: int) -> int:
 
 def draw(drifts, num_steps: int) -> Figure:
     """Drift against steps walked back; bits per parameter and step against momentum."""
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    shown = sorted({momentum for momentum, _ in drifts})
-    for i, momentum in enumerate(shown):
+    figure, (left, right) = plots.panels(2, (8.6, 3.4))
+    walked = np.arange(1, num_steps + 1)
+    for i, momentum in enumerate(sorted({momentum for momentum, _ in drifts})):
         for name, style in (("float64", "-"), ("float32", ":")):
             drift = drifts[momentum, name][::-1]
-            left.plot(
-                np.arange(1, num_steps + 1),
-                np.where(np.isfinite(drift) & (drift < 1e30), drift, np.nan),
-                style,
-                color=f"C{i}",
-                lw=1.5,
-                label=f"momentum {momentum}" if name == "float64" else None,
-            )
+            drift = np.where(np.isfinite(drift) & (drift < 1e30), drift, np.nan)
+            label = f"momentum {momentum}" if name == "float64" else None
+            left.plot(walked, drift, style, color=f"C{i}", label=label)
     left.plot([], [], ":", color="0.4", label="float32")
-    left.axhline(1, color="0.7", lw=0.8)
+    plots.level(left, 1, color="0.7", linestyle="-")
     left.set(
         yscale="log",
         ylim=(1e-17, 1e12),
@@ -131,22 +122,19 @@ def draw(drifts, num_steps: int) -> Figure:
         ylabel="largest error of a weight",
         title="Naive float reversal (exact reversal: 0)",
     )
-    left.legend(fontsize=7, loc="upper right", ncols=1, framealpha=0.9, edgecolor="none")
+    left.legend(loc="upper right", frameon=True, edgecolor="none")
     grid = np.linspace(0.5, 0.995, 120)
-    for steps, colour in ((100, "C2"), (1000, "C0"), (10_000, "C3")):
-        right.plot(
-            grid, [tape(m, steps) / steps for m in grid], color=colour, label=f"T = {steps:,}"
-        )
-    right.plot(grid, np.log2(1 / grid), "k--", lw=1.2, label=r"bound $\log_2(1/\gamma)$")
+    for steps, color in ((100, "C2"), (1000, "C0"), (10_000, "C3")):
+        bits = [tape(m, steps) / steps for m in grid]
+        right.plot(grid, bits, color=color, label=f"T = {steps:,}")
+    right.plot(grid, np.log2(1 / grid), "k--", label=r"bound $\log_2(1/\gamma)$")
     right.set(
         yscale="log",
         xlabel=r"momentum $\gamma$",
         ylabel="bits per weight and step",
         title="Tape and buffer of exact reversal",
     )
-    right.legend(fontsize=8, frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    right.legend()
     return figure
 
 

@@ -30,6 +30,11 @@ def splits(data_dir: str | None, largest: int = 10_000) -> tuple[Split, Split, i
     return one("train", "validation"), one("test"), data.images["train"].shape[1]
 
 
+def name(data_dir: str | None) -> str:
+    """Of the data, for a caption."""
+    return "MNIST" if data_dir else "digits"
+
+
 def init(key: jax.Array, sizes: tuple[int, ...]) -> list[dict[str, jax.Array]]:
     """Weights ``N(0, 1 / fan_in)`` and zero biases of a tanh network."""
     keys = jax.random.split(key, len(sizes) - 1)

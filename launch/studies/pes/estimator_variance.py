@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
 
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import plots
 from meta_train import estimators as est
 from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
@@ -21,7 +21,7 @@ from tasks.dynamics.char_lstm import char_lstm, char_lstm_theta
 
 HIDDEN = 5
 SIGMA = 1e-3
-COLORS = {"real": "#0072B2", "random": "#D55E00", "repeated": "#009E73"}
+COLORS = {"real": plots.BLUE, "random": plots.VERMILION, "repeated": plots.GREEN}
 
 
 def sequences(length: int) -> dict[str, np.ndarray]:
@@ -101,12 +101,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
     theta = char_lstm_theta(jax.random.key(0), HIDDEN, VOCABULARY)
     table = []
     for truncation in progress(truncations, desc="estimator_variance"):
-        shared = {
-            "num_pairs": 1,
-            "truncation": truncation,
-            "horizons": est.fixed_horizon(horizon),
-            "sigma": SIGMA,
-        }
+        horizons = est.fixed_horizon(horizon)
+        shared = {"num_pairs": 1, "truncation": truncation, "horizons": horizons, "sigma": SIGMA}
         num_steps = horizon // truncation
         window_gradients = gradients_of_windows(theta, horizon, truncation)
         pes = relative_variance(partial(est.pes, **shared), theta, num_steps, num_pairs)
@@ -174,27 +170,8 @@ def claims(table: list[dict], size: int, horizon: int) -> list[Claim]:
 
 
 def draw(table: list[dict], size: int, horizon: int) -> Figure:
-    figure = Figure(figsize=(5.6, 4), layout="constrained")
-    axis = figure.subplots()
-    for kind, color in COLORS.items():
-        truncations = column(table, kind, "K")
-        axis.plot(truncations, column(table, kind, "PES, closed form"), color=color, linewidth=1.5)
-        pes = column(table, kind, "PES")
-        axis.plot(truncations, pes, "o", color=color, label=f"PES, {kind} text")
-        axis.plot(truncations, column(table, kind, "NRES"), "x", color=color, markersize=5)
-    axis.axhline(size + 1, color="black", linestyle="--", linewidth=1, label="full ES: P + 1")
-    axis.plot([], [], "x", color="gray", label="NRES")
-    axis.plot([], [], color="gray", linewidth=1.5, label="PES, closed form")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xticks(truncations, [str(k) for k in truncations])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel(f"truncation K (inner steps; an episode has {horizon})")
-    axis.set_ylabel(r"variance of one pair  /  $\|\nabla F\|^2$")
-    axis.grid(alpha=0.25, linewidth=0.5, which="both")
-    axis.legend(fontsize=8, frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, axes = plots.panels(1, (5.6, 4))
+    axes.legend()
     return figure
 
 

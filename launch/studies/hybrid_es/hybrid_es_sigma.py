@@ -3,15 +3,15 @@
 python -m launch.reproduce hybrid_es_sigma --workdir=DIR [--data_dir=DIR]
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import hybrid_training as training
 from launch.studies.base import Claim, Result, Study
-from launch.studies.hybrid_training import Curve
-from meta_train.progress import progress
+from launch.studies.hybrid_es import hybrid_training as training
+from launch.studies.hybrid_es.hybrid_training import Curve
+from launch.studies.shared import plots
 
 NUM_STEPS = 300
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
@@ -29,9 +29,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "r = 2, best candidate": Setting(2, 3.0, "argmin", False, "#0072B2"),
-    "r = 3, best candidate": Setting(3, 3.0, "argmin", False, "#009E73"),
-    "r = 10, ranked, mirrored": Setting(10, 1.0, "rank", True, "#D55E00"),
+    "r = 2, best candidate": Setting(2, 3.0, "argmin", False, plots.BLUE),
+    "r = 3, best candidate": Setting(3, 3.0, "argmin", False, plots.GREEN),
+    "r = 10, ranked, mirrored": Setting(10, 1.0, "rank", True, plots.VERMILION),
 }
 POSTER = [name for name, setting in SETTINGS.items() if setting.combine == "argmin"]
 (RANKED,) = (name for name in SETTINGS if name not in POSTER)
@@ -41,54 +41,31 @@ def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     sigmas, seeds = (QUICK_SIGMAS, 2) if quick else (SIGMAS, 5)
     found: dict[str, dict[str, Curve]] = {}
-    total = len(SETTINGS) * (len(sigmas) + 2) * seeds
-    with progress(total=total, desc="runs") as bar:
-        for name, setting in SETTINGS.items():
-
-            def final(mode, sigmas, setting=setting):
-                train = training.trainer(
-                    problem,
-                    NUM_STEPS,
-                    setting.rate,
-                    every=NUM_STEPS,
-                    mode=mode,
-                    refresh_every=setting.refresh_every,
-                    combine=setting.combine,
-                    antithetic=setting.antithetic,
-                )
-                return training.last(train, sigmas, seeds, bar)
-
-            found[name] = {
-                "select": final("select", sigmas),
-                "stale": final("stale", (1.0,)),
-                "skip": final("skip", (1.0,)),
-            }
+    for name, setting in SETTINGS.items():
+        found[name] = {}
+        for mode in ("select", "stale", "skip"):
+            train = training.trainer(
+                problem,
+                NUM_STEPS,
+                setting.rate,
+                every=NUM_STEPS,
+                mode=mode,
+                refresh_every=setting.refresh_every,
+                combine=setting.combine,
+                antithetic=setting.antithetic,
+            )
+            tried = sigmas if mode == "select" else (1.0,)
+            found[name][mode] = training.last(train, tried, seeds, f"{name}, {mode}")
     table = [
-        {
-            "setting": name,
-            "sigma": label,
-            "train %": float(curve.train[i].mean()),
-            "+-": float(curve.train[i].std(ddof=1)),
-            "validation %": float(curve.dev[i].mean()),
-            "+- ": float(curve.dev[i].std(ddof=1)),
-            "train loss": float(curve.loss[i].mean()),
-        }
+        {"setting": name, "sigma": label}
+        | training.columns(curve, i)
+        | {"train loss": float(curve.loss[i].mean())}
         for name, curves in found.items()
         for mode, curve in curves.items()
         for i, label in enumerate([f"{s:g}" for s in sigmas] if mode == "select" else [mode])
     ]
-    data = {
-        "sigmas": sigmas,
-        "num_weights": problem.num_weights,
-        "curves": {
-            name: {mode: [x.tolist() for x in curve] for mode, curve in curves.items()}
-            for name, curves in found.items()
-        },
-    }
-    caption = (
-        f"{'MNIST' if data_dir else 'digits'} sigmoid classifier, batch {training.BATCH}, "
-        f"{NUM_STEPS} steps; line: mean, band: range of {seeds} seeds"
-    )
+    data = {"sigmas": sigmas, "num_weights": problem.num_weights, "curves": found}
+    caption = training.caption(data_dir, NUM_STEPS, f"line: mean, band: range of {seeds} seeds")
     return Result(claims(sigmas, found), table, draw(sigmas, found), data, caption)
 
 
@@ -140,42 +117,20 @@ def claims(sigmas, found) -> list[Claim]:
 
 
 def draw(sigmas, found) -> Figure:
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    axes: Any = figure.subplots(1, 2, sharey=True)
-    for panel, (split, title) in zip(
-        axes, (("train", "training"), ("dev", "validation")), strict=True
-    ):
+    label = r"$\sigma$ / deviation of the gradient's components"
+    figure, panels = training.accuracy_panels(85, label)
+    for axes, split in zip(panels, ("train", "dev"), strict=True):
         for name, curves in found.items():
-            color = SETTINGS[name].color
-            values = getattr(curves["select"], split)
-            panel.fill_between(
-                sigmas, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0
-            )
-            panel.plot(sigmas, values.mean(1), "o-", color=color, markersize=4, label=name)
+            color, runs = SETTINGS[name].color, getattr(curves["select"], split).T
+            plots.band(axes, sigmas, runs, "o-", middle=np.mean, color=color, label=name)
             for mode, style in (("stale", "--"), ("skip", ":")):
-                level = getattr(curves[mode], split).mean()
-                panel.axhline(level, color=color, linestyle=style, linewidth=1.2)
-        panel.axvline(1.0, color="black", linewidth=0.8)
-        panel.set_xscale("log")
-        panel.set_ylim(85, 100.4)
-        panel.set_xlabel(r"$\sigma$ / deviation of the gradient's components")
-        panel.set_ylabel(f"{title} accuracy (%)")
-        panel.yaxis.set_tick_params(labelleft=True)
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].annotate(
-        "poster's optimum", (1.0, 85.3), (4, 0), textcoords="offset points", fontsize=8
-    )
-    left = axes[0]
+                plots.level(axes, getattr(curves[mode], split).mean(), color=color, linestyle=style)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+    left = panels[0]
+    left.annotate("poster's optimum", (1.0, 85.3), (4, 0), textcoords="offset points", fontsize=8)
     left.plot([], [], "--", color="gray", label="stale: no search")
     left.plot([], [], ":", color="gray", label="skip: no step in between")
-    left.legend(
-        fontsize=8,
-        frameon=False,
-        loc="lower left",
-        title="shaded: range over seeds",
-        title_fontsize=8,
-    )
+    left.legend(loc="lower left")
     return figure
 
 

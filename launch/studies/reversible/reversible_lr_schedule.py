@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.studies import classifier, descent
 from launch.studies.base import Claim, Result, Study
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.meta_descent import (
+    Trained,
+    Training,
+    draw_meta_curve,
+    evaluation,
+    meta_descend,
+)
 from meta_train import reversible
 from meta_train.progress import progress
 
@@ -36,19 +43,19 @@ def run(quick: bool, data_dir: str | None) -> Result:
         params = classifier.init(jax.random.fold_in(key, 0), sizes)
         return reversible.setup(params, jax.tree.map(jnp.exp, log_rates), MOMENTUM)
 
-    training = descent.Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM)
-    evaluate = descent.evaluation(training, TEST_SEEDS)
+    training = Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM)
+    evaluate = evaluation(training, TEST_SEEDS)
 
     def flat_rates(log_rate):
         return jax.tree.map(lambda _: jnp.full(NUM_STEPS, log_rate, jnp.float32), layers)
 
     first = flat_rates(FIRST_LOG_RATE)
     before = evaluate(first)
-    thetas, meta_curve, exact = descent.meta_descend(training, first, META_RATE, meta_steps)
-    choice = descent.evaluation(training, CHOICE_SEEDS, seed=98)
-    worst = np.array([choice(theta).worst for theta in progress(thetas, desc="choice")])
+    found = meta_descend(training.gradient, first, META_RATE, meta_steps)
+    choice = evaluation(training, CHOICE_SEEDS, seed=98)
+    worst = np.array([choice(theta).worst for theta in progress(found.thetas, desc="choice")])
     chosen = int(np.argmin(np.where(np.isfinite(worst), worst, np.inf)))
-    log_rates = thetas[chosen]
+    log_rates = found.thetas[chosen]
     after = evaluate(log_rates)
 
     sweep = {}
@@ -58,20 +65,17 @@ def run(quick: bool, data_dir: str | None) -> Result:
     best_rate = min(finite, key=lambda rate: finite[rate].train)
     best = finite[best_rate]
 
+    shown = {
+        f"first: {np.exp(FIRST_LOG_RATE):.2f} for all": before,
+        f"best fixed: {best_rate:.2f} for all": best,
+        "learned": after,
+    }
     table = [
         {"schedule": name, "train loss": out.train, "test loss": out.test}
-        for name, out in (
-            (f"first: {np.exp(FIRST_LOG_RATE):.2f} for all", before),
-            (f"best fixed: {best_rate:.2f} for all", best),
-            ("learned", after),
-        )
+        for name, out in shown.items()
     ]
     claims = [
-        Claim(
-            "Every hypergradient was exact: each run was recovered to the bit.",
-            exact,
-            f"{meta_steps} reversals of {NUM_STEPS} steps",
-        ),
+        found.claim(NUM_STEPS),
         Claim(
             "The learned schedule trains to a lower loss than the first one.",
             after.train < before.train,
@@ -88,59 +92,49 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 f"{after.train:.4f} (test {after.test:.4f})",
             )
         )
-    figure = draw(log_rates, meta_curve, chosen, before, best, best_rate, after)
     data = {
-        "log_rates": [{k: np.asarray(v).tolist() for k, v in layer.items()} for layer in log_rates],
-        "meta_curve": meta_curve,
-        "worst": [float(x) if np.isfinite(x) else None for x in worst],
+        "log_rates": log_rates,
+        "meta_curve": found.losses,
+        "worst": worst,
         "chosen": chosen,
         "curves": {
-            name: {"train": out.curve.tolist(), "test": out.test_curve.tolist()}
+            name: {"train": out.curve, "test": out.test_curve}
             for name, out in (("before", before), ("best fixed", best), ("after", after))
         },
         "sweep": [[rate, out.train, out.test] for rate, out in finite.items()],
     }
     caption = (
-        f"{'MNIST' if data_dir else 'digits'} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = "
-        f"{NUM_STEPS}; one run of {meta_steps} meta-steps; training curves: means of {TEST_SEEDS} "
-        "unseen seeds"
+        f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
+        f"one run of {meta_steps} meta-steps; training curves: means of {TEST_SEEDS} unseen seeds"
     )
-    return Result(claims, table, figure, data, caption)
+    return Result(claims, table, draw(log_rates, found.losses, chosen, shown), data, caption)
 
 
-def draw(log_rates, meta_curve, chosen, before, best, best_rate, after) -> Figure:
+def draw(log_rates, meta_losses, chosen: int, shown: dict[str, Trained]) -> Figure:
     """Training and test curves, the meta-loss, and the schedules of each layer."""
-    figure = Figure(figsize=(9.4, 6.6), layout="constrained")
-    (curves, meta), (weights, biases) = figure.subplots(2, 2)
-    for outcome, label, colour in (
-        (before, f"first: {np.exp(FIRST_LOG_RATE):.2f} for all", "0.6"),
-        (best, f"best fixed: {best_rate:.2f} for all", "C0"),
-        (after, "learned", "C3"),
-    ):
-        losses = f"(train {outcome.train:.3f}, test {outcome.test:.3f})"
-        curves.plot(outcome.curve, color=colour, lw=1, label=f"{label}\n{losses}")
-        steps = np.linspace(0, NUM_STEPS, len(outcome.test_curve))
-        curves.plot(steps, outcome.test_curve, "o--", color=colour, ms=2.5, lw=1)
+    figure, ((curves, meta), tensors) = plots.panels(2, (9.4, 6.6), rows=2)
+    for (label, out), colour in zip(shown.items(), (plots.GRAY, "C0", "C3"), strict=True):
+        text = f"{label}\n(train {out.train:.3f}, test {out.test:.3f})"
+        curves.plot(out.curve, color=colour, lw=1, label=text)
+        steps = np.linspace(0, NUM_STEPS, len(out.test_curve))
+        curves.plot(steps, out.test_curve, "o--", color=colour, ms=2.5, lw=1)
     curves.plot([], [], "o--", color="0.3", ms=2.5, lw=1, label="test loss (solid: batch loss)")
     curves.set(
         yscale="log", xlabel="training step", ylabel="loss (nats)", title="Training and test curves"
     )
-    curves.legend(fontsize=7.5, frameon=False, loc="upper right")
-    colours = ["#440154", "#31688e", "#35b779", "#d8b70a"]
-    for axes, name, tensor in ((weights, "weights", "w"), (biases, "biases", "b")):
-        for i, (layer, colour) in enumerate(zip(log_rates, colours, strict=True)):
-            axes.plot(np.exp(layer[tensor]), color=colour, lw=1.3, label=f"layer {i + 1}")
-        axes.axhline(np.exp(FIRST_LOG_RATE), color="0.7", lw=0.8, label="first")
+    curves.legend(loc="upper right")
+    for axes, name in zip(tensors, ("weights", "biases"), strict=True):
+        for i, layer in enumerate(log_rates):
+            axes.plot(np.exp(layer[name[0]]), color=plots.LAYERS[i], label=f"layer {i + 1}")
+        plots.level(axes, np.exp(FIRST_LOG_RATE), "first", color="0.7")
         axes.set(
             ylim=(0, None),
             xlabel="training step",
             ylabel="learning rate",
             title=f"Learned schedules of the {name}",
         )
-        axes.legend(fontsize=7.5, loc="lower left", ncols=2, framealpha=0.9, edgecolor="none")
-    descent.draw_meta_curve(meta, meta_curve, chosen + 1)
-    for axes in (curves, weights, biases, meta):
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower left", ncols=2, frameon=True, edgecolor="none")
+    draw_meta_curve(meta, meta_losses, chosen + 1)
     return figure
 
 
