@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_train.reversible.arithmetic import FixedPoint, dequantize, quantize
-from meta_train.reversible.report import Failure, Report, no_failure
+from meta_train.reversible.report import Failure, Report
 
 TOLERANCE = 2.0**-10
 
