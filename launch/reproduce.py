@@ -4,69 +4,71 @@
     python -m launch.reproduce NAME --workdir=DIR [--quick] [--data_dir=DIR]
 
 Prints a table and each claim, and writes ``result.json`` and ``figure.png`` to the
-working directory. Exits with 2 if a claim does not hold. A study is a file
+working directory. Exits with 3 if a claim does not hold. A study is a file
 ``launch/studies/FOLDER/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
 """
 
 import importlib
 import os
-import pkgutil
 import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import matplotlib
 from absl import app, flags
 
 import launch.studies
+from launch.choices import suggest
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
-from launch.studies.base import Result, Study
-from launch.studies.shared import plots
-from learned_opt.paths import writable_folder
-from meta_train import strict_json
 
-CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
+if TYPE_CHECKING:
+    from launch.studies.base import Result, Study
+
+CLAIM_FAILED = 3  # wrong usage is 2
 DPI = 200
 
 
-def _studies() -> dict[str, Study]:
-    """Every ``STUDY`` in the modules below ``launch.studies``, by the module's own name."""
-    found: dict[str, Study] = {}
-    folder = launch.studies
-    for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
-        study = getattr(importlib.import_module(module.name), "STUDY", None)
-        if study is None:
-            continue
-        name = module.name.rpartition(".")[2]
-        if name in found:
-            raise RuntimeError(f"two studies are called `{name}`; the second is {module.name}.")
-        found[name] = study
+def _modules() -> dict[str, str]:
+    """The modules below ``launch.studies`` that define ``STUDY``, by their own names.
+
+    As their files say: importing all of them to know what there is would take seconds.
+    """
+    found: dict[str, str] = {}
+    for folder in map(Path, launch.studies.__path__):
+        for path in sorted(folder.rglob("*.py")):
+            if "\nSTUDY = " not in path.read_text():
+                continue
+            parts = path.relative_to(folder).with_suffix("").parts
+            if path.stem in found:
+                raise RuntimeError(f"two studies are called `{path.stem}`; the second is {path}.")
+            found[path.stem] = ".".join((launch.studies.__name__, *parts))
     return dict(sorted(found.items()))
 
 
 def study_names() -> list[str]:
     """The names of the studies."""
-    return list(_studies())
+    return list(_modules())
 
 
-def load_study(name: str) -> Study:
+def load_study(name: str) -> "Study":
     """The study of that name.
 
     Raises:
       ValueError: if there is none.
     """
-    studies = _studies()
-    if name not in studies:
-        raise ValueError(f"there is no study `{name}`; the studies are: {', '.join(studies)}.")
-    return studies[name]
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(
+            f"there is no study `{name}`; the studies are: {', '.join(modules)}."
+            f"{suggest(name, modules)}"
+        )
+    return importlib.import_module(modules[name]).STUDY
 
 
 def listing() -> str:
     """One line a study: its name, the expected minutes of the full run, what it shows."""
-    studies = _studies()
+    studies = {name: load_study(name) for name in study_names()}
     width = max(map(len, studies), default=0)
     return "\n".join(
         f"{name:{width}}  {study.minutes:5.1f} min  {study.summary}"
@@ -76,7 +78,7 @@ def listing() -> str:
 
 def reproduce(
     name: str, workdir: str | Path, quick: bool = False, data_dir: str | None = None
-) -> Result:
+) -> "Result":
     """Runs one study, prints what it found and writes ``result.json`` and ``figure.png``.
 
     Each file appears whole or not at all, the figure first.
@@ -84,6 +86,11 @@ def reproduce(
     Raises:
       ValueError: if there is no such study.
     """
+    import matplotlib
+
+    from launch.studies.shared import plots
+
+    matplotlib.use("agg")
     study = load_study(name)
     folder = Path(workdir)
     start = time.monotonic()
@@ -127,14 +134,18 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _save_figure(result: Result, path: Path) -> None:
+def _save_figure(result: "Result", path: Path) -> None:
     """With the caption under it, in lines as long as the figure is wide."""
     lines = textwrap.wrap(result.caption, int(15 * result.figure.get_figwidth()))
     result.figure.text(0.5, -0.01, "\n".join(lines), ha="center", va="top", size=7, color="0.35")
     result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
-def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Path) -> None:
+def _save_json(name: str, quick: bool, seconds: float, result: "Result", path: Path) -> None:
+    import jax
+
+    from meta_train import strict_json
+
     record = {
         "study": name,
         "quick": quick,
@@ -151,28 +162,31 @@ def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Pat
 
 def main(argv: list[str]) -> int:
     quiet()
-    values = flags.FLAGS
-    if values.list:
-        print(listing())
-        return 0
-    if len(argv) != 2:
-        raise app.UsageError(
-            f"give one study name, got {argv[1:]}; the studies are: {', '.join(study_names())}."
-        )
-    if argv[1] not in study_names():
-        raise app.UsageError(
-            f"there is no study `{argv[1]}`; the studies are: {', '.join(study_names())}."
-        )
-    if not WORKDIR.value:
-        raise app.UsageError("give --workdir=DIR, the folder for result.json and figure.png.")
     with messages():
+        if _LIST.value:
+            print(listing())
+            return 0
+        names = ", ".join(study_names())
+        if len(argv) != 2:
+            raise ValueError(f"give one study name, got {argv[1:]}; the studies are: {names}.")
+        if argv[1] not in study_names():
+            load_study(argv[1])  # Refuses it.
+        if not WORKDIR.value:
+            raise ValueError("give --workdir=DIR, the folder for result.json and figure.png.")
+        from learned_opt.paths import writable_folder
+
         workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
-        result = reproduce(argv[1], workdir, values.quick, DATA_DIR.value)
+        result = reproduce(argv[1], workdir, _QUICK.value, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 
-if __name__ == "__main__":
-    flags.DEFINE_bool("quick", False, "A smaller version of the study, at most 60 s on 2 cores.")
-    flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
-    matplotlib.use("Agg")
+def cli() -> None:
+    """The installed command."""
     app.run(main, flags_parser=parse_flags)
+
+
+_QUICK = flags.DEFINE_bool("quick", False, "A smaller version, at most 60 s on 2 cores.")
+_LIST = flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
+
+if __name__ == "__main__":
+    cli()

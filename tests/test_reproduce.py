@@ -77,7 +77,7 @@ def test_a_failed_claim_exits_with_a_code_of_its_own(studies, tmp_path):
 
 def test_an_unknown_name_lists_the_valid_ones(studies, tmp_path):
     done = command(studies, "belo", f"--workdir={tmp_path}/out")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "there is no study `belo`" in done.stderr
     assert "above" in done.stderr and "below" in done.stderr
     with pytest.raises(ValueError, match="no study `base`"):
