@@ -72,7 +72,8 @@ def build(config: Config, data_dir: str | None) -> Job:
     def begin():
         given = subject.start()
         first = init_theta if given is None else lambda key: ravel_pytree(given)[0]
-        return trainer.init_state(estimator, meta_optimizer, first, config.seed)
+        start = partial(trainer.init_state, estimator, meta_optimizer, first, config.seed)
+        return jax.jit(start)()
 
     return Job(
         config,

@@ -69,7 +69,7 @@ def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path
     start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
     step, marks = start.step, start.record.get("files", {})
     run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
-    state = devices.from_host(start.host_state, spec) if start.record else jax.jit(job.begin)()
+    state = devices.from_host(start.host_state, spec) if start.record else job.begin()
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
     workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))

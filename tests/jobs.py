@@ -81,7 +81,7 @@ def toy(config, data_dir=None):
         Subject("optimizer", None, lambda: None, None, None, export),
         np.asarray,
         init,
-        init,
+        jax.jit(init),
         devices.population_map(step, 1, axes),
         axes,
         estimator,
