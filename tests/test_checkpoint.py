@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import train, workdir
+from launch import loop, workdir
 from meta_train import journal
 from tests.jobs import DAMAGES, contents, rows, run, toy
 
@@ -17,7 +17,7 @@ MORE = 16  # Outer steps, where the original has 12 and checkpoints at 4, 8 and 
 def toys():
     """All jobs of this file are toys: it is about their files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build", toy)
+        patch.setattr(loop, "build", toy)
         yield
 
 

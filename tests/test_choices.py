@@ -265,7 +265,7 @@ finally:
 
 
 def test_help_lists_every_field_with_its_words():
-    text = command_line.help_text(cfg.Config())
+    text = " ".join(command_line.help_text(cfg.Config()).split())
     assert "!!python" not in text
     assert "--cfg.estimator.sigma=0.01" in text and "standard deviation of the perturb" in text
     assert "--cfg.task.hidden_sizes=(32,)" in text and "--workdir" in text

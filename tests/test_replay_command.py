@@ -1,7 +1,6 @@
 """``launch.replay`` on the folders of jobs that are whole, damaged, or of older versions."""
 
 import collections
-import json
 import shutil
 
 import jax
@@ -9,10 +8,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from launch import config as cfg
 from launch.replay import replay
-from meta_train.estimators import messages
+from meta_train.estimators.hybrid import messages
 from meta_train.estimators.hybrid.replay import ReplayLog, read_log
 from tests.jobs import DAMAGES, contents, run
+
+PARTS = {
+    "estimator": cfg.estimator(
+        "hybrid_es",
+        base=cfg.estimator("tbptt", num_particles=4, truncation=4),
+        num_workers=2,
+        refresh_every=3,
+        replay_log=True,
+    ),
+    "eval_every": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +32,8 @@ def job(tmp_path_factory):
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     folder = tmp_path_factory.mktemp("replay") / "job"
-    parts = {
-        "estimator": {"name": "hybrid_es"},
-        "hybrid": {"num_workers": 2, "refresh_every": 3, "replay_log": True},
-        "eval_every": 0,
-    }
-    run(folder, **parts)
-    run(folder, **parts, num_steps=15, checkpoint_every=100)
+    run(folder, **PARTS)
+    run(folder, **PARTS, num_steps=15, checkpoint_every=100)
     shutil.rmtree(folder / "checkpoints" / "15")
     yield folder
     jax.config.update("jax_disable_most_optimizations", before)
@@ -115,9 +121,7 @@ def test_a_damaged_log_is_set_aside_at_a_resume(copy, capsys):
     log = copy / "replay.log"
     DAMAGES["one bit flipped"](log)
     damaged = log.read_bytes()
-    config = json.loads((copy / "config.json").read_text())
-    parts = {name: config[name] for name in ("estimator", "hybrid")}
-    run(copy, **parts, eval_every=0, num_steps=14)
+    run(copy, **PARTS, num_steps=14)
     assert f"warning: {log} is damaged; " in capsys.readouterr().err
     assert (copy / "replay.log.damaged").read_bytes() == damaged
     assert replay(copy) == 14

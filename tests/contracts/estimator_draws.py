@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from meta_train import estimators, trainer
+from meta_train.estimators.hybrid import control_variate, guided, past_descent, select
 from meta_train.unroll import UnrolledSystem
 from tests import systems
 
@@ -59,13 +60,13 @@ def all_differ(values):
 CASES = {
     "guided_es": [{"alpha": 1.0}, {"alpha": 1e-6}],  # The isotropic part alone; the other alone.
     systems.HYBRID: [
-        {"refresh_every": 100, "mode": mode, "combine": combine, "candidates_per_worker": 2}
-        for mode, combine in (
-            ("control_variate", "argmin"),
-            ("select", "argmin"),
-            ("select", "rank"),
-            ("guided", "argmin"),
-            ("past_descent", "argmin"),
+        {"search": search, "refresh_every": 100, "candidates_per_worker": 2}
+        for search in (
+            control_variate(),
+            select(step_size=1.0),
+            select(step_size=1.0, combine="rank"),
+            guided(num_surrogates=1),
+            past_descent(),
         )
     ],
 }
@@ -74,7 +75,11 @@ CASES = {
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [(name, case) for name in systems.ESTIMATORS for case in CASES.get(name, [{}])],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+    ids=lambda value: (
+        "-".join(str(getattr(x, "name", x)) for x in value.values())
+        if isinstance(value, dict)
+        else value
+    ),
 )
 def test_every_outer_step_draws_anew(name, arguments, fast_compilation):
     """Batches, starts, and what the estimator draws itself: perturbations, signs, cuts, ..."""
