@@ -95,8 +95,8 @@ LOSSES = {
     "ReLU": lambda w, th: quadratic(jax.nn.relu(MIXING @ w + th[0])) + th[1] * jnp.sum(w),
     "logits": lambda w, th: jax.nn.logsumexp(3 * w * th[0]) - w[0] + th[1] * w @ w,
 }
-# The others than FORWARD_TELLS stop a derivative on the way forward, or step: backpropagation is their only truth.
 ASYMMETRIC = ("clipped", "reversed", "normalized", "mixed")
+# The others stop a derivative on the way forward, or step: backpropagation is their only truth.
 FORWARD_TELLS = ("smooth", "clipped", "clipped inside", "reversed", "normalized", "mixed", "logits")
 
 

@@ -350,8 +350,11 @@ def _strongly_typed(x, dtype) -> jax.Array:
 
 def _check_start(start: Setup) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(start.params)
-    if not leaves:
-        raise ValueError("`params` must hold at least one array, got an empty pytree.")
+    if not any(jnp.size(leaf) for _, leaf in leaves):
+        raise ValueError(
+            f"`params` must hold at least one number, got {len(leaves)} arrays, all of size 0: "
+            "there is nothing to train."
+        )
     for path, leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
