@@ -162,6 +162,8 @@ def test_every_particle_draws_on_its_own(name, fast_compilation):
             **NOISY.get(name, {}),
         )
         state = estimator.init(THETA, jax.random.key(0))
+        if name == "pes_analytic":  # Exact in the first truncation of an episode: take the second.
+            state = estimator.estimate(THETA, estimators.synchronized(state), jax.random.key(2))[1]
 
         def alone(i):
             particle = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), state)
