@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint benchmark clean
+.PHONY: setup demo test test-slow mutate lint benchmark clean
 
 setup: .venv/ready
 
@@ -21,6 +21,11 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Faults put into the code; for example: make mutate MODULE=estimators/pes COUNT=20 SEED=1
+mutate: setup
+	$(BIN)/python -u tests/mutate.py --module=$(or $(MODULE),.py) --count=$(or $(COUNT),150) \
+	  --seed=$(or $(SEED),0) $(if $(FAULT),--fault=$(FAULT))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,34 @@
+"""The commands: ``python -m launch.train`` and its like, or ``learned-opt-train``."""
+
+import contextlib
+import os
+import signal
+import sys
+from importlib.util import find_spec
+
+if find_spec("absl") is None:
+    raise ImportError(
+        "the commands need more than the optimizers do; install them with "
+        "`pip install 'learned-opt[train]'`."
+    )
+
+
+def _end(number, frame):
+    """Ends a command at once, without a traceback, while it imports, compiles or computes.
+
+    Whatever the commands write is whole at any moment, so there is nothing to tidy up. The train
+    loop saves first: it has a handler of its own.
+    """
+    del number, frame
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # It may be in the middle of a print.
+            stream.flush()
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(130)  # 128 + SIGINT, as shells say it.
+
+
+# Only in a command, and before anything slow is imported. (A shell that ignores the signal
+# for what it starts in the background is obeyed.)
+_command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("learned-opt-")
+if _command and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _end)

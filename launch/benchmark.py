@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from launch.benchmarks import pes_overhead
+from launch.command_line import parse_flags
 
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
@@ -38,12 +38,13 @@ _LOOP_STEPS = 300
 
 def case_config(name: str, num_devices: int):
     """Digits MLP 64-32-10 with ReLU, batch 64, float32; horizon 100, truncation 20."""
-    from launch.config import Config, EstimatorConfig
+    from launch.config import Config, estimator
 
     particles = 16 if name == "tbptt" else 32
-    estimator = "pes" if name == "loop" else name
     return Config(
-        estimator=EstimatorConfig(name=estimator, num_particles=particles, truncation=20),
+        estimator=estimator(
+            "pes" if name == "loop" else name, num_particles=particles, truncation=20
+        ),
         num_steps=_LOOP_STEPS,
         num_devices=num_devices,
         eval_every=0,
@@ -56,10 +57,11 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     import jax
     import optax
 
-    from launch import config as cfg
+    from launch.config import estimator as choose_estimator
     from launch.job import build
+    from launch.subjects import make_system
     from learned_opt import LearnedOptimizer
-    from meta_train import devices, trainer
+    from meta_train import devices, estimators, trainer
 
     config = case_config(name, num_devices)
     job = build(config, None)
@@ -73,7 +75,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     state, metrics = job.step(state)
     jax.block_until_ready(metrics)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    inner_steps = cfg.inner_steps_per_outer_step(config)
+    inner_steps = config.inner_steps()
     row = {
         "devices": job.num_devices,
         "compile_seconds": round(compile_seconds, 2),
@@ -83,20 +85,21 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     if name == "loop":
         return [row | _loop(config, job, state, inner_steps)]
 
-    optimizer = cfg.make_optimizer(config.optimizer)
+    optimizer = config.optimizer.make()
     floor_optimizer = LearnedOptimizer(
         optimizer.init, lambda theta, n: optax.with_extra_args_support(optax.sgd(0.1))
     )
-    system = cfg.make_system(config, cfg.make_task(config.task, None), floor_optimizer)
+    system = make_system(config, config.task.make(), floor_optimizer)
     # A gradient with respect to an unused theta would be dead code: the floor of TBPTT is
     # the forward unroll of inner training too.
     floor_config = config
     if name == "tbptt":
         floor_config = dataclasses.replace(
-            config, estimator=dataclasses.replace(config.estimator, name="pes")
+            config, estimator=choose_estimator("pes", num_particles=16, truncation=20)
         )
-    estimator = cfg.make_estimator(floor_config, system)
-    meta_optimizer = cfg.make_meta_optimizer(config)
+    context = estimators.Context(devices.default_chunk())
+    estimator = floor_config.estimator.make(system, config.horizons(), context)
+    meta_optimizer = config.meta.make(config.num_steps)
     floor_step = devices.population_map(
         trainer.make_step(estimator, meta_optimizer, devices.device_mean),
         job.num_devices,
@@ -119,7 +122,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
             if i >= 2:
                 times[label].append(time.perf_counter() - began)
     seconds, floor = (float(np.median(times[label])) for label in ("case", "floor"))
-    floor_inner_steps = cfg.inner_steps_per_outer_step(floor_config)
+    floor_inner_steps = floor_config.inner_steps()
     return [
         row
         | {
@@ -134,7 +137,7 @@ def _loop(config, job, state, inner_steps) -> dict:
     """The whole train loop, with checkpoints every 100 steps, against the bare compiled step."""
     import jax
 
-    from launch import train
+    from launch.loop import run
 
     ratios = []
     for _ in range(3):
@@ -145,7 +148,7 @@ def _loop(config, job, state, inner_steps) -> dict:
             jax.block_until_ready(metrics)
         bare = (time.perf_counter() - began) / _LOOP_STEPS
         with tempfile.TemporaryDirectory() as folder:
-            train.run(config, Path(folder))
+            run(config, Path(folder))
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
         # From the first to the last logged step: start-up and compilation left out.
         loop = rows[-1]["time/wall_seconds"] - rows[1]["time/wall_seconds"]
@@ -158,6 +161,12 @@ def _loop(config, job, state, inner_steps) -> dict:
         "bare_step_ms": round(1e3 * bare, 2),
         "loop_over_bare_step": round(ratio, 3),
     }
+
+
+def _pes_overhead(num_devices: int) -> list[dict]:
+    from launch.benchmarks import pes_overhead
+
+    return [pes_overhead.measure(num_devices)]
 
 
 def _reversible(num_devices: int) -> list[dict]:
@@ -173,7 +182,7 @@ CASES: dict[str, Callable[[int], list[dict]]] = {
     "truncated_es": partial(train_step, "truncated_es"),
     "tbptt": partial(train_step, "tbptt"),
     "loop": partial(train_step, "loop"),
-    "pes_overhead": lambda num_devices: [pes_overhead.measure(num_devices)],
+    "pes_overhead": _pes_overhead,
     "reversible": _reversible,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
@@ -186,6 +195,8 @@ flags.register_validator(
 
 def main(argv) -> None:
     del argv
+    from meta_train import strict_json
+
     available = len(os.sched_getaffinity(0))
     if _CHILD.value:
         logging.set_verbosity(logging.WARNING)
@@ -193,7 +204,7 @@ def main(argv) -> None:
         (case,) = _CASES.value
         about = {"case": case, "cores": len(os.sched_getaffinity(0))}
         for row in CASES[case](_DEVICES.value):
-            print(json.dumps(about | row))
+            print(strict_json.dumps(about | row))
         return
     missed = []
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
@@ -208,12 +219,17 @@ def main(argv) -> None:
             for line in child.stdout.splitlines():
                 if line.startswith("{"):
                     row = json.loads(line) | machine
-                    print(json.dumps(row), flush=True)
+                    print(strict_json.dumps(row), flush=True)
                     if not row.get("holds", row.get("within_limits", True)):
                         missed.append(row)
     if missed:
-        sys.exit("limits not kept:\n" + "\n".join(map(json.dumps, missed)))
+        sys.exit("limits not kept:\n" + "\n".join(map(strict_json.dumps, missed)))
+
+
+def cli() -> None:
+    """The installed command."""
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli()

@@ -1,53 +1,88 @@
 """Flags shared by the commands: a preset as the base, single values on top."""
 
 import contextlib
-import dataclasses
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # Keep absl's C++ libraries from logging before the program says anything.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
+from launch import choices
 from launch import config as cfg
+from launch.path_flags import define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of what the command reads and writes.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data folder (default: TFDS's own).")
-_HELP = f"Base configuration, a file of launch/configs: {cfg.preset_names()}."
+WORKDIR = define_path("workdir", "Folder of what the command reads and writes.")
+DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
+IMPORT = flags.DEFINE_multi_string(
+    "import", [], "Module to import first, for things of yours that a file names."
+)
 
 
-def run(main: Callable[[cfg.Config], int], preset: str = "default") -> None:
+def run(
+    main: Callable[[Any], int],
+    cls: type = cfg.Config,
+    preset: str | None = "default",
+    doc: str | None = None,
+) -> None:
     """Parses the flags and runs ``main(config)``; a ``ValueError`` ends as one clear message.
 
-    ``--preset`` is read first, so that every ``--cfg.a.b=value`` overrides it.
+    Args:
+      main: ``config -> exit code``; what is slow to import, it imports.
+      cls: dataclass of the words ``--cfg.a.b=value``.
+      preset: default of ``--preset``, the base that the words change; None for a command without
+        presets, whose base is ``cls()``.
+      doc: what ``--help`` says first.
     """
-    holder = None
+    if preset is not None:
+        flags.DEFINE_string(
+            "preset",
+            preset,
+            f"Base configuration: {', '.join(cfg.preset_names())}, or a module with get_config.",
+        )
+    config = None
 
     def parse(argv):
-        nonlocal holder
-        first = flags.FlagValues()
-        for flag_values in (first, flags.FLAGS):
-            flags.DEFINE_string("preset", preset, _HELP, flag_values=flag_values)
-        with messages():
-            first(argv, known_only=True)
-            config = dataclasses.asdict(cfg.load_preset(first.preset))
-            _check_names(argv[1:], config)
-            holder = config_flags.DEFINE_config_dict("cfg", ConfigDict(config))
-            rest = parse_flags(argv)
+        nonlocal config
+        with messages(cls):
+            node, rest = choices.take_words(argv, "cfg")
+            helping = {"--help", "-help", "-h", "--helpfull", "-?"} & set(rest)
+            rest = [word for word in rest if word not in helping]
+            choices.check_plain(cls, node, "cfg")
+            rest = parse_flags(rest, cls)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
+            if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
+                sys.path.append("")
+            _import_modules()
+            base = cls() if preset is None else cfg.load_preset(flags.FLAGS.preset)
+            config = choices.apply_words(base, node, "cfg")
+            if helping:
+                print(help_text(config, doc))
+                sys.exit(0)
             return rest
 
     def start(argv):
         del argv
         quiet()
-        with messages():
-            return main(cfg.from_dict(cfg.Config, holder.value.to_dict()))
+        with messages(cls):
+            return main(config)
 
     app.run(start, flags_parser=parse)
+
+
+def _import_modules() -> None:
+    for name in IMPORT.value:
+        try:
+            __import__(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--import={name}: {error}.") from None
 
 
 def quiet() -> None:
@@ -56,52 +91,84 @@ def quiet() -> None:
         logging.set_verbosity(logging.WARNING)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], cls: type | None = None) -> list[str]:
     """Parses, lists the shared flags in ``--help`` too, and returns what is no flag."""
-    for name in ("workdir", "data_dir", "preset", "cfg"):
+    for name in ("workdir", "data_dir", "preset"):
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
-    with messages():
+    with messages(cls):
+        check_known(argv[1:], cls)
         return flags.FLAGS(argv)
 
 
-def _check_names(words: list[str], config: dict) -> None:
-    """Raises ``ValueError`` for a ``--cfg.a.b`` that is no field, naming those there are."""
+def check_known(words: list[str], cls: type | None) -> None:
+    """Raises ``ValueError`` on the first word that is no flag, before any flag reads its value."""
     for word in words:
         name = word.lstrip("-").partition("=")[0]
-        if not word.startswith("-") or not name.startswith("cfg."):
-            continue
-        parent, node = "cfg", config
-        for part in name.split(".")[1:]:
-            if not isinstance(node, dict) or part not in node:
-                fields = list(node) if isinstance(node, dict) else []
-                raise ValueError(
-                    f"--{name}: --{parent} has no field {part!r}; its fields are: "
-                    f"{', '.join(fields) or 'none, it is a value'}."
-                )
-            parent, node = f"{parent}.{part}", node[part]
-        if isinstance(node, dict):
-            raise ValueError(f"--{name} has fields, set one of them: {', '.join(node)}.")
+        if word == "--":
+            return
+        if word.startswith("-") and not {name, name.removeprefix("no")} & set(flags.FLAGS):
+            raise ValueError(_unknown_flag(name, cls))
 
 
 @contextlib.contextmanager
-def messages():
-    """Turns a ``ValueError`` or a wrong flag into a message on stderr and exit code 2."""
+def messages(cls: type | None = None) -> Iterator[None]:
+    """Turns a ``ValueError`` or a wrong flag into a message on stderr and exit code 2.
+
+    Args:
+      cls: dataclass of the words ``--cfg.a.b=value``, among which an unknown flag may be meant.
+    """
     try:
         yield
     except flags.UnrecognizedFlagError as error:
-        ours = (
-            flag.name
-            for module, known in flags.FLAGS.flags_by_module_dict().items()
-            for flag in known
-            if module.startswith("launch.") or module == sys.argv[0]
-        )
-        valid = ", ".join(f"--{name}" for name in sorted(ours))
-        sys.exit(_complain(f"unknown flag --{error.flagname}; the flags are: {valid}."))
+        sys.exit(_complain(_unknown_flag(error.flagname, cls)))
     except (ValueError, flags.Error) as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
 
 
 def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _own_flags() -> dict[str, flags.Flag]:
+    """The flags of the commands, absl's own left out."""
+    return {
+        flag.name: flag
+        for module, known in flags.FLAGS.flags_by_module_dict().items()
+        for flag in known
+        if module.startswith("launch.") or module == sys.argv[0]
+    }
+
+
+def _unknown_flag(name: str, cls: type | None) -> str:
+    own = sorted(_own_flags())
+    fields = list(choices.plain_paths(cls, "cfg")) if cls else []
+    # What is forgotten most is the prefix, so a field's own name counts for the whole.
+    by_name = {path.rpartition(".")[2]: path for path in fields} | {flag: flag for flag in own}
+    meant = re.search(r"Did you mean '(.*)'", choices.suggest(name, by_name))
+    hint = f" Did you mean --{by_name[meant[1]]}?" if meant else ""
+    listed = ", ".join(f"--{flag}" for flag in own)
+    return f"unknown flag --{name}; the flags are: {listed}{', --cfg.*' if cls else ''}.{hint}"
+
+
+def help_text(config: Any, doc: str | None = None) -> str:
+    """What the command does, its flags, and every field of the configuration."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    lines = [(doc or "").strip(), "", "Flags:", ""]
+    for name, flag in sorted(_own_flags().items()):
+        words = (flag.help or "").partition(";    repeat")[0]  # absl's note on flags given twice
+        lines += _entry(f"--{name}", flag.default, words, width)
+    lines += ["", "Configuration, with the values of this command:", ""]
+    for flag_name, value, words in choices.describe(config, "cfg"):
+        lines += _entry(flag_name, value, words, width)
+    return "\n".join(lines)
+
+
+def _entry(flag: str, value: Any, words: str, width: int) -> list[str]:
+    head = f"  {flag}={value}" if value not in (None, [], "") else f"  {flag}"
+    indent = " " * 42
+    body = textwrap.wrap(words, width, initial_indent=indent, subsequent_indent=indent)
+    if body and len(head) < len(indent) - 1:
+        return [head.ljust(len(indent)) + body[0].lstrip(), *body[1:]]
+    return [head, *body]

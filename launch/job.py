@@ -1,6 +1,5 @@
 """A job: what a configuration becomes, before anything is computed."""
 
-import json
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,47 +7,73 @@ import jax
 from jax.flatten_util import ravel_pytree
 
 from launch import config as cfg
+from launch.choices import to_dict
+from launch.config import Config
 from launch.subjects import SUBJECTS, Subject
-from meta_train import devices, estimators, trainer
-from meta_train.unroll import with_flat_theta
+from meta_train import devices, estimators, strict_json, trainer
+from meta_train.mixture_step import make_mixture_step
+from meta_train.unroll import theta_tree, with_flat_theta
 
 
 class Job(NamedTuple):
     """What a configuration becomes: everything the loop needs, nothing computed yet."""
 
-    config: cfg.Config
+    config: Config
     num_devices: int
     subject: Subject  # what theta is
     unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
-    init: Any  # () -> TrainState, device-free
+    init: Any  # () -> TrainState, device-free; as a fresh job starts
+    begin: Any  # () -> TrainState: the same from `init_from`, where the job says so
     step: Any  # TrainState -> (TrainState, metrics), over the devices
     axes: Any  # which part of the state has the particle axis
-    alone: Any  # the estimator, on one device
+    alone: Any  # the estimator (of the first task), on one device
     meta_optimizer: Any
     evaluate: Any  # theta -> {"eval/...": scalar}
 
 
-def build(config: cfg.Config, data_dir: str | None) -> Job:
+def build(config: Config, data_dir: str | None) -> Job:
     """Checks the configuration and builds the job.
 
     Raises:
       ValueError: naming the flag and what to do, before any compute.
     """
-    cfg.validate(config)
-    devices.configure_cpu_devices(config.num_devices)
-    num_devices = devices.choose_num_devices(config.num_devices, *cfg.shards(config))
-    subject = SUBJECTS[config.trains](config, cfg.make_task(config.task, data_dir))
+    requested = devices.configure_cpu_devices(config.num_devices)
+    shards, field, share = config.estimator.shards
+    num_devices = devices.choose_num_devices(requested, shards, f"--cfg.estimator.{field}", share)
+    tasks = [task.make(data_dir) for task in config.task.parts]
+    names = cfg.task_names(config.task)
+    subject = SUBJECTS[config.trains](config, dict(zip(names, tasks, strict=True)))
     theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
-    system, unravel = with_flat_theta(subject.system, theta_spec)
-    layers = tuple(leaf.size for leaf in jax.tree.leaves(theta_spec))
+    systems = [with_flat_theta(system, theta_spec)[0] for system in subject.systems]
+    unravel = theta_tree(theta_spec)
+    alone = estimators.Context(
+        devices.default_chunk(),
+        layers=tuple(leaf.size for leaf in jax.tree.leaves(theta_spec)),
+        learning_rate=config.meta.learning_rate,
+    )
     exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
-    estimator = cfg.make_estimator(config, system, exchange, layers)
-    meta_optimizer = cfg.make_meta_optimizer(config)
-    step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
-    axes = trainer.state_axes(estimator)
+    parts = [
+        config.estimator.make(system, config.horizons(), alone._replace(exchange=exchange))
+        for system in systems
+    ]
+    meta_optimizer = config.meta.make(config.num_steps)
+    if len(parts) > 1:
+        mixed = estimators.mixture(parts, names=names, **config.task.mixing)
+        estimator, axes = mixed.estimator, trainer.state_axes(mixed.estimator)
+        step = make_mixture_step(mixed, meta_optimizer, num_devices)
+    else:
+        estimator, axes = parts[0], trainer.state_axes(parts[0])
+        step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
+        step = devices.population_map(step, num_devices, axes)
 
     def init_theta(key):
         return ravel_pytree(subject.init(key))[0]
+
+    def begin():
+        given = subject.start()
+        first = init_theta if given is None else lambda key: ravel_pytree(given)[0]
+        start = partial(trainer.init_state, estimator, meta_optimizer, first, config.seed)
+        return jax.jit(start)()
 
     return Job(
         config,
@@ -56,9 +81,10 @@ def build(config: cfg.Config, data_dir: str | None) -> Job:
         subject,
         unravel,
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
-        devices.population_map(step, num_devices, axes),
+        begin,
+        step,
         axes,
-        cfg.make_estimator(config, system, layers=layers),
+        config.estimator.make(systems[0], config.horizons(), alone),
         meta_optimizer,
         jax.jit(lambda theta: subject.evaluate(unravel(theta))),
     )
@@ -73,15 +99,15 @@ def describe(job: Job) -> str:
     population = sum(jax.tree.leaves(host.estimator_state))
     placed = devices.placed_spec(spec, job.num_devices, job.axes)
     memory = job.step.lower(placed).compile().memory_analysis()
-    total = config.num_steps * cfg.inner_steps_per_outer_step(config)
-    axis = cfg.population_unit(cfg.population(config))[0]
+    total = config.num_steps * config.inner_steps()
+    axis, size, _ = config.estimator.population
     return "\n".join(
         [
-            json.dumps(cfg.to_dict(config), indent=2),
+            strict_json.dumps(to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis + ' per device':<25}{cfg.num_shardable(config) // job.num_devices}",
+            f"{axis + ' per device':<25}{size // job.num_devices}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
             f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
             f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",

@@ -1,4 +1,4 @@
-"""The weights of a job with ``--cfg.hybrid.replay_log``, rebuilt without evaluating a loss.
+"""The weights of a job with ``--cfg.estimator.replay_log``, rebuilt without evaluating a loss.
 
 python -m launch.replay --workdir=DIR [--from_step=STEP]
 
@@ -6,18 +6,12 @@ Starts at a checkpoint, follows ``DIR/replay.log`` to its last whole record, and
 ``DIR/network_rebuilt`` (or ``optimizer_rebuilt``): the very weights the job had there.
 """
 
-import json
 from pathlib import Path
 
-import jax
 from absl import app, flags
 
-from launch import config as cfg
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
-from launch.job import build
-from meta_train import devices
-from meta_train.checkpoint import Checkpoints
-from meta_train.replay import rebuild
+from launch.config import read_config
 
 _FROM_STEP = flags.DEFINE_integer("from_step", -1, "Checkpoint to start at; -1 is the newest.")
 
@@ -26,28 +20,54 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
     """Rebuilds and exports the weights; returns their outer step.
 
     Raises:
-      ValueError: if there is no such checkpoint, or no log.
+      ValueError: if there is no log, no such checkpoint or one that cannot be read, if the log
+        ends before the newest checkpoint, or if JAX's settings are not those of the job.
     """
+    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    import jax
+
+    from launch import environment
+    from launch.job import build
+    from meta_train import devices
+    from meta_train.checkpoint import Checkpoints
+    from meta_train.estimators.hybrid.replay import rebuild
+
     log = workdir / "replay.log"
-    for needed in (log, workdir / "config.json"):
-        if not needed.is_file():
+    for needed in (log, workdir / "checkpoints"):
+        if not needed.exists():
             raise ValueError(
                 f"`workdir` {workdir} has no {needed.name}; give the folder of a job trained with "
-                "--cfg.hybrid.replay_log=true."
+                "--cfg.estimator.replay_log=true."
             )
-    config = cfg.from_dict(cfg.Config, json.loads((workdir / "config.json").read_text()))
-    job = build(config, data_dir)  # First: it makes the devices.
+    devices.configure_cpu_devices()  # Before Orbax asks JAX for its devices.
     checkpoints = Checkpoints(workdir, read_only=True)
-    start = checkpoints.latest_step if from_step is None else from_step
-    if start is None or start not in checkpoints.steps:
+    newest = checkpoints.latest_step
+    start = newest if from_step is None else from_step
+    if newest is None or start not in checkpoints.steps:
         raise ValueError(
             f"`from_step` must be one of the checkpoints {checkpoints.steps}, got {start}."
+        )
+    record = checkpoints.job(start)
+    config = read_config(record["config"] | {"num_devices": 0})
+    job = build(config, data_dir)
+    differences = environment.contradictions(
+        environment.record(job.num_devices), record.get("environment")
+    )
+    if differences:
+        raise ValueError(
+            f"`workdir` {workdir} holds a job under other settings, with which the weights would "
+            "come out otherwise:\n  " + "\n  ".join(differences)
         )
     spec = jax.eval_shape(job.init)
     state = devices.from_host(checkpoints.restore(start, devices.host_like(spec)), spec)
     checkpoints.close()
     state = rebuild(job.alone, job.meta_optimizer, state, log)
     step = int(state.step)
+    if step < newest:
+        raise ValueError(
+            f"`workdir` {workdir}: replay.log is damaged, its last whole record before a gap is of "
+            f"outer step {step}, but there is a checkpoint at {newest}; leave out --from_step."
+        )
     job.subject.export(workdir / f"{job.subject.name}_rebuilt", job.unravel(state.theta), step)
     return step
 
@@ -57,10 +77,15 @@ def main(argv) -> None:
     quiet()
     from_step = None if _FROM_STEP.value < 0 else _FROM_STEP.value
     with messages():
-        step = replay(Path(str(WORKDIR.value)), from_step, DATA_DIR.value)
+        step = replay(Path(WORKDIR.value), from_step, DATA_DIR.value)
     print(f"Rebuilt the weights of outer step {step}.")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The installed command."""
     flags.mark_flag_as_required("workdir")
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    cli()

@@ -4,51 +4,66 @@
     python -m launch.reproduce NAME --workdir=DIR [--quick] [--data_dir=DIR]
 
 Prints a table and each claim, and writes ``result.json`` and ``figure.png`` to the
-working directory. Exits with 2 if a claim does not hold. A study is a file
-``launch/studies/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
+working directory. Exits with 3 if a claim does not hold. A study is a file
+``launch/studies/FOLDER/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
 """
 
 import importlib
-import json
 import os
-import pkgutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import matplotlib
 from absl import app, flags
 
 import launch.studies
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags
-from launch.studies.base import Result, Study
+from launch.choices import suggest
+from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 
-CLAIM_FAILED = 2  # absl exits with 1 on wrong usage
+if TYPE_CHECKING:
+    from launch.studies.base import Result, Study
+
+CLAIM_FAILED = 3  # wrong usage is 2
 DPI = 200
 
 
+def _modules() -> dict[str, str]:
+    """The modules below ``launch.studies`` that define ``STUDY``, by their own names.
+
+    As their files say: importing all of them to know what there is would take seconds.
+    """
+    found: dict[str, str] = {}
+    for folder in map(Path, launch.studies.__path__):
+        for path in sorted(folder.rglob("*.py")):
+            if "\nSTUDY = " not in path.read_text():
+                continue
+            parts = path.relative_to(folder).with_suffix("").parts
+            if path.stem in found:
+                raise RuntimeError(f"two studies are called `{path.stem}`; the second is {path}.")
+            found[path.stem] = ".".join((launch.studies.__name__, *parts))
+    return dict(sorted(found.items()))
+
+
 def study_names() -> list[str]:
-    """The names of the studies: the modules of ``launch.studies`` that define ``STUDY``."""
-    found = [module.name for module in pkgutil.iter_modules(launch.studies.__path__)]
-    return sorted(name for name in found if hasattr(_module(name), "STUDY"))
+    """The names of the studies."""
+    return list(_modules())
 
 
-def load_study(name: str) -> Study:
+def load_study(name: str) -> "Study":
     """The study of that name.
 
     Raises:
       ValueError: if there is none.
     """
-    names = study_names()
-    if name not in names:
-        raise ValueError(f"there is no study `{name}`; the studies are: {', '.join(names)}.")
-    return _module(name).STUDY
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"launch.studies.{name}")
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(
+            f"there is no study `{name}`; the studies are: {', '.join(modules)}."
+            f"{suggest(name, modules)}"
+        )
+    return importlib.import_module(modules[name]).STUDY
 
 
 def listing() -> str:
@@ -61,7 +76,9 @@ def listing() -> str:
     )
 
 
-def reproduce(name: str, workdir: str, quick: bool = False, data_dir: str | None = None) -> Result:
+def reproduce(
+    name: str, workdir: str | Path, quick: bool = False, data_dir: str | None = None
+) -> "Result":
     """Runs one study, prints what it found and writes ``result.json`` and ``figure.png``.
 
     Each file appears whole or not at all, the figure first.
@@ -69,13 +86,19 @@ def reproduce(name: str, workdir: str, quick: bool = False, data_dir: str | None
     Raises:
       ValueError: if there is no such study.
     """
+    import matplotlib
+
+    from launch.studies.shared import plots
+
+    matplotlib.use("agg")
     study = load_study(name)
-    start = time.monotonic()
-    result = study.run(quick, data_dir)
-    seconds = time.monotonic() - start
     folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "figure.png", lambda path: _save_figure(result, path))
+    start = time.monotonic()
+    with matplotlib.rc_context(plots.STYLE):  # Colours by number are looked up at the end.
+        result = study.run(quick, data_dir)
+        seconds = time.monotonic() - start
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "figure.png", lambda path: _save_figure(result, path))
     _write(folder / "result.json", lambda path: _save_json(name, quick, seconds, result, path))
     print(format_table(result.table))
     print()
@@ -111,51 +134,59 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _save_figure(result: Result, path: Path) -> None:
+def _save_figure(result: "Result", path: Path) -> None:
+    """With the caption under it, in lines as long as the figure is wide."""
+    lines = textwrap.wrap(result.caption, int(15 * result.figure.get_figwidth()))
+    result.figure.text(0.5, -0.01, "\n".join(lines), ha="center", va="top", size=7, color="0.35")
     result.figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
-def _save_json(name: str, quick: bool, seconds: float, result: Result, path: Path) -> None:
+def _save_json(name: str, quick: bool, seconds: float, result: "Result", path: Path) -> None:
+    import jax
+
+    from meta_train import strict_json
+
     record = {
         "study": name,
         "quick": quick,
         "seconds": round(seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "caption": result.caption,
         "claims": [claim._asdict() for claim in result.claims],
         "table": result.table,
         "data": result.data,
     }
-    path.write_text(json.dumps(record, indent=1, default=_from_numpy))
-
-
-def _from_numpy(value: Any) -> Any:
-    """A NumPy or JAX scalar or array as Python numbers, for ``json``."""
-    return value.tolist()
+    path.write_text(strict_json.dumps(record, indent=1))
 
 
 def main(argv: list[str]) -> int:
-    values = flags.FLAGS
-    if values.list:
-        print(listing())
-        return 0
-    if len(argv) != 2:
-        raise app.UsageError(
-            f"give one study name, got {argv[1:]}; the studies are: {', '.join(study_names())}."
-        )
-    if argv[1] not in study_names():
-        raise app.UsageError(
-            f"there is no study `{argv[1]}`; the studies are: {', '.join(study_names())}."
-        )
-    if not WORKDIR.value:
-        raise app.UsageError("give --workdir=DIR, the folder for result.json and figure.png.")
+    quiet()
     with messages():
-        result = reproduce(argv[1], WORKDIR.value, values.quick, DATA_DIR.value)
+        if _LIST.value:
+            print(listing())
+            return 0
+        names = ", ".join(study_names())
+        if len(argv) != 2:
+            raise ValueError(f"give one study name, got {argv[1:]}; the studies are: {names}.")
+        if argv[1] not in study_names():
+            load_study(argv[1])  # Refuses it.
+        if not WORKDIR.value:
+            raise ValueError("give --workdir=DIR, the folder for result.json and figure.png.")
+        from learned_opt.paths import writable_folder
+
+        workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
+        result = reproduce(argv[1], workdir, _QUICK.value, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 
-if __name__ == "__main__":
-    flags.DEFINE_bool("quick", False, "A smaller version of the study, at most 60 s on 2 cores.")
-    flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
-    matplotlib.use("Agg")
+def cli() -> None:
+    """The installed command."""
     app.run(main, flags_parser=parse_flags)
+
+
+_QUICK = flags.DEFINE_bool("quick", False, "A smaller version, at most 60 s on 2 cores.")
+_LIST = flags.DEFINE_bool("list", False, "List the studies with their expected time, and exit.")
+
+if __name__ == "__main__":
+    cli()

@@ -1,6 +1,5 @@
 """What theta is: a learned optimizer, or the weights of a network."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from launch import config as cfg
-from learned_opt import weights
-from meta_train import evaluate
+from launch.choices import to_dict
+from launch.config import Config
+from launch.provenance import provenance
+from learned_opt import LearnedOptimizer, weights
+from meta_train import evaluate, strict_json
+from meta_train.estimators import telescoped
+from meta_train.inner import inner_training
+from meta_train.reversible.inner import reversible_inner_training
 from meta_train.supervised import supervised_training
 from meta_train.unroll import UnrolledSystem
 from tasks import Task
@@ -25,45 +29,74 @@ class Subject(NamedTuple):
     Attributes:
       name: what theta is, and the folder of the job it is exported to.
       init: ``key -> theta``.
-      system: the unrolled system whose theta it is.
+      start: ``() -> theta``, what ``config.init_from`` holds; None without it.
+      systems: the unrolled systems whose theta it is, one a task.
       evaluate: ``theta -> {"eval/...": scalar}``, jittable.
       export: ``(folder, theta, step) -> None``.
     """
 
     name: str
     init: Callable[[jax.Array], Any]
-    system: UnrolledSystem
+    start: Callable[[], Any]
+    systems: tuple[UnrolledSystem, ...]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
 
 
-def optimizer_subject(config: cfg.Config, task: Task) -> Subject:
+def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Meta-training: theta is a learned optimizer's."""
-    optimizer = cfg.make_optimizer(config.optimizer)
+    optimizer = config.optimizer.make()
 
     def evaluation(theta):
-        losses = evaluate.inner_curves(
-            task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
-        )
-        tail = losses[:, -max(1, config.inner.horizon // 10) :]
-        return {"eval/mean_loss": losses.mean(), "eval/final_loss": tail.mean()}
+        found = {}
+        for name, task in tasks.items():
+            losses = evaluate.inner_curves(
+                task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+            )
+            tail = losses[:, -max(1, config.inner.horizon // 10) :]
+            of = f"/{name}" if len(tasks) > 1 else ""
+            found[f"eval/mean_loss{of}"] = losses.mean()
+            found[f"eval/final_loss{of}"] = tail.mean()
+        return found
 
     def export(path, theta, step):
         """A trained optimizer for ``learned_opt.load``."""
+        arguments = to_dict(config.optimizer)
         weights.save(
             path,
-            config.optimizer.name,
-            cfg.optimizer_arguments(config.optimizer),
+            arguments.pop("name"),
+            arguments,
             jax.tree.map(np.asarray, theta),
             training=_training(config, step),
         )
 
-    system = cfg.make_system(config, task, optimizer)
-    return Subject("optimizer", optimizer.init, system, evaluation, export)
+    def start():
+        return start_theta(config)
+
+    systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
+    return Subject("optimizer", optimizer.init, start, systems, evaluation, export)
 
 
-def network_subject(config: cfg.Config, task: Task) -> Subject:
+def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
+    """Inner training as an unrolled system, in the form that the estimator needs."""
+    inner = config.inner
+    undone = config.estimator.needs_reversible
+    system = (reversible_inner_training if undone else inner_training)(
+        task,
+        optimizer,
+        num_steps=inner.horizon,
+        meta_loss=inner.meta_loss,
+        reduction="mean" if inner.reduction == "telescoped" else inner.reduction,
+        loss_ceiling=inner.loss_ceiling or None,
+    )
+    if inner.reduction == "telescoped":
+        return telescoped(system, config.horizons())
+    return system
+
+
+def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     """Supervised training: theta are the parameters of the task's own network."""
+    (task,) = tasks.values()
     instance = task.sample(jax.random.key(config.seed))
 
     def loss(params, key):
@@ -94,35 +127,59 @@ def network_subject(config: cfg.Config, task: Task) -> Subject:
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},
+            "unit_of_losses": task.unit,
         }
         save_file(arrays, path / "weights.safetensors.tmp")
         os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")
-        (path / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
+        (path / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
         os.replace(path / "config.json.tmp", path / "config.json")
 
     def init(key):
         return task.init(instance, key)
 
-    return Subject("network", init, supervised_training(loss), evaluation, export)
+    return Subject("network", init, lambda: None, (supervised_training(loss),), evaluation, export)
 
 
-SUBJECTS: dict[str, Callable[[cfg.Config, Task], Subject]] = {
+SUBJECTS: dict[str, Callable[[Config, dict[str, Task]], Subject]] = {
     "optimizer": optimizer_subject,
     "network": network_subject,
 }
 
 
-def _training(config: cfg.Config, step: int) -> dict[str, Any]:
+def start_theta(config: Config) -> Any:
+    """Theta of the trained optimizer in the folder ``config.init_from``; None if it is empty.
+
+    Raises:
+      ValueError: if there is none, or it is not the optimizer of this job.
+    """
+    if not config.init_from:
+        return None
+    saved = weights.load_config(config.init_from)
+    there = {"name": saved["name"], **saved["arguments"]}
+    here = to_dict(config.optimizer)
+    differences = [
+        f"--cfg.optimizer.{key} is {value!r} there, {here[key]!r} here".replace(".name ", " ")
+        for key, value in there.items()
+        if key in here and here[key] != value
+    ]
+    if differences:
+        raise ValueError(
+            f"--cfg.init_from={config.init_from} holds another optimizer than this job trains: "
+            f"{'; '.join(differences)}. Give --cfg.optimizer what it has there."
+        )
+    return weights.load(config.init_from)[1]
+
+
+def _training(config: Config, step: int) -> dict[str, Any]:
     """How theta came about, for the model card."""
     return {
-        "task": cfg.to_dict(config)["task"],
+        "task": to_dict(config.task),
         "horizon": config.inner.horizon,
         "meta_loss": config.inner.meta_loss,
-        "estimator": config.estimator.name,
-        "num_particles": config.estimator.num_particles,
-        "truncation": config.estimator.truncation,
-        "sigma": config.estimator.sigma,
+        "estimator": to_dict(config.estimator),
         "outer_steps": step,
-        "inner_steps": step * cfg.inner_steps_per_outer_step(config),
+        "inner_steps": step * config.inner_steps(),
         "seed": config.seed,
+        "init_from": config.init_from or None,
+        "provenance": provenance(config),
     }

@@ -1,6 +1,7 @@
 """Learned optimizers: Flax modules that act as optax transformations."""
 
-from learned_opt.base import LearnedOptimizer
+from learned_opt.base import LearnedOptimizer, OptimizerConfig
+from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import (
@@ -9,16 +10,20 @@ from learned_opt.tuned import (
     learnable_sgdm,
     per_tensor_sgdm,
 )
+from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
 
 __all__ = [
     "OPTIMIZERS",
     "LearnedOptimizer",
+    "OptimizerConfig",
+    "__version__",
     "learnable_adam",
     "learnable_schedule",
     "learnable_sgdm",
     "load",
     "load_config",
+    "mask_zero_gradients",
     "mlp_optimizer",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",

@@ -1,6 +1,7 @@
 """The per-parameter MLP optimizer: one small network, applied to every parameter alike."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import features as feat
-from learned_opt.base import LearnedOptimizer
+from learned_opt.arguments import check_between, check_sizes
+from learned_opt.base import LearnedOptimizer, learned_optimizer
 
 NUM_FEATURES = 2 + len(feat.MOMENTUM_DECAYS)  # Gradient, parameter, momenta.
 NUM_TIME_FEATURES = len(feat.TIMESCALES)
@@ -57,7 +59,7 @@ class MLPOptimizerState(NamedTuple):
 
     Attributes:
       steps: int32 scalar, updates done.
-      momenta: per leaf of the parameters, float32 ``[6, size]``, a row per decay.
+      momenta: per leaf of the parameters ``[6, size]``, a row per decay.
     """
 
     steps: jax.Array
@@ -74,23 +76,22 @@ def mlp_optimizer(
     an MLP with ReLU to a direction ``d`` and a magnitude ``m``, and the update is
     ``-step_mult * d * exp(exp_mult * m)``. ``num_steps`` is not used.
 
+    A parameter whose gradient is exactly zero moves all the same: the network has no reason to
+    answer zero features with a zero direction. ``mask_zero_gradients`` holds it still.
+
     Args:
       hidden_sizes: width of each hidden layer.
       step_mult: scale of the update.
       exp_mult: scale of the log-magnitude.
 
     Raises:
-      ValueError: if a size is below 1 or a multiplier is not positive.
+      ValueError: if a size is no whole number above 0, or a multiplier not positive and finite.
 
     Source: Metz et al. 2019 (arXiv 1810.10180); the recipe of ``mlp_lopt`` in
     google/learned_optimization.
     """
-    if not hidden_sizes or min(hidden_sizes) < 1 or step_mult <= 0 or exp_mult <= 0:
-        raise ValueError(
-            "`hidden_sizes` must hold sizes of at least 1 and `step_mult`, `exp_mult` be "
-            f"positive, got hidden_sizes={tuple(hidden_sizes)}, step_mult={step_mult}, "
-            f"exp_mult={exp_mult}."
-        )
+    check_sizes(hidden_sizes=hidden_sizes)
+    check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
     module = PerParameterMLP(tuple(hidden_sizes))
 
     def init(key):
@@ -119,4 +120,4 @@ def mlp_optimizer(
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-    return LearnedOptimizer(init, bind)
+    return learned_optimizer(init, bind, moves_without_gradient=True)

@@ -6,6 +6,7 @@ before it, so the gradient, so the accumulators before it. The raw gradient and 
 parameter are no inputs; an accumulator with decay 1/2 stands in for the gradient.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.base import LearnedOptimizer, ReversibleUpdate
+from learned_opt.arguments import check_between, check_sizes
+from learned_opt.base import LearnedOptimizer, ReversibleUpdate, learned_optimizer
 from learned_opt.features import TIMESCALES, time_embedding, unflatten
 
 # Multiples of 1/1024, so that the exact form multiplies by just these.
@@ -70,23 +72,22 @@ def reversible_mlp_optimizer(
     with ReLU to a direction ``d`` and a magnitude ``m``; the update is
     ``-step_mult * d * exp(exp_mult * m)``. A run destroys 1.18 bits per parameter and step.
 
+    A parameter whose gradient is exactly zero moves all the same: the network has no reason to
+    answer zero features with a zero direction. ``mask_zero_gradients`` holds it still.
+
     Args:
       hidden_sizes: width of each hidden layer.
       step_mult: scale of the update.
       exp_mult: scale of the log-magnitude.
 
     Raises:
-      ValueError: if a size is below 1 or a multiplier is not positive.
+      ValueError: if a size is no whole number above 0, or a multiplier not positive and finite.
 
     Source: Metz et al. 2019 (arXiv 1810.10180). Differs: no gradient and parameter among
     the features, and the second moment, as Maclaurin et al. 2015 section 3 needs it.
     """
-    if not hidden_sizes or min(hidden_sizes) < 1 or step_mult <= 0 or exp_mult <= 0:
-        raise ValueError(
-            "`hidden_sizes` must hold sizes of at least 1 and `step_mult`, `exp_mult` be "
-            f"positive, got hidden_sizes={tuple(hidden_sizes)}, step_mult={step_mult}, "
-            f"exp_mult={exp_mult}."
-        )
+    check_sizes(hidden_sizes=hidden_sizes)
+    check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
     module = PostUpdateMLP(tuple(hidden_sizes))
     decays = (*MOMENTUM_DECAYS, SECOND_MOMENT_DECAY)
 
@@ -110,8 +111,7 @@ def reversible_mlp_optimizer(
         def init_fn(params):
             leaves = jax.tree.leaves(params)
             size = sum(leaf.size for leaf in leaves)
-            # At least single precision: half of it cannot tell a decay of 1023/1024 from 1.
-            dtype = jnp.result_type(jnp.float32, *leaves)
+            dtype = jnp.result_type(jnp.float32, *leaves)  # Float64 if one of them is.
             return ReversibleState(jnp.zeros([], jnp.int32), jnp.zeros((len(decays), size), dtype))
 
         def update_fn(updates, state, params=None, **extra):
@@ -127,7 +127,9 @@ def reversible_mlp_optimizer(
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-    return LearnedOptimizer(init, bind, ReversibleUpdate(decays, absorb, move))
+    return learned_optimizer(
+        init, bind, reversible=ReversibleUpdate(decays, absorb, move), moves_without_gradient=True
+    )
 
 
 def _features(accumulators: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
@@ -137,6 +139,7 @@ def _features(accumulators: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
         [
             piece * jax.lax.rsqrt(1e-5 + jnp.mean(jnp.square(piece), axis=1, keepdims=True))
             for piece in jnp.split(momenta, np.cumsum(sizes)[:-1], axis=1)
+            if piece.size  # The mean of none is NaN.
         ],
         axis=1,
     )

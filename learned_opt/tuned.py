@@ -1,5 +1,6 @@
 """Hand-designed optimizers whose hyperparameters are the meta-parameters."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import LearnedOptimizer
+from learned_opt.arguments import check_between, check_count
+from learned_opt.base import LearnedOptimizer, learned_optimizer
 
 
 class SGDHyperparameters(nn.Module):
@@ -93,6 +95,11 @@ def learnable_adam(
 ) -> LearnedOptimizer:
     """Adam; theta is its learning rate, decays and epsilon, four scalars.
 
+    The numbers of ``optax.adam``, except that finite gradients count as at most a sixteenth of
+    the root of the largest float (float32: 1.2e18), so that no square overflows. Its derivative
+    is that of ``optax.adam`` where this one has a finite one; a parameter that never had a
+    gradient has a second moment of 0, whose root has no derivative, and here one of 0.
+
     Args:
       learning_rate: initial learning rate, above 0.
       b1: initial decay of the first moment, strictly between 0 and 1.
@@ -103,7 +110,55 @@ def learnable_adam(
       ValueError: on a value out of range.
     """
     _check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
-    return _tuned(AdamHyperparameters(learning_rate, b1, b2, eps), optax.adam)
+    return _tuned(AdamHyperparameters(learning_rate, b1, b2, eps), _adam)
+
+
+def _adam(learning_rate, b1, b2, eps):
+    """``optax.adam``, step by step, with the same state."""
+
+    def init(params):
+        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mean, square)
+
+    def update(updates, state, params=None):
+        del params
+        updates = jax.tree.map(_limited, updates)
+        count = optax.safe_increment(state.count)
+        mean = optax.tree.update_moment(updates, state.mu, b1, 1)
+        square = optax.tree.update_moment(updates, state.nu, b2, 2)
+        directions = jax.tree.map(
+            lambda m, v: _adam_direction(m, v, eps),
+            optax.tree.bias_correction(mean, b1, count),
+            optax.tree.bias_correction(square, b2, count),
+        )
+        return directions, optax.ScaleByAdamState(count, mean, square)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def _limited(gradient):
+    limit = float(jnp.finfo(gradient.dtype).max) ** 0.5 / 16
+    # An infinite gradient stays one: a diverged run must show.
+    return jnp.where(jnp.isinf(gradient), gradient, jnp.clip(gradient, -limit, limit))
+
+
+@jax.custom_jvp
+def _adam_direction(mean, square, eps):
+    return mean / (jnp.sqrt(square) + eps)
+
+
+@_adam_direction.defjvp
+def _adam_direction_jvp(primals, tangents):
+    """Finite also where ``square`` is 0, whatever ``eps``: no power of a small number is taken."""
+    mean, square, eps = primals
+    mean_dot, square_dot, eps_dot = tangents
+    root = jnp.sqrt(square)
+    size = root + eps
+    direction = mean / size
+    root_dot = jnp.where(root > 0, square_dot / jnp.where(root > 0, 2 * root, 1), 0)
+    return direction, (mean_dot - direction * (root_dot + eps_dot)) / size
 
 
 def learnable_schedule(
@@ -157,14 +212,13 @@ def per_tensor_sgdm(
     Source: Vicol et al. 2021, section 5.4 (tuning many hyperparameters).
     """
     _check(learning_rate=learning_rate, momentum=momentum)
-    if num_tensors < 1:
-        raise ValueError(f"`num_tensors` must be at least 1, got {num_tensors}.")
+    check_count(num_tensors=num_tensors)
     module = PerTensorHyperparameters(num_tensors, learning_rate, momentum)
 
     def sgd(learning_rate, momentum):
         def init(params):
             given = len(jax.tree.leaves(params))
-            if given != num_tensors:
+            if given not in (0, num_tensors):  # None at all: nothing to do.
                 raise ValueError(
                     f"`num_tensors` must be the number of leaves of the parameters, got "
                     f"num_tensors={num_tensors} for parameters of {given}; make the optimizer "
@@ -176,7 +230,7 @@ def per_tensor_sgdm(
             del params
             leaves, structure = jax.tree.flatten(velocity)
             leaves = [
-                momentum[i].astype(v.dtype) * v + g
+                momentum[i] * v + g
                 for i, (v, g) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
             ]
             steps = [-learning_rate[i] * v for i, v in enumerate(leaves)]
@@ -192,16 +246,9 @@ def _tuned(module: nn.Module, optimizer, timed: bool = False) -> LearnedOptimize
 
     def bind(theta, num_steps):
         build = partial(optimizer, num_steps) if timed else optimizer
-        transform = optax.with_extra_args_support(build(**module.apply(theta)))
+        return build(**module.apply(theta))
 
-        def update(updates, state, params=None, **extra):
-            # theta is float32; the updates of half-precision parameters stay half precision.
-            steps, state = transform.update(updates, state, params, **extra)
-            return optax.tree.cast_like(steps, updates), state
-
-        return optax.GradientTransformationExtraArgs(transform.init, update)
-
-    return LearnedOptimizer(module.init, bind)
+    return learned_optimizer(module.init, bind)
 
 
 def _constant(value):
@@ -214,6 +261,5 @@ def _logit(probability):
 
 def _check(**values):
     for name, value in values.items():
-        upper = float("inf") if name in ("learning_rate", "decay", "eps") else 1.0
-        if not 0 < value < upper:
-            raise ValueError(f"`{name}` must be strictly between 0 and {upper}, got {value}.")
+        unbounded = name in ("learning_rate", "decay", "eps")
+        check_between(0, math.inf if unbounded else 1, **{name: value})

@@ -156,8 +156,8 @@ def check_loss(where: str, loss: Any) -> None:
 
 def check_same_types(where: str, state: Any, new_state: Any) -> None:
     """Raises ``ValueError`` unless a step leaves structure, shapes and dtypes of the state."""
-    structure: Any = jax.tree.structure(state)
-    new_structure: Any = jax.tree.structure(new_state)
+    structures: Any = [jax.tree.structure(tree) for tree in (state, new_state)]
+    structure, new_structure = structures
     if structure != new_structure:
         raise ValueError(
             f"`{where}` must give a state structured like the one it got, got {new_structure} from "

@@ -29,23 +29,40 @@ _CPU_FLAGS = (
 )
 
 
-def configure_cpu_devices(num_devices: int = 0) -> None:
-    """Splits the CPU into virtual devices; call before the first JAX computation.
+def configure_cpu_devices(num_devices: int = 0) -> int:
+    """Splits the CPU into virtual devices, if nothing was computed with JAX yet.
 
     On small inner problems XLA's own threads gain little, and one virtual device per core
     is faster (``python -m launch.benchmark`` measures it). No effect on GPU and TPU, or
-    where the user set ``JAX_NUM_CPU_DEVICES``.
+    where the user set ``JAX_NUM_CPU_DEVICES``. Once JAX computes its devices are what they
+    are: then a note on stderr says that there are fewer, and they are used.
 
     Args:
-      num_devices: how many; 0 is one per core this process may run on.
+      num_devices: how many, at most one per core this process may run on; 0 is just that.
+
+    Returns:
+      ``num_devices``, or 0, for as many as serve, if it is too late for that many.
     """
     if "XLA_FLAGS" not in os.environ and jax.config.values["jax_platforms"] in (None, "", "cpu"):
         os.environ["XLA_FLAGS"] = _CPU_FLAGS
+    cores = len(os.sched_getaffinity(0))
+    wanted = min(num_devices or cores, cores)
     if "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
-    num_devices = num_devices or len(os.sched_getaffinity(0))
-    if jax.config.values["jax_num_cpu_devices"] != num_devices:
-        jax.config.update("jax_num_cpu_devices", num_devices)
+        return num_devices
+    if jax.config.values["jax_num_cpu_devices"] == wanted:
+        return num_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # JAX has computed something.
+        available = jax.local_device_count()
+        if jax.default_backend() == "cpu" and available < wanted:
+            print(
+                f"note: JAX was used before the job was built, so there are {available} CPU "
+                f"devices instead of {wanted}; set JAX_NUM_CPU_DEVICES={wanted} for more.",
+                file=sys.stderr,
+            )
+            return 0 if num_devices > available else num_devices
+    return num_devices
 
 
 def trim_memory() -> None:
@@ -137,6 +154,27 @@ def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = Tru
     )
 
 
+def part_map(fn: Callable, num_devices: int) -> Callable:
+    """``fn(shared, state) -> (out, state)`` over devices: a part of a step, compiled on its own.
+
+    ``shared`` and ``out`` are on every device; every leaf of ``state`` has the particle axis, and
+    its memory is used again.
+    """
+    return jax.pmap(
+        fn,
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, 0),
+        devices=jax.local_devices()[:num_devices],
+        donate_argnums=(1,),
+    )
+
+
+def replicated_map(fn: Callable, num_devices: int) -> Callable:
+    """``fn`` of arrays that are on every device, to arrays that are on every device."""
+    return jax.jit(fn, out_shardings=_sharding(None, num_devices))
+
+
 def device_mean(tree: Any) -> Any:
     """The mean over devices; inside ``population_map`` only."""
     return jax.lax.pmean(tree, _AXIS)
@@ -177,6 +215,11 @@ def place(state: Any, num_devices: int, axes: Any) -> Any:
         return jax.device_put(tree, _sharding(axis, num_devices))
 
     return jax.tree.map(put, axes, state, is_leaf=lambda axis: axis is None)
+
+
+def replicate(tree: Any, num_devices: int) -> Any:
+    """Arrays on every device."""
+    return jax.device_put(tree, _sharding(None, num_devices))
 
 
 def placed_spec(spec: Any, num_devices: int, axes: Any) -> Any:

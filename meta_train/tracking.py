@@ -1,22 +1,25 @@
 """Metrics to ``metrics.jsonl`` and Weights & Biases, progress to the terminal."""
 
 import json
-import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import wandb
-from tqdm import tqdm
+
+from meta_train import strict_json
+from meta_train.journal import Journal, Salvage
+from meta_train.progress import progress
 
 
 def wandb_mode(requested: str) -> Any:
     """``online``, ``offline`` or ``disabled``; ``auto`` is online only for who is logged in."""
     if requested != "auto":
         return requested
-    if "WANDB_MODE" in os.environ:
+    if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     return "online" if wandb.login(prompt=False) else "offline"
 
@@ -24,12 +27,13 @@ def wandb_mode(requested: str) -> Any:
 class Tracker:
     """Where a job's metrics go. On processes other than the first it does nothing.
 
-    ``metrics.jsonl`` has one row a logged step, each step once: on a resume it is cut back
-    to the checkpoint. Offline W&B runs cannot be appended to, so a resume starts a new run
-    folder with the same run id; the outer step is logged as ``step``, its x axis.
+    ``metrics.jsonl`` has one row a logged step, each step once, on disk as soon as it is logged:
+    on a resume it is cut back to the checkpoint. Offline W&B runs cannot be appended to, so a
+    resume starts a new run folder with the same run id, and goes on counting: W&B's own step is
+    the outer step, which is logged as ``step`` too.
 
-    Attributes:
-      wall_seconds: the job's up to its last kept row.
+    Args:
+      mark: of ``metrics.jsonl``, from the checkpoint; see ``Journal``.
     """
 
     def __init__(
@@ -42,14 +46,16 @@ class Tracker:
         num_steps: int,
         project: str,
         mode: str,
-        progress: bool = True,
+        mark: dict[str, int] | None = None,
     ):
         self._active = jax.process_index() == 0
-        self.wall_seconds = 0.0
+        self._began = time.perf_counter()
         if not self._active:
             return
-        self._file, last_row = _open_cut_back(workdir / "metrics.jsonl", start_step)
-        self.wall_seconds = last_row.get("time/wall_seconds", 0.0)
+        path = workdir / "metrics.jsonl"
+        self._file = Journal(path, mark, lambda data: whole_rows(data, start_step))
+        # Of the job, not of this process.
+        self._began = time.perf_counter() - (last_row(path).get("time/wall_seconds") or 0.0)
         self._run = wandb.init(
             project=project,
             id=run_id,
@@ -62,61 +68,70 @@ class Tracker:
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        self._bar = tqdm(
-            total=num_steps,
-            initial=start_step,
-            desc="meta-training",
-            unit="step",
-            disable=not progress,
-            mininterval=0.5,
-            dynamic_ncols=True,
-        )
+        self._bar = progress(total=num_steps, initial=start_step, desc="meta-training", unit="step")
 
     @property
     def wandb_dir(self) -> str | None:
         """Folder of the W&B run's files; None if disabled."""
-        return str(Path(self._run.dir).parent) if self._active and self._run.dir else None
+        if not self._active or self._run.disabled:
+            return None
+        return str(Path(self._run.dir).parent)
 
     def log(self, row: Mapping[str, float]) -> None:
         """Logs one outer step; ``row`` holds ``step`` and scalars."""
         if not self._active:
             return
-        # JSON has no NaN or infinity.
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._run.log(dict(row))
+        self._file.append(strict_json.dumps(row).encode() + b"\n")
+        self._run.log(dict(row), step=int(row["step"]))
         self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
-    def flush(self) -> None:
-        """Hands every row so far to the operating system, so a killed job keeps it."""
-        if self._active:
-            self._file.flush()
+    def seconds(self) -> float:
+        """Since the job began, without the time between its processes."""
+        return time.perf_counter() - self._began
+
+    def mark(self) -> dict[str, int] | None:
+        """Of ``metrics.jsonl`` so far, for a checkpoint."""
+        return self._file.mark() if self._active else None
 
     def close(self) -> None:
-        """Flushes and ends the W&B run."""
+        """Ends the W&B run."""
         if self._active:
             self._bar.close()
             self._file.close()
             self._run.finish()
 
 
-def _open_cut_back(path: Path, start_step: int):
-    """Opens ``path`` for appending, without rows past ``start_step`` or a torn last line."""
-    last: dict[str, Any] = {}
-    if path.exists():
-        kept = []
-        with path.open() as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # The line a killed job was writing.
-                    break
-                if row["step"] > start_step:
-                    break
-                kept.append(line)
-                last = row
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
-    return path.open("a"), last
+def whole_rows(data: bytes, last_step: int) -> Salvage:
+    """The rows of a ``metrics.jsonl`` up to a step; whether all before them were whole too."""
+    kept: list[bytes] = []
+    sound, step = True, 0
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines):
+        row = _row(line)
+        if row is None:
+            # A killed job tears the last line, and only that.
+            sound = sound and number == len(lines) - 1
+        elif step < row["step"] <= last_step:
+            kept.append(line + b"\n")
+            step = row["step"]
+    return Salvage(b"".join(kept), sound)
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole row of a ``metrics.jsonl``; empty if there is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    return next((row for row in map(_row, reversed(lines)) if row), {})
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and isinstance(row.get("step"), int):
+        return row
+    return None

@@ -42,6 +42,11 @@ def state_axes(estimator: GradientEstimator) -> Any:
     return PARTICLE_AXES._replace(estimator_state=estimator.axes)
 
 
+def step_key(root: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of the outer step after ``step`` of them; 0 is the initialization's."""
+    return jax.random.fold_in(root, step + 1)
+
+
 def init_state(
     estimator: GradientEstimator,
     meta_optimizer: optax.GradientTransformation,
@@ -84,7 +89,7 @@ def make_step(
     """
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step + 1)  # 0 is the initialization's.
+        key = step_key(state.key, state.step)
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         if estimator.rebuild is None:
             grad, metrics = population_mean((grad, metrics))

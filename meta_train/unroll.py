@@ -50,6 +50,16 @@ def unroll(
     return jax.lax.scan(body, state, jax.random.split(key, num_steps))
 
 
+def theta_tree(theta_spec: Theta) -> Callable[[jax.Array], Theta]:
+    """The function from theta as one vector ``[P]`` back to its pytree.
+
+    Args:
+      theta_spec: shapes and dtypes of theta, from ``jax.eval_shape``.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), theta_spec)
+    return ravel_pytree(zeros)[1]
+
+
 def with_flat_theta(
     system: UnrolledSystem, theta_spec: Theta
 ) -> tuple[UnrolledSystem, Callable[[jax.Array], Theta]]:
@@ -65,8 +75,7 @@ def with_flat_theta(
       ValueError: if theta is empty or not of real floats.
     """
     check_theta(theta_spec)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), theta_spec)
-    unravel = ravel_pytree(zeros)[1]
+    unravel = theta_tree(theta_spec)
     flat_system = UnrolledSystem(
         lambda theta, key: system.init(unravel(theta), key),
         lambda theta, state, key: system.step(unravel(theta), state, key),

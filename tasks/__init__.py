@@ -1,7 +1,24 @@
 """Inner problems for meta-training."""
 
-from tasks.base import SPLITS, Split, Task
+from collections.abc import Callable
+
+from tasks.base import SPLITS, Split, Task, TaskConfig
+from tasks.mixture import TaskMixture
 from tasks.mlp import mlp_classifier
 from tasks.quadratic import quadratic_family
 
-__all__ = ["SPLITS", "Split", "Task", "mlp_classifier", "quadratic_family"]
+TASKS: dict[str, type[TaskConfig] | Callable[..., Task]] = {
+    "mlp": mlp_classifier,
+    "quadratic": quadratic_family,
+}
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "Split",
+    "Task",
+    "TaskConfig",
+    "TaskMixture",
+    "mlp_classifier",
+    "quadratic_family",
+]

@@ -1,6 +1,7 @@
 """The inner problem: what a learned optimizer is trained on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class Task(NamedTuple):
         ``batch``; ``key`` feeds any noise in the model (dropout and the like).
       score: None, or ``(params, instance, split) -> {name: scalar}``, how well ``params`` do
         on a whole split (for a classifier, ``loss`` and ``accuracy``).
+      unit: of the loss, for tables, axes and files.
     """
 
     sample: Callable[[jax.Array], Instance]
@@ -36,3 +38,32 @@ class Task(NamedTuple):
     batch: Callable[[Instance, jax.Array, Split], Batch]
     loss: Callable[[Params, Instance, Batch, jax.Array], jax.Array]
     score: Callable[[Params, Instance, Split], dict[str, jax.Array]] | None = None
+    unit: str = "units of the task's loss"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The kind of all tasks: a task as values.
+
+    A task is a frozen dataclass derived from this one, or a plain function that returns a
+    ``Task``; its arguments, each with a default, are then the fields (``data_dir`` aside, which
+    it gets from the job if it takes it).
+    """
+
+    def make(self, data_dir: str | None = None) -> Task:
+        """The task.
+
+        Args:
+          data_dir: folder of prepared data sets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `make`.")
+
+    @property
+    def parts(self) -> tuple["TaskConfig", ...]:
+        """The tasks that run at once: itself, or those of a mixture."""
+        return (self,)
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """How the gradients of the parts are mixed, where there are several."""
+        return {}

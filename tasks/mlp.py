@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import Task
-from tasks.data.images import ImageData
+from tasks.data.images import ImageData, load_images
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -19,12 +19,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def mlp_classifier(
-    data: ImageData,
+    dataset: str | ImageData = "digits",
     *,
     hidden_sizes: Sequence[int] = (32,),
     activation: str = "relu",
     batch_size: int = 64,
     standardize: bool = False,
+    data_dir: str | None = None,
 ) -> Task:
     """Softmax cross-entropy of an MLP on flattened images, in nats per example.
 
@@ -33,15 +34,17 @@ def mlp_classifier(
     ``{"b": [out], "w": [in, out]}``, one a layer.
 
     Args:
-      data: from ``tasks.data.images.load_images``.
+      dataset: digits, or a TFDS image data set prepared in ``data_dir``; or the images themselves,
+        from ``tasks.data.load_images``.
       hidden_sizes: width of each hidden layer; empty for logistic regression.
       activation: one of ``ACTIVATIONS``.
       batch_size: examples per batch, drawn with replacement.
       standardize: give the network pixels with mean 0 and variance 1 over the training images
         (one mean and one variance for all), instead of values in 0..1.
+      data_dir: TFDS data folder, for ``dataset`` by name.
 
     Raises:
-      ValueError: on an unknown activation or a size below 1.
+      ValueError: on an unknown activation, a size below 1, or a data set that is not there.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"`activation` must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
@@ -50,6 +53,7 @@ def mlp_classifier(
             "`batch_size` and every entry of `hidden_sizes` must be at least 1, got "
             f"batch_size={batch_size}, hidden_sizes={tuple(hidden_sizes)}."
         )
+    data = load_images(dataset, data_dir) if isinstance(dataset, str) else dataset
     inputs = int(np.prod(data.images["train"].shape[1:]))
     sizes = (inputs, *hidden_sizes, data.num_classes)
     act = ACTIVATIONS[activation]
@@ -94,4 +98,5 @@ def mlp_classifier(
         batch=lambda instance, key, split: data.batch(key, split, batch_size),
         loss=loss,
         score=score,
+        unit="nats per example",
     )

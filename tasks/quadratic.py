@@ -57,4 +57,10 @@ def quadratic_family(
         offset = params - instance["center"] - batch
         return 0.5 * offset @ instance["hessian"] @ offset
 
-    return Task(sample, init, batch, loss)
+    def score(params, instance, split):
+        value = loss(params, instance, jnp.zeros(dim), None)
+        if split == "train":  # The mean over batches.
+            value += 0.5 * noise**2 / batch_size * jnp.trace(instance["hessian"])
+        return {"loss": value}
+
+    return Task(sample, init, batch, loss, score, unit="squared error")

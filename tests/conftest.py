@@ -1,7 +1,14 @@
 """Shared fixtures. Tests run on four virtual CPU devices, in float32 unless they ask for `x64`."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Compiled once for all processes of this run, those that tests start included.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import config as cfg
 from meta_train import estimators
 from meta_train.estimators import synchronized
+from meta_train.estimators.config import PairsConfig
+from meta_train.estimators.hybrid import control_variate
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
@@ -159,7 +160,10 @@ def leaves_equal(a, b):
 
 # The estimators by name, on any system: what the contracts run over.
 
-ESTIMATORS = sorted([*cfg.ESTIMATORS, cfg.HYBRID])
+ESTIMATORS = sorted(estimators.ESTIMATORS)
+# Those that perturb theta.
+PERTURBING = [name for name in ESTIMATORS if issubclass(estimators.ESTIMATORS[name], PairsConfig)]
+HYBRID = "hybrid_es"
 ARGUMENTS = {
     "num_particles": 4,
     "num_pairs": 4,
@@ -172,7 +176,7 @@ HYBRID_ARGUMENTS = {
     "refresh_every": 3,
     "num_workers": 2,
     "candidates_per_worker": 4,
-    "mode": "control_variate",
+    "search": control_variate(),
 }
 
 
@@ -187,7 +191,7 @@ def on_system(name, system, horizons, truncation, *, base="bptt", **arguments):
     known = ARGUMENTS | {"horizons": horizons, "truncation": truncation}
     known |= {"noise_period": 2 * truncation}
     taken = {key: known[key] for key in known if key in inspect.signature(build).parameters}
-    if name == cfg.HYBRID:
+    if name == HYBRID:
         sigma = arguments.pop("sigma", ARGUMENTS["sigma"])
         refresh = on_system(base, system, horizons, truncation)
         taken = {"horizons": horizons, "noise": estimators.Noise(sigma)} | HYBRID_ARGUMENTS

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from launch import cluster_sim as sim
-from launch.studies.hybrid_training import estimate_without
+from launch.studies.hybrid_es.hybrid_training import estimate_without
 from meta_train import estimators as est
-from meta_train.estimators.hybrid import hybrid_es
-from meta_train.estimators.noise import Noise
+from meta_train.estimators.hybrid import Noise, hybrid_es, select
 from meta_train.unroll import UnrolledSystem
 from tests import systems
 
@@ -158,8 +157,7 @@ def build(num_workers):
         num_workers=num_workers,
         candidates_per_worker=CANDIDATES // num_workers,
         noise=Noise(2.0, relative=True),
-        step_size=RATE,
-        combine="rank",
+        search=select(step_size=RATE, combine="rank"),
     )
 
 

@@ -7,5 +7,6 @@ cases. The summary counts both (``pytest_terminal_summary`` in ``conftest.py``).
 from tests.contracts.estimator_draws import *  # noqa: F403
 from tests.contracts.estimator_inputs import *  # noqa: F403
 from tests.contracts.estimators import *  # noqa: F403
+from tests.contracts.keys import *  # noqa: F403
 from tests.contracts.optimizers import *  # noqa: F403
 from tests.contracts.tasks import *  # noqa: F403

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tasks.data import load_images
+from tests.jobs import DAMAGES
 
 
 def test_digits(tmp_path):
@@ -119,3 +120,37 @@ def test_absent_dataset_says_how_to_get_it(tmp_path):
     message = str(error.value)
     assert "'fashion_mnist'" in message and str(tmp_path) in message
     assert "tfds.builder('fashion_mnist'" in message and "array_record" in message
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_damage_to_a_prepared_dataset_is_named(tmp_path, name):
+    """Every file, every kind of damage: one sentence with the folder, or the very same data."""
+    if name == "mnist":
+        Mnist(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    sound = load_images(name, str(tmp_path))
+    folder = tmp_path / name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = 0
+    for path in files:
+        before = path.read_bytes()
+        for damage in DAMAGES.values():
+            damage(path)
+            load_images.cache_clear()
+            try:
+                data = load_images(name, str(tmp_path))
+            except ValueError as error:
+                message = str(error)
+                assert str(tmp_path) in message and message.startswith("`data")
+                found += 1
+            else:
+                # Names of labels, and padding, are not read.
+                for a, b in zip(*map(jax.tree.leaves, (data, sound)), strict=True):
+                    np.testing.assert_array_equal(a, b)
+            path.write_bytes(before)
+    assert found >= 4 * len(list(folder.rglob("*.array_record*")))
+    for path in files:  # Emptied as a whole.
+        path.unlink()
+    load_images.cache_clear()
+    with pytest.raises(ValueError, match="data"):
+        load_images(name, str(tmp_path))
+    load_images.cache_clear()

@@ -1,6 +1,10 @@
 """The population over 1, 2 and 4 devices: the same draws, the same trajectory."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,15 +15,13 @@ from launch.job import build
 from meta_train import devices, trainer
 
 
-def run(num_devices, num_steps, estimator="pes", sampler="normal"):
+def run(num_devices, num_steps, estimator="pes", **more):
     config = cfg.Config(
         num_devices=num_devices,
-        task=cfg.TaskConfig(hidden_sizes=(8,), batch_size=8),
-        optimizer=cfg.OptimizerConfig(hidden_sizes=(8,)),
+        task=cfg.task("mlp", hidden_sizes=(8,), batch_size=8),
+        optimizer=cfg.optimizer("mlp", hidden_sizes=(8,)),
         inner=cfg.InnerConfig(horizon=20),
-        estimator=cfg.EstimatorConfig(
-            name=estimator, sampler=sampler, num_particles=16, truncation=5
-        ),
+        estimator=cfg.estimator(estimator, num_particles=16, truncation=5, **more),
     )
     job = build(config, None)
     state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
@@ -94,9 +96,21 @@ def test_indivisible_population_is_refused():
     assert devices.choose_num_devices(0, 8) == 4
     assert devices.choose_num_devices(0, 10) == 2
     assert devices.choose_num_devices(0, 7) == 1
-    config = cfg.Config(estimator=cfg.EstimatorConfig(num_particles=12), num_devices=4)
+    config = cfg.Config(estimator=cfg.estimator("pes", num_particles=12), num_devices=4)
     with pytest.raises(ValueError, match=r"`--cfg.estimator.num_particles` must be .* 8 and 16"):
         build(config, None)
+
+
+def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")  # This process has four.
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setitem(jax.config.values, "jax_num_cpu_devices", -1)
+    assert devices.configure_cpu_devices(2) == 2
+    assert capsys.readouterr().err == ""
+    config = cfg.Config(num_devices=64, task=cfg.task("quadratic"))
+    assert build(config, None).num_devices == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: JAX was used before") and "4 CPU devices instead of 64" in line
 
 
 def test_nonfinite_meta_gradient_leaves_theta_alone():
@@ -121,6 +135,46 @@ def test_nonfinite_meta_gradient_leaves_theta_alone():
     ):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(step(after_bad)[0].theta, state.theta)
+
+
+@pytest.mark.parametrize(
+    ("argument", "environment", "expected"),
+    [
+        (3, {}, "3 True"),
+        (0, {}, f"{len(os.sched_getaffinity(0))} True"),
+        (3, {"JAX_NUM_CPU_DEVICES": "2"}, "2 True"),
+        (3, {"XLA_FLAGS": ""}, "3 False"),
+    ],
+)
+def test_the_cpu_is_split_as_asked_unless_the_user_did(argument, environment, expected):
+    code = f"""
+import os, jax
+from meta_train import devices
+devices.configure_cpu_devices({argument})
+print(jax.local_device_count(), "prefer_vector_width=512" in os.environ["XLA_FLAGS"])
+"""
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == expected, found.stderr
+
+
+def test_a_cpu_computes_few_particles_at_a_time_and_queues_no_steps():
+    """Many queued steps were seen to hang, and large chunks leave the cache."""
+    assert devices.max_in_flight() == 0
+    assert devices.default_chunk() == 2
+
+
+def test_the_zeros_that_a_checkpoint_is_read_into():
+    spec = jax.eval_shape(lambda: {"key": jax.random.key(0), "x": jax.numpy.ones(3, "int16")})
+    found = devices.host_like(spec)
+    np.testing.assert_array_equal(found["x"], np.zeros(3, np.int16), strict=True)
+    np.testing.assert_array_equal(found["key"], np.zeros(2, np.uint32), strict=True)
 
 
 def test_config_is_frozen():

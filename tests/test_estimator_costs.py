@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from launch.studies import cost
-from launch.studies.table1 import COST_BASE, COST_SIZES, ROWS, SIGMA
+from launch.studies.pes.table1 import COST_BASE, COST_SIZES, ROWS, SIGMA
+from launch.studies.shared import cost
 
 
 def fitted(name, symbol, measure, sizes=None, **base):

@@ -302,6 +302,32 @@ def test_artbp_is_unbiased_for_any_cut_probability(x64, exact, alpha, mean_trunc
     assert np.abs(systems.z_scores(samples, whole)).max() < Z
 
 
+@pytest.mark.parametrize(("alpha", "uncut"), [(2.0, 6 / (7 * 8)), (np.inf, (1 - 1 / 3) ** 5)])
+def test_artbp_cuts_as_often_as_it_says(x64, alpha, uncut):
+    """Theta enters at the start only, so what comes back was never cut, and is reweighted.
+
+    With ``alpha = 2`` and mean 3, ``1 - c_k = (k + 1) / (k + 3)``, so ``t`` steps pass with
+    probability ``6 / ((t + 2) (t + 3))``, and the sum of these over ``t`` is the mean, 3.
+    """
+    horizon, num = 5, 2000
+
+    def step(theta, state, key):
+        return (state[0], state[1] + 1), jnp.where(state[1] == horizon, state[0], 0.0)
+
+    system = UnrolledSystem(lambda theta, key: (theta, jnp.int32(0)), step)
+    estimator = est.artbp(
+        system, num_particles=1, horizons=fixed_horizon(horizon + 1), mean_truncation=3, alpha=alpha
+    )
+
+    def one(key):
+        return estimator.estimate(jnp.float64(1.0), jnp.zeros(1, jnp.int32), key)[0]
+
+    grads = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num)) * (horizon + 1)
+    passed = grads > 0
+    np.testing.assert_allclose(grads[passed], 1 / uncut, rtol=1e-9)
+    assert abs(np.mean(passed) - uncut) < Z * np.sqrt(uncut * (1 - uncut) / num)
+
+
 @pytest.mark.parametrize(("name", "reference"), [("uoro", "rtrl"), ("artbp", "bptt")])
 def test_unbiased_on_shared_episodes_of_a_nonlinear_system(x64, name, reference):
     system, theta = systems.nonlinear(0)

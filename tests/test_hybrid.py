@@ -19,9 +19,22 @@ from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
 from launch import config as cfg
-from meta_train import compression, devices, estimators, replay, trainer
-from meta_train.estimators import hybrid, messages
-from meta_train.estimators import noise as noises
+from launch.subjects import make_system
+from meta_train import devices, estimators, trainer
+from meta_train.estimators.hybrid import (
+    compression,
+    control_variate,
+    guided,
+    hybrid_es,
+    messages,
+    past_descent,
+    replay,
+    select,
+    skip,
+    stale,
+)
+from meta_train.estimators.hybrid import noise as noises
+from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
 from tests.systems import jit, linear, window_gradients, z_scores
 
@@ -54,6 +67,11 @@ def fixed_surrogate(gradient=STALE, num=8):
     return estimators.GradientEstimator(lambda theta, key: jnp.arange(num), estimate)
 
 
+def tried(**how):
+    """The search of steps at rate 1/2."""
+    return select(**({"step_size": 0.5} | how))
+
+
 def build(sigma=0.1, surrogate=None, system=None, **kwargs):
     defaults = {
         "horizons": ONE,
@@ -61,19 +79,17 @@ def build(sigma=0.1, surrogate=None, system=None, **kwargs):
         "num_workers": 4,
         "candidates_per_worker": 4,
         "noise": estimators.Noise(sigma),
-        "step_size": 0.5,
+        "search": tried(),
     }
-    return estimators.hybrid_es(
-        system or quadratic(), surrogate or fixed_surrogate(), **(defaults | kwargs)
-    )
+    return hybrid_es(system or quadratic(), surrogate or fixed_surrogate(), **(defaults | kwargs))
 
 
-def in_between(estimator, stale=STALE, theta=THETA):
-    """The state just after a refresh that gave ``stale``."""
+def in_between(estimator, d=STALE, theta=THETA):
+    """The state just after a refresh that gave ``d``."""
     state = estimator.init(jnp.asarray(theta), jax.random.key(0))
     shared = state.shared
-    stale = jnp.asarray(stale, jnp.asarray(theta).dtype)
-    shared = shared._replace(step=shared.step + 1, surrogate=stale)
+    d = jnp.asarray(d, jnp.asarray(theta).dtype)
+    shared = shared._replace(step=shared.step + 1, surrogate=d)
     return state._replace(shared=shared)
 
 
@@ -84,7 +100,7 @@ def one_step(estimator, key=7, state=None, theta=THETA):
 
 def draws(num, key=7, use=0):
     """The sampler's rows of a step, and the key they come from."""
-    key = jax.random.split(jax.random.fold_in(jax.random.key(key), hybrid.SEARCH), 3)[use]
+    key = jax.random.split(jax.random.fold_in(jax.random.key(key), SEARCH), 3)[use]
     rows = [jax.random.normal(jax.random.fold_in(key, i), (SIZE,), jnp.float64) for i in range(num)]
     return np.stack(rows), key
 
@@ -111,7 +127,7 @@ def test_select(x64, combine, antithetic):
         "top": (order[:3], [1 / 3] * 3),
         "rank": (order[:8], logs / logs.sum()),
     }[combine]
-    estimator = build(combine=combine, top=3, antithetic=antithetic)
+    estimator = build(search=tried(combine=combine, top=3, antithetic=antithetic))
     grad, state, metrics = one_step(estimator)
     np.testing.assert_allclose(grad, STALE + np.array(weights) @ eps[chosen], rtol=1e-9)
     np.testing.assert_array_equal(state.shared.surrogate, STALE)
@@ -126,7 +142,9 @@ def test_select(x64, combine, antithetic):
 
 def test_candidates_of_a_step_share_tasks_and_data(x64):
     """With almost no perturbation all costs are equal, and noise is averaged over tasks."""
-    estimator = build(sigma=1e-300, system=quadratic(noise=1.0), combine="rank", num_tasks=3)
+    estimator = build(
+        sigma=1e-300, system=quadratic(noise=1.0), search=tried(combine="rank"), num_tasks=3
+    )
     costs = np.asarray(one_step(estimator)[2]["message"].costs.costs)
     np.testing.assert_array_equal(costs, costs[0])
     other = np.asarray(one_step(estimator, key=8)[2]["message"].costs.costs)
@@ -137,7 +155,8 @@ def test_candidates_that_are_not_finite_are_never_chosen(x64):
     def step(theta, state, key):
         return state, jnp.where(theta[0] > -1.2, jnp.nan, jnp.sum(theta))
 
-    estimator = build(system=UnrolledSystem(lambda theta, key: (), step), combine="rank")
+    system = UnrolledSystem(lambda theta, key: (), step)
+    estimator = build(system=system, search=tried(combine="rank"))
     grad, _, metrics = one_step(estimator)
     costs = np.asarray(metrics["message"].costs.costs)
     assert 0 < metrics["finite"] < 1 and np.isinf(costs).sum() == round(
@@ -151,7 +170,7 @@ def test_candidates_that_are_not_finite_are_never_chosen(x64):
 def test_control_variate_is_unbiased_whatever_the_surrogate(x64):
     """Exact on a quadratic if ``d`` is; else unbiased, with a variance that grows as its error."""
     true = MATRIX @ THETA
-    estimator = build(sigma=0.3, mode="control_variate", system=quadratic())
+    estimator = build(sigma=0.3, search=control_variate(), system=quadratic())
 
     @jit
     @partial(jax.vmap, in_axes=(0, None))
@@ -176,7 +195,7 @@ def test_control_variate_has_the_gradient_of_the_smoothed_loss(x64, fraction):
     sigma = 0.4
     system = UnrolledSystem(lambda theta, key: (), lambda theta, s, key: (s, jnp.sum(theta**4)))
     noise = estimators.Noise(sigma, mask="random", fraction=fraction)
-    estimator = build(mode="control_variate", system=system, noise=noise)
+    estimator = build(search=control_variate(), system=system, noise=noise)
     sample = jax.vmap(lambda k: estimator.estimate(jnp.asarray(THETA), in_between(estimator), k)[0])
     found = np.asarray(jit(sample)(jax.random.split(jax.random.key(2), 20_000)))
     smoothed = 4 * THETA**3 + 12 * sigma**2 * THETA
@@ -194,7 +213,7 @@ def test_control_variate_is_unbiased_on_any_base(x64, base):
     sizes |= {"num_particles" if "tt" in base else "num_pairs": 4}
     surrogate = getattr(estimators, base)(system, horizons=horizons, **sizes)
     estimator = build(
-        sigma=0.2, mode="control_variate", system=system, surrogate=surrogate, horizons=horizons
+        sigma=0.2, search=control_variate(), system=system, surrogate=surrogate, horizons=horizons
     )
 
     @jit
@@ -218,7 +237,7 @@ def test_control_variate_is_unbiased_on_any_base(x64, base):
 
 def test_guided(x64):
     past = np.stack([STALE, np.arange(SIZE) / 3.0])
-    estimator = build(mode="guided", num_surrogates=2, alpha=0.3)
+    estimator = build(search=guided(num_surrogates=2, alpha=0.3))
     state = in_between(estimator)
     state = state._replace(shared=state.shared._replace(past=jnp.asarray(past)))
     grad = one_step(estimator, state=state)[0]
@@ -236,7 +255,7 @@ def test_guided(x64):
 
 def test_guided_before_there_are_enough_gradients(x64):
     """Missing ones are random: ``E v v^T = (I - u u^T) / (P - 1)`` beside the first one's ``u``."""
-    estimator = build(mode="guided", num_surrogates=2, alpha=0.3)
+    estimator = build(search=guided(num_surrogates=2, alpha=0.3))
 
     def second(key):
         keys = jax.random.split(key, 3)
@@ -257,11 +276,11 @@ def test_past_descent(x64):
     """The projection on the span of the old gradient and random directions: all of it, if that
     is the whole space; and it is the next surrogate."""
     true = MATRIX @ THETA
-    whole = build(mode="past_descent", num_workers=2, candidates_per_worker=SIZE)
+    whole = build(search=past_descent(), num_workers=2, candidates_per_worker=SIZE)
     grad, state, _ = one_step(whole)
     np.testing.assert_allclose(grad, true, rtol=1e-8)
     np.testing.assert_array_equal(state.shared.surrogate, grad)
-    part = build(mode="past_descent", num_workers=2, candidates_per_worker=2)
+    part = build(search=past_descent(), num_workers=2, candidates_per_worker=2)
     span = np.linalg.qr(np.stack([STALE, draws(2)[0][1]], axis=1))[0]
     np.testing.assert_allclose(one_step(part)[0], span @ span.T @ true, rtol=1e-8)
 
@@ -269,8 +288,8 @@ def test_past_descent(x64):
 def test_controls_and_refresh():
     """``stale`` repeats, ``skip`` stays, and both return to the surrogate estimator in time."""
     theta = jnp.asarray(THETA)
-    for mode, expected in (("stale", STALE), ("skip", 0 * STALE)):
-        estimator = build(mode=mode, refresh_every=3)
+    for search, expected in ((stale(), STALE), (skip(), 0 * STALE)):
+        estimator = build(search=search, refresh_every=3)
         step = jit(estimator.estimate)
         state = estimator.init(theta, jax.random.key(0))
         for number in range(4):
@@ -298,23 +317,23 @@ def test_assisted_searches_around_the_fresh_gradient(x64):
     assert metrics["message"].searched and metrics["refresh"] == 1
 
 
-@pytest.mark.parametrize("mode", ["select", "control_variate"])
-def test_masks(mode):
+@pytest.mark.parametrize("search", [tried(), control_variate()], ids=lambda search: search.name)
+def test_masks(search):
     def grad(mask, fraction, layers=()):
         noise = estimators.Noise(0.1, mask=mask, fraction=fraction, layers=layers)
-        return np.asarray(one_step(build(mode=mode, noise=noise))[0])
+        return np.asarray(one_step(build(search=search, noise=noise))[0])
 
-    stale = np.asarray(jnp.asarray(STALE, jnp.float32))
+    d = np.asarray(jnp.asarray(STALE, jnp.float32))
     dense = grad("none", 1.0)
-    assert not np.any(dense == stale)
+    assert not np.any(dense == d)
     for mask in ("random", "largest", "layers"):
         layers = (2, 4) if mask == "layers" else ()
         np.testing.assert_array_equal(grad(mask, 1.0, layers), dense)
     largest = grad("largest", 0.5)
-    np.testing.assert_array_equal(largest == stale, np.abs(STALE) < 0.25)
-    layer = grad("layers", 0.5, (2, 4)) == stale
+    np.testing.assert_array_equal(largest == d, np.abs(STALE) < 0.25)
+    layer = grad("layers", 0.5, (2, 4)) == d
     assert layer.tolist() in ([True] * 2 + [False] * 4, [False] * 2 + [True] * 4)
-    assert 0 < np.sum(grad("random", 0.5) == stale) < SIZE
+    assert 0 < np.sum(grad("random", 0.5) == d) < SIZE
 
 
 @pytest.mark.parametrize("sampler", ["rademacher", "orthogonal"])
@@ -340,7 +359,8 @@ def test_same_run_however_candidates_are_split_over_workers():
     for num in (1, 2, 8):
         surrogate = estimators.bptt(system, num_particles=8, horizons=ONE)
         estimator = build(
-            surrogate=surrogate, system=system, refresh_every=3, combine="rank", step_size=0.1,
+            surrogate=surrogate, system=system, refresh_every=3,
+            search=select(step_size=0.1, combine="rank"),
             num_workers=num, candidates_per_worker=16 // num,
             noise=estimators.Noise(0.5, relative=True),
         )  # fmt: skip
@@ -357,6 +377,85 @@ def test_same_run_however_candidates_are_split_over_workers():
         np.testing.assert_allclose(other, runs[0], atol=2e-5)
 
 
+# Theta after seven steps, as the first version of these searches computed it, in one function.
+GOLDEN_CASES = {
+    "select": {"search": select(step_size=0.1)},
+    "select, mean of workers, success rule": {
+        "search": select(step_size=0.1, combine="worker_mean", antithetic=True),
+        "noise": estimators.Noise(0.3, success_rate=0.5),
+        "compressor": compression.int8(),
+    },
+    "select, top, layers": {
+        "search": select(step_size=0.1, combine="top", top=3),
+        "noise": estimators.Noise(1.0, "sobol", True, (2, 4), mask="layers", fraction=0.5),
+    },
+    "select, rank, mask": {
+        "search": select(step_size=0.1, combine="rank", antithetic=True),
+        "noise": estimators.Noise(0.3, mask="random", fraction=0.5),
+        "assist": True,
+    },
+    "control_variate": {
+        "search": control_variate(),
+        "noise": estimators.Noise(0.3, "rademacher", mask="largest", fraction=0.5),
+        "predictor": estimators.learned_features(updates=2),
+    },
+    "guided": {
+        "search": guided(num_surrogates=2, alpha=0.3),
+        "num_tasks": 2,
+        "compressor": compression.top_k(0.5),
+    },
+    "past_descent": {"search": past_descent(), "candidates_per_worker": 2, "assist": True},
+    "stale": {"search": stale(), "predictor": estimators.learned_features(updates=2)},
+    "skip": {"search": skip()},
+}
+GOLDEN = {
+    "select": [-0.85039, -0.3282926, -0.07720896, 0.13715832, 0.13989405, 0.10889457],
+    "select, mean of workers, success rule": [
+        -0.83015996,
+        -0.2709461,
+        -0.05138435,
+        0.13783266,
+        0.13436434,
+        0.15025842,
+    ],
+    "select, top, layers": [-0.8825637, -0.3668584, 0.030977359, 0.19036444, 0.1624358, 0.07040628],
+    "select, rank, mask": [
+        -0.7926374,
+        -0.32839164,
+        -0.067198366,
+        0.15331043,
+        0.102012515,
+        0.12111859,
+    ],
+    "control_variate": [-0.89323133, -0.288681, -0.07815006, 0.10205127, 0.24517268, 0.22487026],
+    "guided": [-0.6316484, 0.034079097, -0.10646641, 0.006071716, 0.023131454, 0.03153942],
+    "past_descent": [-0.86735, -0.32666394, -0.074250795, 0.1796133, 0.21885093, 0.22741339],
+    "stale": [-0.8818098, -0.39077652, -0.06735232, 0.11255017, 0.14789695, 0.1583127],
+    "skip": [-0.95447624, -0.51533103, -0.13638812, 0.14408316, 0.3388766, 0.49482235],
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_thetas_are_those_of_the_first_version(case):
+    system = quadratic(noise=0.3)
+    surrogate = estimators.bptt(system, num_particles=8, horizons=ONE)
+    estimator = build(surrogate=surrogate, system=system, refresh_every=3, **GOLDEN_CASES[case])
+
+    def body(carry, key):
+        theta, state = carry
+        grad, state, _ = estimator.estimate(theta, state, key)
+        return (theta - 0.1 * grad, state), None
+
+    @jit
+    def run():
+        theta = jnp.asarray(THETA, jnp.float32)
+        state = estimator.init(theta, jax.random.key(0))
+        keys = jax.random.split(jax.random.key(1), 7)
+        return jax.lax.scan(body, (theta, state), keys)[0][0]
+
+    np.testing.assert_allclose(run(), GOLDEN[case], rtol=0, atol=1e-6)
+
+
 # What crosses between devices.
 
 EXCHANGE = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
@@ -366,7 +465,8 @@ def compiled(num_devices, **kwargs):
     """A compiled step over devices, a placed state, and the axes."""
     system = quadratic(noise=0.3)
     surrogate = estimators.bptt(system, num_particles=8, horizons=ONE)
-    arguments = {"exchange": EXCHANGE, "refresh_every": 3, "step_size": 0.1} | kwargs
+    search = select(step_size=0.1)
+    arguments = {"exchange": EXCHANGE, "refresh_every": 3, "search": search} | kwargs
     estimator = build(surrogate=surrogate, system=system, **arguments)
     optimizer = optax.sgd(0.1, momentum=0.5)
     axes = trainer.state_axes(estimator)
@@ -383,16 +483,19 @@ def compiled(num_devices, **kwargs):
     "arguments",
     [
         {"compressor": compression.int8(), "noise": estimators.Noise(0.5, success_rate=0.5)},
-        {"mode": "control_variate", "predictor": estimators.learned_features(updates=2)},
+        {"search": control_variate(), "predictor": estimators.learned_features(updates=2)},
         {
-            "mode": "guided", "num_surrogates": 2, "compressor": compression.top_k(0.5),
+            "search": guided(num_surrogates=2), "compressor": compression.top_k(0.5),
             "noise": estimators.Noise(0.5, "sobol", relative=True),
         },
         {
-            "mode": "past_descent", "candidates_per_worker": 2, "assist": True,
+            "search": past_descent(), "candidates_per_worker": 2, "assist": True,
             "noise": estimators.Noise(0.5, "orthogonal"),
         },
-        {"combine": "rank", "noise": estimators.Noise(0.5, mask="random", fraction=0.5)},
+        {
+            "search": select(step_size=0.1, combine="rank"),
+            "noise": estimators.Noise(0.5, mask="random", fraction=0.5),
+        },
     ],
     ids=["select-int8", "control_variate-predictor", "guided-top_k", "past_descent", "rank-mask"],
 )  # fmt: skip
@@ -450,25 +553,32 @@ def test_a_log_may_be_torn_anywhere(tmp_path):
         path.write_bytes(whole[:size])
         number = sum(size >= end for end in ends[1:])
         assert [step for step, _ in replay.read_log(path, like)] == [1, 2][:number]
-        replay.ReplayLog(path, 2).close()
+        replay.ReplayLog(path, number).close()
         assert path.stat().st_size == ends[number]
 
 
 def log_bytes(arguments):
     """Of seven steps by formula: what was sent, and a header of 128 bytes for each array."""
-    sizes = {"candidates_per_worker": 4, "mode": "select", "combine": "argmin"}
-    sizes |= {name: arguments[name] for name in sizes if name in arguments}
+    search = arguments.get("search", tried())
+    per_worker = arguments.get("candidates_per_worker", 4)
     coder, rule = (
         arguments.get("compressor"),
         arguments.get("noise", estimators.Noise(0.1)).success_rate > 0,
     )
-    sent = messages.traffic(SIZE, num_workers=4, success_rule=rule, compressor=coder, **sizes)
-    ids = sizes["mode"] == "select" and sizes["combine"] == "argmin"
+    sent = messages.traffic(
+        SIZE,
+        num_workers=4,
+        candidates_per_worker=per_worker,
+        sends=search.sends,
+        success_rule=rule,
+        compressor=coder,
+    )
+    ids = search.sends is messages.Sends.BESTS
     refreshes, searches = 3, 7 if arguments.get("assist") else 4
     # A gradient that is not compressed is in the log once: the mean over workers.
     gradient = sent.refresh if coder else 4 * SIZE
     refresh = gradient + 128 * (2 if coder else 1)
-    return 7 * (128 + 32) + refreshes * refresh + searches * (sent.between + 128 * (1 + ids + rule))
+    return 7 * (128 + 40) + refreshes * refresh + searches * (sent.between + 128 * (1 + ids + rule))
 
 
 def build_alone(arguments):
@@ -530,20 +640,22 @@ METRICS = 4 * 3  # Bytes that cross at a refresh beside the gradient.
 
 @pytest.mark.parametrize("combine, success_rate", [("argmin", 0.0), ("rank", 0.5)])
 def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
-    step, *_ = compiled(2, combine=combine, noise=estimators.Noise(0.1, success_rate=success_rate))
+    search = select(step_size=0.1, combine=combine)
+    step, *_ = compiled(2, search=search, noise=estimators.Noise(0.1, success_rate=success_rate))
     between, refresh = collective_bytes(step.as_text())
     sent = messages.traffic(
         SIZE,
         num_workers=4,
         candidates_per_worker=4,
-        combine=combine,
+        sends=search.sends,
         success_rule=success_rate > 0,
     )
     assert 2 * between == sent.between == {"argmin": 32, "rank": 80}[combine]
     # On two devices the gradient crosses once, with three scalars of metrics.
     assert refresh == 4 * SIZE + METRICS
     assert sent.refresh == 4 * 4 * SIZE
-    assert messages.traffic(SIZE, num_workers=4, candidates_per_worker=4, mode="stale").between == 0
+    nothing = messages.traffic(SIZE, num_workers=4, candidates_per_worker=4, sends=stale().sends)
+    assert nothing.between == 0
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])
@@ -599,9 +711,9 @@ def test_one_exploding_gradient_does_not_blow_sigma_up(bad, factor):
     "bad, arguments",
     [
         (np.nan, {"noise": estimators.Noise(0.1, relative=True)}),
-        (np.nan, {"mode": "guided", "num_surrogates": 2}),
-        (np.inf, {"mode": "past_descent", "candidates_per_worker": 2, "assist": True}),
-        (1e20, {"mode": "control_variate", "predictor": estimators.learned_features()}),
+        (np.nan, {"search": guided(num_surrogates=2)}),
+        (np.inf, {"search": past_descent(), "candidates_per_worker": 2, "assist": True}),
+        (1e20, {"search": control_variate(), "predictor": estimators.learned_features()}),
     ],
 )
 def test_a_refresh_that_is_not_finite_teaches_nothing(bad, arguments):
@@ -664,7 +776,7 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
     one = {"num_workers": 1, "candidates_per_worker": 1}
     found = []
     for combine in ("rank", "argmin"):
-        estimator = build(combine=combine, **one)
+        estimator = build(search=tried(combine=combine), **one)
         state = in_between(estimator)
         found.append(estimator.estimate(jnp.asarray(THETA), state, jax.random.key(1))[0])
     np.testing.assert_array_equal(*found)
@@ -674,20 +786,25 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
 @pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "nres", "reversible"])
 def test_the_gradients_are_those_of_the_base(base):
     """Two workers' refresh is the base's own estimate, its population goes on as alone."""
+    sizes = {"num_particles": 8} | ({"truncation": 2} if base in ("tbptt", "pes") else {})
     config = cfg.Config(
-        task=cfg.TaskConfig(name="quadratic"),
-        optimizer=cfg.OptimizerConfig(
-            name="reversible_mlp" if base == "reversible" else "mlp", hidden_sizes=(4,)
+        task=cfg.task("quadratic"),
+        optimizer=cfg.optimizer(
+            "reversible_mlp" if base == "reversible" else "mlp", hidden_sizes=(4,)
         ),
         inner=cfg.InnerConfig(horizon=4),
-        estimator=cfg.EstimatorConfig(name=cfg.HYBRID, num_particles=8, truncation=2),
-        hybrid=cfg.HybridConfig(base=base, refresh_every=2, num_workers=2, candidates_per_worker=2),
+        estimator=cfg.estimator(
+            "hybrid_es",
+            base=cfg.estimator(base, **sizes),
+            refresh_every=2,
+            num_workers=2,
+            candidates_per_worker=2,
+        ),
     )
-    optimizer = cfg.make_optimizer(config.optimizer)
-    task = cfg.make_task(config.task, None)
-    mixed = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
-    config = dataclasses.replace(config, estimator=dataclasses.replace(config.estimator, name=base))
-    alone = cfg.make_estimator(config, cfg.make_system(config, task, optimizer))
+    optimizer = config.optimizer.make()
+    system = make_system(config, config.task.make(None), optimizer)
+    mixed = config.estimator.make(system, config.horizons())
+    alone = config.estimator.base.make(system, config.horizons())
     theta = optimizer.init(jax.random.key(0))
     state = mixed.init(theta, jax.random.key(1))
     particles = alone.init(theta, jax.random.key(1))
@@ -714,7 +831,8 @@ def test_success_rule_forgets_where_sigma_started():
         system = quadratic(noise=0.05)
         surrogate = estimators.bptt(system, num_particles=4, horizons=ONE)
         estimator = build(
-            surrogate=surrogate, system=system, refresh_every=4, step_size=0.1, combine="rank",
+            surrogate=surrogate, system=system, refresh_every=4,
+            search=select(step_size=0.1, combine="rank"),
             candidates_per_worker=8, noise=estimators.Noise(sigma, success_rate=0.5),
         )  # fmt: skip
         step = trainer.make_step(estimator, optax.sgd(0.1))
@@ -750,7 +868,7 @@ def test_success_rule_makes_up_for_a_wrong_sigma():
         def run(sigma, seed):
             estimator = build(
                 surrogate=estimators.bptt(system, num_particles=4, horizons=ONE), system=system,
-                refresh_every=10, step_size=0.2, combine="rank", antithetic=True,
+                refresh_every=10, search=select(step_size=0.2, combine="rank", antithetic=True),
                 noise=estimators.Noise(sigma, relative=True, success_rate=success_rate),
             )  # fmt: skip
             step = trainer.make_step(estimator, optax.sgd(0.2))
@@ -821,19 +939,24 @@ def test_error_feedback_loses_nothing(x64, name):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"mode": "best"}, "`mode` must be one of"),
-        ({"combine": "best"}, "`combine` must be one of"),
-        ({"mode": "guided", "candidates_per_worker": 3}, "`candidates_per_worker` must be even"),
+        ({"search": guided(), "candidates_per_worker": 3}, "`candidates_per_worker` must be even"),
         ({"chunk": 3}, "`chunk` must divide"),
-        ({"combine": "top", "top": 17}, "top=17 for 4 x 4"),
+        ({"search": tried(combine="top", top=17)}, "got top=17 for 16"),
         ({"noise": estimators.Noise(0.1, mask="random", fraction=0.0)}, "`fraction` must be above"),
         ({"noise": estimators.Noise(0.1, fraction=0.5)}, "`fraction` needs a mask"),
         ({"noise": estimators.Noise(0.1, sampler="gauss")}, "`sampler` must be one of"),
         (
-            {"mode": "control_variate", "noise": estimators.Noise(0.1, success_rate=1.0)},
-            "`success_rate` needs mode='select'",
+            {"search": control_variate(), "noise": estimators.Noise(0.1, success_rate=1.0)},
+            "`success_rate` needs the search 'select'",
         ),
-        ({"mode": "guided", "antithetic": True}, "`antithetic` is for mode='select'"),
+        (
+            {"search": guided(), "noise": estimators.Noise(0.1, mask="random", fraction=0.5)},
+            "'guided' chooses its own directions",
+        ),
+        (
+            {"search": past_descent(), "predictor": estimators.learned_features()},
+            "`predictor` cannot be used with the search 'past_descent'",
+        ),
     ],
 )
 def test_contradictions_are_refused(arguments, message):
@@ -841,11 +964,26 @@ def test_contradictions_are_refused(arguments, message):
         build(**arguments)
 
 
+@pytest.mark.parametrize(
+    "search, arguments, message",
+    [
+        (select, {"combine": "best"}, "`combine` must be one of"),
+        (select, {"top": 0}, "`top` must be"),
+        (select, {"step_size": 0.0}, "`step_size` must be"),
+        (guided, {"alpha": 0.0}, "`alpha` must be above 0"),
+        (guided, {"num_surrogates": 0}, "`num_surrogates` must be"),
+    ],
+)
+def test_searches_check_their_arguments(search, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(**arguments)
+
+
 def test_sizes_that_do_not_fit_are_refused():
     for arguments, message in (
         ({"num_workers": 3}, "`num_workers` must divide"),
         ({"noise": estimators.Noise(0.1, layers=(2, 3))}, "`layers` must sum"),
-        ({"mode": "past_descent"}, "needs 8 independent directions, but theta has 6"),
+        ({"search": past_descent()}, "needs 8 independent directions, but theta has 6"),
     ):
         with pytest.raises(ValueError, match=message):
             build(**arguments).init(jnp.asarray(THETA), jax.random.key(0))
@@ -853,27 +991,23 @@ def test_sizes_that_do_not_fit_are_refused():
 
 def test_configuration_is_checked():
     preset = cfg.load_preset("hybrid_es_digits")
-    hybrid_config = preset.hybrid
     for changes, message in (
-        ({"meta": dataclasses.replace(preset.meta, optimizer="adam")}, "plain gradient descent"),
-        (
-            {"hybrid": dataclasses.replace(hybrid_config, num_workers=3)},
-            "must divide the population",
-        ),
-        (
-            {"hybrid": dataclasses.replace(hybrid_config, base="hybrid_es")},
-            "hybrid.base must be one",
-        ),
-        (
-            {"hybrid": dataclasses.replace(hybrid_config, mask="layers")},
-            "needs --cfg.hybrid.per_layer",
-        ),
-        ({"inner": cfg.InnerConfig(horizon=20)}, "--cfg.trains=network needs"),
+        ({"meta": cfg.meta_optimizer("adam")}, "plain gradient descent"),
+        ({"num_workers": 3}, "must divide the population"),
+        ({"base": preset.estimator}, "`base` must be an estimator of its own"),
+        ({"mask": "layers"}, "`mask`='layers' needs `per_layer`"),
+        ({"inner": cfg.InnerConfig(horizon=20)}, "`trains`=network needs"),
+        ({"mode": "best"}, "`mode` must be one of"),
+        ({"mode": "guided", "antithetic": True}, "`antithetic` is for mode='select'"),
+        ({"mode": "guided", "top": 33}, "`top` must be at most"),
     ):
         with pytest.raises(ValueError, match=message):
-            cfg.validate(dataclasses.replace(preset, **changes))
+            own = {name: value for name, value in changes.items() if hasattr(preset, name)}
+            rest = {name: value for name, value in changes.items() if name not in own}
+            own |= {"estimator": dataclasses.replace(preset.estimator, **rest)} if rest else {}
+            dataclasses.replace(preset, **own)
     # 8 gradients of one step every third step; else 32 candidates on 8 batches each.
-    np.testing.assert_allclose(cfg.inner_steps_per_outer_step(preset), 8 / 3 + 2 / 3 * 32 * 8)
+    np.testing.assert_allclose(preset.inner_steps(), 8 / 3 + 2 / 3 * 32 * 8)
 
 
 def command(workdir, *flags, module="launch.train"):

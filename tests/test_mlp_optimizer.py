@@ -75,40 +75,12 @@ def test_needs_parameters():
         transform.update(jnp.ones(3), transform.init(jnp.ones(3)))
 
 
-@pytest.mark.parametrize("bad", [{"hidden_sizes": ()}, {"step_mult": 0.0}, {"exp_mult": -1.0}])
-def test_bad_arguments(bad):
-    with pytest.raises(ValueError, match="`hidden_sizes` must hold sizes"):
-        learned_opt.mlp_optimizer(**bad)
-
-
-def test_save_and_load(tmp_path):
-    optimizer = learned_opt.mlp_optimizer(hidden_sizes=(16, 8), step_mult=2e-3)
-    theta = optimizer.init(jax.random.key(1))
-    arguments = {"hidden_sizes": [16, 8], "step_mult": 2e-3}
-    learned_opt.save(tmp_path / "a", "mlp", arguments, theta, training={"task": "digits"})
-    loaded, loaded_theta = learned_opt.load(tmp_path / "a")
-    for a, b in zip(*map(jax.tree.leaves, (theta, loaded_theta)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    grads = params = {"w": jnp.arange(6.0)}
-    updates = []
-    for opt, t in ((optimizer, theta), (loaded, loaded_theta)):
-        transform = opt.bind(t, 10)
-        updates.append(transform.update(grads, transform.init(params), params)[0]["w"])
-    np.testing.assert_array_equal(*updates)
-    assert learned_opt.load_config(tmp_path / "a")["training"] == {"task": "digits"}
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {
-        "README.md",
-        "config.json",
-        "theta.safetensors",
-    }
-
-
-def test_load_says_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match=r"not a trained optimizer.*theta\.safetensors missing"):
-        learned_opt.load(tmp_path)
-    theta = learned_opt.mlp_optimizer(hidden_sizes=(4,)).init(jax.random.key(0))
-    with pytest.raises(ValueError, match="`theta` does not fit"):
-        learned_opt.save(tmp_path, "mlp", {"hidden_sizes": [5]}, theta)
-    with pytest.raises(ValueError, match=r"`name` must be one of \['adam', 'mlp', "):
-        learned_opt.save(tmp_path, "velo", {}, theta)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("build", ["mlp", "reversible_mlp"])
+@pytest.mark.parametrize(
+    ("argument", "bad"),
+    [("hidden_sizes", bad) for bad in ((), (0,), (2.5,), 32, "32", (True,), None)]
+    + [(name, bad) for name in ("step_mult", "exp_mult") for bad in (0.0, -1, np.inf, np.nan, "1")],
+)
+def test_bad_arguments(build, argument, bad):
+    with pytest.raises(ValueError, match=rf"^`{argument}` must be .*got "):
+        learned_opt.OPTIMIZERS[build](**{argument: bad})

@@ -15,17 +15,36 @@ import learned_opt
 ROOT = Path(__file__).parent.parent
 
 
-def test_readme_snippet(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+USE, TRAIN = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_using_a_trained_optimizer(tmp_path, monkeypatch):
     optimizer = learned_opt.learnable_adam(0.1)
     theta = optimizer.init(jax.random.key(0))
     arguments = {"learning_rate": 0.1}
     learned_opt.save(tmp_path / "runs/demo/optimizer", "adam", arguments, theta)
     monkeypatch.chdir(tmp_path)
     scope = {}
-    exec(code, scope)
-    assert scope["value"] < 1e-1 * scope["loss"](jnp.zeros(5), scope["x"], scope["y"])
+    exec(USE, scope)
+    before, after = (scope["loss"](w, scope["x"], scope["y"]) for w in (jnp.zeros(5), scope["w"]))
+    assert after < 0.1 * before
     assert np.linalg.norm(scope["w"] - np.arange(5.0)) < 2
+
+
+def test_meta_training_in_python():
+    """The meta-loss falls as the comment says."""
+    first, last = map(float, re.search(r"falls from ([\d.]+) to ([\d.]+)", TRAIN).groups())
+    scope = {}
+    head, loop, tail = TRAIN.partition("for _ in range(300):")
+    exec(head, scope)
+    state, losses = scope["state"], []
+    for _ in range(10):
+        state, metrics = scope["step"](state)
+        losses.append(metrics["meta_loss"])
+    assert abs(np.median(losses) - first) < 0.05
+    exec(loop + tail, scope)
+    assert abs(scope["metrics"]["meta_loss"] - last) < 0.05
+    assert set(scope["theta"]["params"]) == {"log_learning_rate", "logit_momentum"}
 
 
 def test_flax_training_loop():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,8 +19,9 @@ from launch.studies.base import Claim, Result, Study
 def run(quick, data_dir):
     figure = Figure()
     figure.add_subplot().plot([1, 2])
+    data = dict(values=[1, float("inf")])
     claim = Claim("One is {relation} two.", 1 {relation} 2, f"quick={{quick}}")
-    return Result([claim], [dict(name="one", value=1.0)], figure, dict(values=[1, 2]))
+    return Result([claim], [dict(name="one", value=1.0)], figure, data, "2 seeds")
 
 
 STUDY = Study("compares one and two", 0.1, run)
@@ -58,7 +60,8 @@ def test_a_study_whose_claims_hold_exits_with_zero(studies, tmp_path):
     assert result["claims"] == [
         {"sentence": "One is < two.", "holds": True, "evidence": "quick=True"}
     ]
-    assert result["data"] == {"values": [1, 2]}
+    assert result["data"] == {"values": [1, None]} and result["caption"] == "2 seeds"
+    assert not re.search(r"^[IW]\d{4} ", done.stderr, re.M), done.stderr  # No log lines.
     assert (tmp_path / "out/figure.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "figure.png",
@@ -74,7 +77,7 @@ def test_a_failed_claim_exits_with_a_code_of_its_own(studies, tmp_path):
 
 def test_an_unknown_name_lists_the_valid_ones(studies, tmp_path):
     done = command(studies, "belo", f"--workdir={tmp_path}/out")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "there is no study `belo`" in done.stderr
     assert "above" in done.stderr and "below" in done.stderr
     with pytest.raises(ValueError, match="no study `base`"):

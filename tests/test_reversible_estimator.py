@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from launch.studies.cost import memory
+from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
 from meta_train.inner import inner_training
@@ -314,3 +314,21 @@ def test_automatic_derivatives_of_an_exact_gradient_are_refused():
     assert np.isfinite(value(theta))
     with pytest.raises(TypeError, match="the estimator `reversible`"):
         jax.grad(value)(theta)
+
+
+def test_a_task_with_an_empty_tensor_is_trained_as_without_it():
+    task, (system, theta) = regression(), make()
+    fuller = task._replace(
+        init=lambda instance, key: task.init(instance, key) | {"a": jnp.zeros((0, 2))}
+    )
+    optimizer = reversible_mlp_optimizer((8,), step_mult=0.01)
+    with_empty = reversible_inner_training(fuller, optimizer, num_steps=60)
+    kwargs = {"num_particles": 1, "horizons": fixed_horizon(5)}
+    grads = [
+        estimates(reversible(s, **kwargs), theta, jax.random.key(7))[0]
+        for s in (system, with_empty)
+    ]
+    assert relative_error(*grads) < 1e-5
+    nothing = task._replace(init=lambda instance, key: {"a": jnp.zeros((0, 2))})
+    with pytest.raises(ValueError, match="`task` must have at least one parameter"):
+        reversible_inner_training(nothing, optimizer, num_steps=5)

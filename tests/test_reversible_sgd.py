@@ -358,7 +358,7 @@ def test_ten_thousand_steps_are_recovered_to_the_bit(kind, fixed, dtype):
         ended = run(*problem.arguments)
         zeros = jnp.zeros_like(problem.velocity), jnp.zeros_like(ended.losses)
         cotangents = Cotangents(jnp.ones_like(problem.weights), *zeros)
-        grads, report, recovered = reverse(*problem.arguments, ended, cotangents)
+        grads, report, recovered, _ = reverse(*problem.arguments, ended, cotangents)
         assert np.all(np.isfinite(ravel_pytree(grads)[0]))
     assert reversible.explain(report) == "exact: no failure."
     for found, begun, end, bits in (
@@ -447,7 +447,7 @@ def test_one_flipped_bit_anywhere_poisons_every_gradient():
         jnp.ones_like(problem.weights), jnp.zeros_like(problem.velocity), jnp.zeros(300)
     )
     back = jax.jit(lambda ended: reverse(*problem.arguments, ended, cotangents))
-    grads, report, _ = back(ended)
+    grads, report, _, _ = back(ended)
     assert report.ok
     assert np.all(np.isfinite(ravel_pytree(grads)[0]))
     for field in ("weights", "accumulators", "buffer", "tape"):
@@ -455,7 +455,7 @@ def test_one_flipped_bit_anywhere_poisons_every_gradient():
             damaged = getattr(ended, field)
             first = (0,) * damaged.ndim
             damaged = damaged.at[first].set(damaged[first] ^ 1)
-        grads, report, _ = back(ended._replace(**{field: damaged}))
+        grads, report, _, _ = back(ended._replace(**{field: damaged}))
         assert int(report.failure) in (Failure.REPLAY, Failure.START), field
         assert np.all(np.isnan(ravel_pytree(grads)[0])), field
         assert "rounded differently" in reversible.explain(report)
@@ -640,3 +640,47 @@ def test_theta_must_be_floats():
     start = make_start("per step", 20)._replace(theta={"labels": jnp.arange(3)})
     with pytest.raises(ValueError, match=r"`theta`.*int32.*\['labels'\].*close over"):
         reversible.train(loss, start, num_steps=20)
+
+
+DEGENERATE = {
+    "scalars": ({"a": 1.5, "b": np.float32([0.5, -1.0])}, 0.1),
+    "empty tensor": ({"a": np.zeros((0, 3), np.float32), "b": np.ones(2, np.float32)}, 0.1),
+    "empty tensor, own rates": (
+        {"a": np.zeros(0, np.float32), "b": np.ones(2, np.float32)},
+        {"a": np.zeros((3, 0), np.float32), "b": 0.1},
+    ),
+    "None": ({"a": None, "b": np.ones(2, np.float32)}, {"a": None, "b": 0.1}),
+    "group of nothing": ({"a": {}, "b": np.ones(2, np.float32)}, {"a": 0.3, "b": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_trees_train_as_what_is_in_them(case, fast_compilation):
+    """On a quadratic every weight goes its own way: ``w_T = p_T(rate) w_0``, so ``dw = p_T``."""
+    params, rates = DEGENERATE[case]
+    dtype = np.result_type(float if jax.config.values["jax_enable_x64"] else np.float32)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    total = lambda params, theta: sum(jnp.sum(x) for x in jax.tree.leaves(params))  # noqa: E731
+    square = lambda params, theta, step: total(jax.tree.map(lambda x: 0.5 * x**2, params), theta)  # noqa: E731
+    start = reversible.setup(params, rates, 0.5, {"none": None, "empty": jnp.zeros(0, dtype)})
+    value, grads, trained = reversible.hypergradients(square, total, start, num_steps=3)
+    reversible.raise_if_failed(trained.report)
+    w = v = np.poly1d([1.0])
+    v = 0 * v
+    for _ in range(3):  # As polynomials in the learning rate.
+        v = 0.5 * v - 0.5 * w
+        w = w + np.poly1d([1.0, 0.0]) * v
+    factor, flat = w(0.1), ravel_pytree(params)[0]
+    assert value == pytest.approx(float(factor * np.sum(flat)), rel=1e-5)
+    np.testing.assert_allclose(ravel_pytree(grads.params)[0], factor, rtol=1e-5)
+    rate_of = grads.learning_rates
+    rate_of = rate_of["b"] if isinstance(rate_of, dict) else rate_of
+    assert rate_of == pytest.approx(float(w.deriv()(0.1) * np.sum(flat)), rel=1e-4)
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, start)
+    assert np.all(np.isfinite(ravel_pytree(grads)[0]))
+
+
+@pytest.mark.parametrize("params", [{}, None, {"a": np.zeros((0, 3), np.float32)}])
+def test_parameters_that_hold_nothing_are_refused(params):
+    with pytest.raises(ValueError, match="`params` must hold at least one number"):
+        reversible.train(loss, reversible.Setup(params, 0.1, 0.9, params), num_steps=5)

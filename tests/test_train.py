@@ -3,18 +3,23 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from launch.train import EXIT_PREEMPTED
-from meta_train.tracking import _open_cut_back
+from launch import environment, loop
+from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
+from launch.train import exit_code
+from meta_train import devices
+from tests import jobs
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -45,7 +50,7 @@ def command(workdir, *flags, num_steps=NUM_STEPS, module="launch.train"):
     ]
 
 
-def environment():
+def environment_of_commands():
     # The job makes its own devices, whatever this test process has.
     env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     return env | {"WANDB_MODE": "offline"}
@@ -55,7 +60,7 @@ def start(workdir, *flags, **kwargs):
     return subprocess.Popen(
         command(workdir, *flags, **kwargs),
         cwd=ROOT,
-        env=environment(),
+        env=environment_of_commands(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,7 +71,7 @@ def run(workdir, *flags, **kwargs):
     done = subprocess.run(
         command(workdir, *flags, **kwargs),
         cwd=ROOT,
-        env=environment(),
+        env=environment_of_commands(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -169,8 +174,6 @@ def test_sigterm_saves_and_exits_with_its_own_code(tmp_path, reference):
 
 
 def test_resume_on_another_number_of_devices(tmp_path, reference):
-    import shutil
-
     workdir = tmp_path / "job"
     shutil.copytree(reference, workdir)
     done = run(workdir, "--cfg.num_devices=1", num_steps=NUM_STEPS + 20)
@@ -255,40 +258,16 @@ def test_wandb_run_holds_the_metrics(reference):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--cfg.estimator.name=pess"], "--cfg.estimator.name must be one of ['artbp', 'bptt'"),
-        (["--cfg.task.name=mnist"], "--cfg.task.name must be one of ['mlp', 'quadratic']"),
-        (["--preset=nope"], "--preset must be one of ['default', 'demo'"),
+        (["--cfg.estimator=pess"], "--cfg.estimator must be one of artbp, bptt"),
+        (["--preset=nope"], "--preset must be one of default, demo"),
         (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
-        (["--cfg.estimator.num_particles=7"], "must be even for the antithetic estimator"),
         (
-            ["--cfg.estimator.name=reparam_es", "--cfg.estimator.num_particles=12"],
-            "must be whole groups for 'reparam_es', a multiple of 16, got 12. Try 16.",
-        ),
-        (
-            ["--cfg.estimator.name=reparam_es", "--cfg.estimator.pairs_per_group=3"],
-            "--cfg.estimator.pairs_per_group must be even and at least 4, got 3",
-        ),
-        (
-            ["--cfg.estimator.name=gpes", "--cfg.estimator.noise_period=7"],
-            "noise_period must be a multiple of --cfg.estimator.truncation=5",
-        ),
-        (
-            ["--cfg.estimator.name=guided_es", "--cfg.estimator.num_surrogates=9999"],
+            ["--cfg.estimator=guided_es", "--cfg.estimator.num_surrogates=9999"],
             "`num_surrogates` must be at most the size of theta",
         ),
-        (["--cfg.estimator.guided_alpha=0"], "guided_alpha must be above 0 and at most 1"),
-        (["--cfg.estimator.name=reversible"], "--cfg.optimizer.name one of ['reversible_mlp']"),
-        (["--cfg.estimator.sigma=0"], "`cfg.estimator.sigma` must be a finite number above 0"),
+        (["--cfg.estimator=reversible"], "`learned_optimizer` must have a reversible form"),
         (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
-        (
-            ["--cfg.estimator.sigmaa=1"],
-            "no field 'sigmaa'; its fields are: name, num_particles",
-        ),
-        (["--steps=1"], "unknown flag --steps; the flags are: --cfg, --data_dir"),
-        (["--cfg.task=mlp"], "--cfg.task has fields, set one of them: name,"),
-        (["--cfg.task.hidden_sizes=(8.5,)"], "task.hidden_sizes must be whole numbers above 0"),
-        (["--cfg.seed=99999999999999"], "--cfg.seed must be between 0 and 4294967295"),
-        (["--cfg.meta.warmup=99999"], "--cfg.meta.warmup must be below --cfg.num_steps"),
+        (["--steps=1"], "unknown flag --steps; the flags are: --data_dir, --dry_run"),
         (["stray"], "every option is --name=value"),
     ],
 )
@@ -306,7 +285,7 @@ def test_reversible_estimator_trains_and_exports(tmp_path):
 
     import learned_opt
 
-    names = ["--cfg.estimator.name=reversible", "--cfg.optimizer.name=reversible_mlp"]
+    names = ["--cfg.estimator=reversible", "--cfg.optimizer=reversible_mlp"]
     done = run(tmp_path / "job", *names, "--cfg.inner.meta_loss=validation", num_steps=4)
     assert done.returncode == 0, done.stderr
     assert [row["exact"] for row in rows(tmp_path / "job")] == [1.0] * 4
@@ -342,7 +321,7 @@ def test_evaluate_command(tmp_path, reference):
             "--horizons=10,20",
         ],
         cwd=ROOT,
-        env=environment(),
+        env=environment_of_commands(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -359,11 +338,223 @@ def test_evaluate_command(tmp_path, reference):
     assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_metrics_are_cut_back(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 8)) + '{"step": 8, "m')
-    file, last = _open_cut_back(path, 5)
-    with file:
-        file.write('{"step": 6}\n')
-    assert last == {"step": 5}
-    assert [json.loads(line)["step"] for line in path.open()] == [1, 2, 3, 4, 5, 6]
+@pytest.fixture
+def toys(monkeypatch):
+    """Jobs of this process are toys: with everything but inner training."""
+    monkeypatch.setattr(loop, "build", jobs.toy)
+
+
+SETTINGS = {
+    "jax_enable_x64": True,
+    "jax_explicit_x64_dtypes": "allow",
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 1,
+    "jax_high_dynamic_range_gumbel": True,
+    "jax_default_matmul_precision": "highest",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_softmax_custom_jvp": True,
+    "jax_platforms": "",
+}
+
+
+@pytest.fixture(scope="module")
+def toy_job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "job"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build", jobs.toy)
+        jobs.run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*environment.DECIDING, "backend"])
+def test_another_environment_is_refused(toy_job, name, toys, monkeypatch):
+    """Each setting that decides numbers: named, with what to set, and nothing is changed."""
+    before = jobs.contents(toy_job)
+    decided = json.loads((toy_job / "config.json").read_text())["environment"]["decides"]
+    if name == "backend":
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    else:
+        assert environment._setting(name) == environment.DECIDING[name] == decided[name]
+        jax.config.update(name, SETTINGS[name])
+    try:
+        with pytest.raises(ValueError, match=f"{name}: the checkpoint has ") as error:
+            jobs.run(toy_job, num_steps=16)
+    finally:
+        if name != "backend":
+            jax.config.update(name, environment.DECIDING[name])
+    variable = "JAX_PLATFORMS=cpu" if name == "backend" else name.upper()
+    assert variable in str(error.value)
+    assert jobs.contents(toy_job) == before
+    # Older checkpoints are taken to be of JAX's defaults.
+    now = {"decides": {name: "other"}, "rounds": {}}
+    assert len(environment.contradictions(now, None)) == (name != "backend")
+
+
+def test_what_only_rounds_is_said_once(toy_job, tmp_path, toys, monkeypatch, capsys):
+    copy = shutil.copytree(toy_job, tmp_path / "job")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_another_kind")
+    jobs.run(copy, num_steps=16)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert len(notes) == 1 and "XLA_FLAGS was " in notes[0] and "'--xla_of_another" in notes[0]
+    jobs.run(copy, num_steps=20)
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):
+    meta = {"schedule": "cosine"}
+    jobs.run(tmp_path, num_steps=4, meta=meta)
+    with pytest.raises(ValueError, match=r"The learning rate follows --cfg.meta.schedule=cosine"):
+        jobs.run(tmp_path, num_steps=8, meta=meta)
+    assert jobs.run(tmp_path, num_steps=4, meta=meta).step == 4
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "patience", "expected"),
+    [(50, 5, 6), (3, 5, 3), (7, 0, None)],
+    ids=["patience", "short", "regardless"],
+)
+def test_a_job_without_a_finite_particle_stops(
+    tmp_path, toys, num_steps, patience, expected, capsys
+):
+    """Its own exit code; saved, not exported."""
+    settings = {
+        "optimizer": {"learning_rate": 1e30},
+        "nonfinite_patience": patience,
+        "num_steps": num_steps,
+        "eval_every": 0,
+    }
+    outcome = jobs.run(tmp_path, **settings)
+    code, said = exit_code(outcome), capsys.readouterr().err
+    if expected is None:
+        assert code == 0 and outcome.step == num_steps and (tmp_path / "optimizer").exists()
+        return
+    assert code == EXIT_NONFINITE and outcome.step == expected
+    assert f"no particle was finite in the last {expected} outer steps" in said
+    assert "\n" not in said.strip()
+    assert (tmp_path / "checkpoints" / str(expected)).is_dir()
+    assert not (tmp_path / "optimizer").exists()
+    again = jobs.run(tmp_path, **settings | {"num_steps": 60})  # A requeue does not forget.
+    assert again.step == expected + (expected < patience) * 3 and again.diagnosis
+
+
+def test_a_diverging_learned_optimizer_stops_the_job(tmp_path):
+    """The real thing: at a learning rate of 1e30 every loss overflows."""
+    outcome = jobs.run(
+        tmp_path, optimizer={"learning_rate": 1e30}, nonfinite_patience=5, eval_every=0
+    )
+    assert outcome.diagnosis.startswith("no particle was finite in the last ")
+    assert all(row["nonfinite_count"] == 2 for row in jobs.rows(tmp_path))
+
+
+def test_successive_steps_draw_differently(tmp_path):
+    """With theta held still and every step a new episode, equal draws would give equal rows."""
+    still = {
+        "meta": {"learning_rate": 1e-30},
+        "inner": {"horizon": 4},
+        "eval_every": 0,
+        "num_steps": 6,
+    }
+    jobs.run(tmp_path / "job", **still)
+    jobs.run(tmp_path / "job", **still | {"num_steps": 12})  # Nor does a resume draw again.
+    found = jobs.rows(tmp_path / "job")
+    assert len(found) == 12
+    assert len({row["theta_norm"] for row in found}) == 1
+    for name in ("meta_loss", "meta_grad_norm", "meta_grad_spread"):
+        assert len({row[name] for row in found}) == 12, name
+
+
+def test_rates_are_of_steps_alone(tmp_path, toys, monkeypatch):
+    """Evaluations and saves of 0.2 s each are in no row's rate, whatever the logging interval."""
+
+    def slow(config, data_dir=None):
+        job = jobs.toy(config)
+
+        def evaluate(theta):
+            time.sleep(0.2)
+            return job.evaluate(theta)
+
+        return job._replace(evaluate=evaluate)
+
+    monkeypatch.setattr(loop, "build", slow)
+    to_host = devices.to_host
+    monkeypatch.setattr(devices, "to_host", lambda *a: time.sleep(0.2) or to_host(*a))
+    outcome = jobs.run(tmp_path, num_steps=40, log_every=3, checkpoint_every=7)
+    assert outcome.step == 40
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    inner_steps = 4 * 4  # Particles times truncation.
+    steps = np.diff([0] + [row["step"] for row in lines])
+    seconds = steps * inner_steps / [row["time/inner_steps_per_second"] for row in lines]
+    # 8 evaluations and 6 saves took at least 2.8 s of the time between these rows.
+    assert lines[-1]["time/wall_seconds"] - lines[0]["time/wall_seconds"] > 2.0
+    assert 0 < seconds.sum() < 0.8
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "demo", "reproduce", "replay"])
+def test_interrupted_while_importing(module, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"launch.{module}", f"--workdir={tmp_path / 'job'}"],
+        cwd=ROOT,
+        env=environment_of_commands(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Python is up and the package begun: JAX is loaded early on, and takes long.
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "jaxlib" not in maps.read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.strip()) == (130, "", "Interrupted.")
+    assert not (tmp_path / "job").exists()
+
+
+def test_interrupted_while_compiling(tmp_path):
+    process = start(tmp_path / "job")
+    while not (tmp_path / "job" / "checkpoints" / "0").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert "Traceback" not in output
+    assert "Stopped and saved at outer step" in output
+
+
+def test_a_path_flag_is_read_by_one_function(monkeypatch):
+    """No flag of a command is a bare string but those known to be no path."""
+    import importlib
+    import pkgutil
+
+    from absl import flags
+
+    import launch
+    from launch.path_flags import define_path, define_paths
+
+    for module in pkgutil.iter_modules(launch.__path__):
+        importlib.import_module(f"launch.{module.name}")
+    strings = {
+        flag.name
+        for module, known in flags.FLAGS.flags_by_module_dict().items()
+        for flag in known
+        if module.startswith("launch.") and type(flag.parser) is flags.ArgumentParser
+    }
+    assert strings == {"task"}
+    monkeypatch.setenv("HOME", "/home/ada")
+    values = flags.FlagValues()
+    define_path("folder", "", flag_values=values)
+    define_paths("folders", "", flag_values=values)
+    values(["command", "--folder=~/a", "--folders=~", "--folders=b"])
+    assert values.folder == "/home/ada/a"
+    assert values.folders == ["/home/ada", "b"]
+    for wrong in ("", "~nobody-of-that-name/x"):
+        with pytest.raises(flags.IllegalFlagValueError, match="--folder must "):
+            values(["command", f"--folder={wrong}"])
+
+
+@pytest.mark.parametrize("place", ["file/job", "file"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, toys, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="must be a folder that can be written"):
+        jobs.run(tmp_path / place)
+    assert (tmp_path / "file").read_text() == ""

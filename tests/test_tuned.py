@@ -1,13 +1,17 @@
 """The tuned optimizers against plain NumPy transcriptions, on disk and on the command line."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import optax
 import pytest
 
 import learned_opt
 from launch import config as cfg
+from tests.systems import leaves_equal
 
 SHAPES = [(5, 7), (7,), (), (2, 3, 4)]
 
@@ -100,6 +104,59 @@ def test_per_tensor_sgdm_counts_the_tensors():
         transform.init([jnp.ones(2), jnp.ones(3)])
 
 
+def test_adam_is_that_of_optax():
+    """To the bit, over gradients of very different sizes and a parameter that has none."""
+    params, _ = problem()
+    params = [jnp.asarray(p, jnp.float32) for p in params]
+    optimizer = learned_opt.learnable_adam(0.02, 0.8, 0.99, 1e-6)
+
+    def ours(theta):
+        return optimizer.bind(theta, 50)
+
+    def theirs(theta):
+        p = theta["params"]
+        decays = [jax.nn.sigmoid(p[name]) for name in ("logit_b1", "logit_b2")]
+        return optax.adam(jnp.exp(p["log_learning_rate"]), *decays, jnp.exp(p["log_eps"]))
+
+    def run(build, theta):
+        transform = build(theta)
+
+        def body(carry, key):
+            params, state = carry
+            scale = jnp.exp(6 * jax.random.normal(key))
+            grads = [scale * jax.random.normal(key, p.shape) for p in params[:-1]]
+            updates, state = transform.update([*grads, jnp.zeros((2, 3, 4))], state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(0), 50)
+        return jax.lax.scan(body, (params, transform.init(params)), keys)[0]
+
+    theta = optimizer.init(jax.random.key(0))
+    found, expected = (jax.jit(run, static_argnums=0)(build, theta) for build in (ours, theirs))
+    assert leaves_equal(found, expected)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+def test_derivative_of_adam():
+    """By finite differences where there is one; where no gradient ever was, by the limit eps."""
+    optimizer = learned_opt.learnable_adam(0.02, 0.8, 0.9, 0.1)
+    theta = optimizer.init(jax.random.key(0))
+
+    def third_update(theta, grads):
+        transform = optimizer.bind(theta, 3)
+        state = transform.init(jnp.zeros(3))
+        for scale in (1.0, -0.5, 2.0):
+            update, state = transform.update(scale * grads, state)
+        return update.sum()
+
+    grads = jnp.array([0.3, -0.2, 0.05])
+    jax.test_util.check_grads(third_update, (theta, grads), order=1, eps=1e-2, rtol=1e-2)
+    # update = -rate mean_hat / (|.| + eps): at 0 its slope is that of the mean, over eps.
+    slope = jax.grad(third_update, 1)(theta, jnp.zeros(3))
+    mean = 0.2 * (0.8**2 * 1 - 0.8 * 0.5 + 2) / (1 - 0.8**3)
+    np.testing.assert_allclose(slope, -0.02 * mean / 0.1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "build, bad",
     [
@@ -107,6 +164,11 @@ def test_per_tensor_sgdm_counts_the_tensors():
         (learned_opt.learnable_schedule, {"learning_rate": -1.0}),
         (learned_opt.learnable_schedule, {"momentum": 1.0}),
         (learned_opt.per_tensor_sgdm, {"num_tensors": 0}),
+        (learned_opt.per_tensor_sgdm, {"num_tensors": 2.5}),
+        (learned_opt.learnable_sgdm, {"learning_rate": np.inf}),
+        (learned_opt.learnable_sgdm, {"learning_rate": "0.1"}),
+        (learned_opt.learnable_adam, {"b2": np.nan}),
+        (learned_opt.learnable_adam, {"eps": True}),
         (learned_opt.per_tensor_sgdm, {"momentum": 0.0}),
     ],
 )
@@ -117,10 +179,10 @@ def test_bad_arguments(build, bad):
 
 @pytest.mark.parametrize("name", ["schedule", "per_tensor_sgdm"])
 def test_command_line_save_and_load(name, tmp_path):
-    config = cfg.OptimizerConfig(name=name, learning_rate=0.05, momentum=0.7, decay=2.0)
-    optimizer = cfg.make_optimizer(config)
+    config = cfg.optimizer(name, learning_rate=0.05, momentum=0.7)
+    optimizer = config.make()
     theta = jax.tree.map(lambda t: t + 0.1, optimizer.init(jax.random.key(0)))
-    learned_opt.save(tmp_path, name, cfg.optimizer_arguments(config), theta)
+    learned_opt.save(tmp_path, name, dataclasses.asdict(config), theta)
     loaded, loaded_theta = learned_opt.load(tmp_path)
     params, grads = problem()
     params = [jnp.asarray(p, jnp.float32) for p in params]

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from launch.studies import lr_schedule, many_hyperparameters
-from launch.studies.descent import descend, held_out_losses, in_parallel
+from launch.studies.pes import lr_schedule, many_hyperparameters
+from launch.studies.shared.compare import descend, held_out_losses, in_parallel
 from learned_opt import learnable_sgdm
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -59,14 +59,14 @@ def test_twenty_nine_hyperparameters_within_their_ranges():
             assert value.min() < 2 * low and value.max() > 0.8 * high
 
 
-@pytest.mark.parametrize("place", [3, 12 + 3, 24 + 1])
-def test_every_group_of_the_29_matters(place):
+def test_every_group_of_the_29_matters():
     system = many_hyperparameters.inner_system(None, 10)
     theta = many_hyperparameters.draw_theta(many_hyperparameters.START, jax.random.key(0))
     theta = theta.at[:12].set(jnp.log(0.1))  # Fast enough to see in ten steps.
-    other = theta.at[place].add(-3.0)
-    losses = held_out_losses(system, {"a": theta, "b": other}, 10, 1)
-    assert np.isfinite(losses["a"]) and losses["a"] != losses["b"]
+    places = {"a rate": 3, "a momentum": 12 + 3, "a share": 24 + 1}
+    others = {name: theta.at[place].add(-3.0) for name, place in places.items()}
+    losses = held_out_losses(system, {"as drawn": theta} | others, 10, 1)
+    assert np.isfinite(losses["as drawn"]) and len({float(x) for x in losses.values()}) == 4
 
 
 def test_schedule_system_is_inner_training_with_the_schedule():

@@ -5,6 +5,7 @@
 The three take turns in one process on the same system, population, truncation and devices:
 the default job (digits MLP, MLP optimizer), whose forward pass dominates. An outer step of an
 estimator is all of it, with restarts, draws, the meta-optimizer and the mean over devices.
+Times are the processor's, of all threads, which other programs hardly lengthen.
 """
 
 import time
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from launch import config as cfg
+from launch.config import Config
+from launch.subjects import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.unroll import UnrolledSystem, unroll, with_flat_theta
 
@@ -70,18 +72,19 @@ def forward_unrolls(system: UnrolledSystem, truncation: int, chunk: int | None) 
 
 
 def measure(num_devices: int) -> dict[str, Any]:
-    """Milliseconds of a step of each, and the ratios to their limits (0 devices: all)."""
+    """Processor milliseconds of a step of each, and the ratios to their limits (0 devices: all)."""
     devices.configure_cpu_devices(num_devices)
-    config = cfg.Config()
-    num_pairs = cfg.num_shardable(config)
+    config = Config()
+    settings: Any = config.estimator  # PES
+    num_pairs = config.estimator.population.size
     num_devices = devices.choose_num_devices(num_devices, num_pairs)
-    optimizer = cfg.make_optimizer(config.optimizer)
+    optimizer = config.optimizer.make()
     system, _ = with_flat_theta(
-        cfg.make_system(config, cfg.make_task(config.task, None), optimizer),
+        make_system(config, config.task.make(), optimizer),
         jax.eval_shape(optimizer.init, jax.random.key(0)),
     )
-    meta_optimizer = cfg.make_meta_optimizer(config)
-    truncation, chunk = config.estimator.truncation, devices.default_chunk()
+    meta_optimizer = config.meta.make(config.num_steps)
+    truncation, chunk = settings.truncation, devices.default_chunk()
 
     def init_theta(key):
         return ravel_pytree(optimizer.init(key))[0]
@@ -91,8 +94,8 @@ def measure(num_devices: int) -> dict[str, Any]:
             system,
             num_pairs=num_pairs,
             truncation=truncation,
-            horizons=cfg.make_horizons(config),
-            sigma=config.estimator.sigma,
+            horizons=config.horizons(),
+            sigma=settings.sigma,
             chunk=chunk,
         )
         step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
@@ -104,7 +107,7 @@ def measure(num_devices: int) -> dict[str, Any]:
         return devices.population_map(step, num_devices, axes), state
 
     theta = init_theta(jax.random.key(0))
-    runs = jax.jit(lambda: begin_runs(system, theta, num_pairs, config.estimator.sigma))()
+    runs = jax.jit(lambda: begin_runs(system, theta, num_pairs, settings.sigma))()
     seconds = in_turns(
         {
             "pes": outer_step(estimators.pes),
@@ -123,13 +126,16 @@ def measure(num_devices: int) -> dict[str, Any]:
 
 
 def in_turns(steps: dict[str, tuple[Callable, Any]]) -> dict[str, np.ndarray]:
-    """Seconds of each step in each round, ``[ROUNDS]``; ``steps`` maps to a step and its state."""
+    """Processor seconds of each step in each round, ``[ROUNDS]``.
+
+    ``steps`` maps to a step and its state.
+    """
     states = {name: state for name, (_, state) in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARM_UP + ROUNDS):
         for name, (step, _) in steps.items():
-            began = time.perf_counter()
+            began = time.process_time()
             states[name], metrics = step(states[name])
             jax.block_until_ready(metrics)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return {name: np.array(times[WARM_UP:]) for name, times in seconds.items()}

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from launch.benchmarks.checkpointing import binomial_schedule, binomial_vjp, nested_scan
+from launch.path_flags import define_path
 from meta_train import reversible
 from meta_train.reversible import SINGLE, Setup
 from meta_train.reversible.arithmetic import plan_spills, snap
@@ -357,6 +358,7 @@ def draw_frontier(axes: Axes, rows: list[Measurement]) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     num_steps = flags.FLAGS.steps
     rows = measure(methods(num_steps) | frontier(num_steps), num_steps)
     for row in rows:
@@ -379,5 +381,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("steps", 1000, "Training steps.")
-    flags.DEFINE_string("figure", None, "Where to save the frontier of memory against time.")
+    define_path("figure", "Where to save the frontier of memory against time.")
     app.run(main)

@@ -7,25 +7,19 @@ on all of another 144. Under 1 minute on 2 CPU cores; 99% training and 95% valid
 accuracy.
 """
 
-from launch.config import (
-    Config,
-    EstimatorConfig,
-    HybridConfig,
-    InnerConfig,
-    MetaConfig,
-    TaskConfig,
-)
+from launch.config import Config, InnerConfig, estimator, meta_optimizer, task
 
 
 def get_config() -> Config:
     return Config(
         trains="network",
         num_steps=300,
-        task=TaskConfig(hidden_sizes=(32,), activation="sigmoid", batch_size=18, standardize=True),
+        task=task("mlp", hidden_sizes=(32,), activation="sigmoid", batch_size=18, standardize=True),
         inner=InnerConfig(horizon=1),
-        estimator=EstimatorConfig(name="hybrid_es", num_particles=8, truncation=1, sigma=1.0),
-        hybrid=HybridConfig(
-            base="bptt",
+        estimator=estimator(
+            "hybrid_es",
+            base=estimator("bptt", num_particles=8),
+            sigma=1.0,
             refresh_every=3,
             num_workers=8,
             candidates_per_worker=4,
@@ -35,5 +29,5 @@ def get_config() -> Config:
             relative_sigma=True,
             replay_log=True,
         ),
-        meta=MetaConfig(optimizer="sgd", learning_rate=3.0),
+        meta=meta_optimizer("sgd", learning_rate=3.0),
     )

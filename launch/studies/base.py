@@ -22,12 +22,15 @@ class Result(NamedTuple):
       table: rows to print, each a dict with the same keys.
       figure: the figure to save; axes labelled with units.
       data: everything needed to draw the figure again, JSON-serializable.
+      caption: goes under the figure: the task, its horizon, how many seeds (runs, repeats), and
+        what bands, bars and lines are.
     """
 
     claims: list[Claim]
     table: list[dict[str, Any]]
     figure: Figure
     data: dict[str, Any]
+    caption: str
 
 
 class Study(NamedTuple):
@@ -38,7 +41,7 @@ class Study(NamedTuple):
       minutes: expected time of the full run on 2 cores.
       run: ``(quick, data_dir) -> Result``. ``quick`` finishes within 60 s on 2 cores;
         ``data_dir`` is where downloaded datasets lie (``None``: bundled data only).
-        Shows its own progress with ``tqdm``.
+        Shows its own progress with ``meta_train.progress``.
     """
 
     summary: str

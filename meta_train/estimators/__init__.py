@@ -1,7 +1,7 @@
 """Estimators of the gradient of an unrolled computation graph, behind one interface."""
 
-from meta_train.estimators.artbp import artbp
-from meta_train.estimators.backprop import bptt, tbptt
+from meta_train.estimators.artbp import ARTBP, artbp
+from meta_train.estimators.backprop import BPTT, TBPTT, bptt, tbptt
 from meta_train.estimators.base import (
     GradientEstimator,
     Horizons,
@@ -9,26 +9,67 @@ from meta_train.estimators.base import (
     log_uniform_horizons,
     synchronized,
 )
-from meta_train.estimators.es import full_es, truncated_es
-from meta_train.estimators.forward import forward_gradient, rtrl, uoro
-from meta_train.estimators.gpes import es_single, gpes, nres
-from meta_train.estimators.guided import guided_es
-from meta_train.estimators.hybrid import hybrid_es
-from meta_train.estimators.messages import ALONE, Exchange
-from meta_train.estimators.noise import Noise
-from meta_train.estimators.pes import pes
-from meta_train.estimators.pes_analytic import pes_analytic
-from meta_train.estimators.prediction import learned_features
-from meta_train.estimators.reparam import reparam, reparam_es
-from meta_train.estimators.reversible import reversible
+from meta_train.estimators.config import ALONE, Context, EstimatorConfig, Exchange
+from meta_train.estimators.es import FullES, TruncatedES, full_es, truncated_es
+from meta_train.estimators.forward import RTRL, UORO, ForwardGradient, forward_gradient, rtrl, uoro
+from meta_train.estimators.gpes import GPES, NRES, es_single, gpes, nres
+from meta_train.estimators.guided import GuidedES, guided_es
+from meta_train.estimators.hybrid import HybridES, Noise, hybrid_es, learned_features
+from meta_train.estimators.mixture import Mixture, mixture
+from meta_train.estimators.pes import PES, pes
+from meta_train.estimators.pes_analytic import PESAnalytic, pes_analytic
+from meta_train.estimators.reparam import Reparam, ReparamES, reparam, reparam_es
+from meta_train.estimators.reversible import Reversible, reversible
 from meta_train.estimators.telescoped import telescoped
+
+ESTIMATORS: dict[str, type[EstimatorConfig]] = {
+    "artbp": ARTBP,
+    "bptt": BPTT,
+    "forward_gradient": ForwardGradient,
+    "full_es": FullES,
+    "gpes": GPES,
+    "guided_es": GuidedES,
+    "hybrid_es": HybridES,
+    "nres": NRES,
+    "es_single": NRES,
+    "pes": PES,
+    "pes_analytic": PESAnalytic,
+    "reparam": Reparam,
+    "reparam_es": ReparamES,
+    "reversible": Reversible,
+    "rtrl": RTRL,
+    "tbptt": TBPTT,
+    "truncated_es": TruncatedES,
+    "uoro": UORO,
+}
 
 __all__ = [
     "ALONE",
+    "ARTBP",
+    "BPTT",
+    "ESTIMATORS",
+    "GPES",
+    "NRES",
+    "PES",
+    "RTRL",
+    "TBPTT",
+    "UORO",
+    "Context",
+    "EstimatorConfig",
     "Exchange",
+    "ForwardGradient",
+    "FullES",
     "GradientEstimator",
+    "GuidedES",
     "Horizons",
+    "HybridES",
+    "Mixture",
     "Noise",
+    "PESAnalytic",
+    "Reparam",
+    "ReparamES",
+    "Reversible",
+    "TruncatedES",
     "artbp",
     "bptt",
     "es_single",
@@ -40,6 +81,7 @@ __all__ = [
     "hybrid_es",
     "learned_features",
     "log_uniform_horizons",
+    "mixture",
     "nres",
     "pes",
     "pes_analytic",

@@ -1,11 +1,13 @@
 """Anticipated reweighted truncated backpropagation: cuts at random places, reweighted."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
 from meta_train.estimators.derivatives import float_leaves, replace_floats
 from meta_train.unroll import UnrolledSystem
 
@@ -115,3 +117,31 @@ def _scaled_backward_bwd(weight, cotangent):
 
 
 _scaled_backward.defvjp(lambda x, weight: (x, weight), _scaled_backward_bwd)
+
+
+@dataclass(frozen=True)
+class ARTBP(ParticlesConfig):
+    """See ``artbp``.
+
+    Attributes:
+      truncation: mean inner steps between cuts, above 1.
+      alpha: tail exponent of the segment lengths, above 1; inf: geometric lengths.
+    """
+
+    truncation: float = 20.0
+    alpha: float = 6.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in {"truncation": self.truncation, "alpha": self.alpha}.items():
+            if not value > 1:
+                raise ValueError(f"`{name}` must be above 1, got {name}={value}.")
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return artbp(
+            system,
+            mean_truncation=self.truncation,
+            horizons=horizons,
+            alpha=self.alpha,
+            **self.arguments(context),
+        )

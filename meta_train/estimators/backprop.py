@@ -1,11 +1,13 @@
 """Backpropagation through whole episodes and through truncations."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig, TruncatedConfig
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -155,3 +157,19 @@ def tbptt(
         return grad, base.end_if_nonfinite(particles, finite), metrics
 
     return base.checked("tbptt", system, init, estimate, differentiates=True)
+
+
+@dataclass(frozen=True)
+class BPTT(ParticlesConfig):
+    """See ``bptt``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return bptt(system, horizons=horizons, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class TBPTT(TruncatedConfig):
+    """See ``tbptt``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return tbptt(system, horizons=horizons, **self.arguments(context))

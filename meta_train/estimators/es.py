@@ -1,11 +1,13 @@
 """Evolution strategies over full episodes and over truncations."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, PairsConfig, TruncatedPairsConfig
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -134,3 +136,22 @@ def truncated_es(
 
     estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
     return base.checked("truncated_es", system, init, estimate, sigma=sigma)
+
+
+@dataclass(frozen=True)
+class FullES(PairsConfig):
+    """See ``full_es``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return full_es(system, horizons=horizons, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class TruncatedES(TruncatedPairsConfig):
+    """See ``truncated_es``; it also advances an unperturbed run for each pair."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return truncated_es(system, horizons=horizons, **self.arguments(context))
+
+    def inner_steps(self, horizon):
+        return 1.5 * super().inner_steps(horizon)

@@ -9,6 +9,7 @@ training the sensitivities lag behind it (hysteresis), as for every online metho
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, TruncatedConfig
 from meta_train.estimators.derivatives import float_leaves, step_on_floats
 from meta_train.unroll import UnrolledSystem
 
@@ -56,7 +58,6 @@ def rtrl(
     product for each parameter (``P`` times the step) instead of forming the ``S x S``
     Jacobian and a matrix product (``P S^2``); the same numbers, less for sparse steps.
     """
-
     if not max_bytes > 0:
         raise ValueError(f"`max_bytes` must be above 0, got max_bytes={max_bytes}.")
 
@@ -106,8 +107,8 @@ def uoro(
     ``s~ <- rho_0 F_s s~ + rho_1 nu`` and ``theta~ <- theta~/rho_0 + (nu^T F_theta)/rho_1``, the
     ``rho`` balancing norms. Unbiased for the mean of the derivative of the mean per-step loss,
     which is the derivative of its mean only where the loss does not jump in theta (see
-    ``derivatives``), with a variance that grows with the state size and the horizon. ``N K``
-    steps with one Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
+    ``derivatives``), with a variance that grows with the state size and the horizon. ``N K`` steps
+    with one Jacobian-vector and two vector-Jacobian products each; memory ``N (S + P)``.
 
     Args:
       num_particles: ``N``, inner runs.
@@ -309,3 +310,33 @@ def _norm(tree: Any) -> jax.Array:
 
 def _size(leaves: list) -> int:
     return sum(leaf.size for leaf in leaves)
+
+
+@dataclass(frozen=True)
+class RTRL(TruncatedConfig):
+    """See ``rtrl``.
+
+    Attributes:
+      max_bytes: the largest sensitivity matrix (all particles together) allowed.
+    """
+
+    max_bytes: float = 2.0**31
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return rtrl(system, horizons=horizons, max_bytes=self.max_bytes, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class UORO(TruncatedConfig):
+    """See ``uoro``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return uoro(system, horizons=horizons, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class ForwardGradient(TruncatedConfig):
+    """See ``forward_gradient``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return forward_gradient(system, horizons=horizons, **self.arguments(context))

@@ -1,10 +1,13 @@
 """Generalized persistent evolution strategies, and noise-reuse ES, its lowest-cost member."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
-from meta_train.checks import is_whole
+from meta_train.checks import check_whole, is_whole
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -146,3 +149,39 @@ def nres(
 
 
 es_single = nres
+
+
+@dataclass(frozen=True)
+class GPES(TruncatedPairsConfig):
+    """See ``gpes``.
+
+    Attributes:
+      noise_period: inner steps per perturbation, a multiple of ``truncation``; 0: two truncations.
+    """
+
+    noise_period: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_whole(0, noise_period=self.noise_period)
+        if self.noise_period % self.truncation:
+            raise ValueError(
+                f"`noise_period` must be a multiple of `truncation`={self.truncation}, or 0 for "
+                f"two truncations, got noise_period={self.noise_period}."
+            )
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return gpes(
+            system,
+            horizons=horizons,
+            noise_period=self.noise_period or 2 * self.truncation,
+            **self.arguments(context),
+        )
+
+
+@dataclass(frozen=True)
+class NRES(TruncatedPairsConfig):
+    """See ``nres``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return nres(system, horizons=horizons, **self.arguments(context))

@@ -1,6 +1,7 @@
 """Guided evolution strategies: perturbations stretched along surrogate gradients."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from meta_train.checks import check_whole
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, PairsConfig
 from meta_train.estimators.derivatives import float_leaves, replace_floats
 from meta_train.unroll import UnrolledSystem, unroll
 
@@ -144,3 +146,41 @@ def guided_es(
         differentiates=True,
         sigma=sigma * math.sqrt(alpha),  # Of the directions that no surrogate has.
     )
+
+
+@dataclass(frozen=True)
+class GuidedES(PairsConfig):
+    """See ``guided_es``.
+
+    Attributes:
+      truncation: inner steps the surrogate gradients look back.
+      num_surrogates: surrogate gradients a pair remembers.
+      alpha: share of the isotropic part, in (0, 1].
+    """
+
+    truncation: int = 20
+    num_surrogates: int = 1
+    alpha: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_whole(truncation=self.truncation, num_surrogates=self.num_surrogates)
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={self.alpha}.")
+
+    @property
+    def horizon_multiple(self):
+        return self.truncation
+
+    def inner_steps(self, horizon):
+        return 1.5 * super().inner_steps(horizon)
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return guided_es(
+            system,
+            horizons=horizons,
+            truncation=self.truncation,
+            num_surrogates=self.num_surrogates,
+            alpha=self.alpha,
+            **self.arguments(context),
+        )

@@ -1,9 +1,12 @@
 """Persistent evolution strategies."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -75,3 +78,11 @@ def pes(
 
     estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
     return base.checked("pes", system, init, estimate, sigma=sigma)
+
+
+@dataclass(frozen=True)
+class PES(TruncatedPairsConfig):
+    """See ``pes``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return pes(system, horizons=horizons, **self.arguments(context))

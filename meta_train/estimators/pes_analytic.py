@@ -1,11 +1,13 @@
 """Persistent evolution strategies with the current truncation differentiated analytically."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -103,3 +105,14 @@ def pes_analytic(
         differentiates=True,
         sigma=sigma,
     )
+
+
+@dataclass(frozen=True)
+class PESAnalytic(TruncatedPairsConfig):
+    """See ``pes_analytic``; it also runs an unperturbed run for each pair."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return pes_analytic(system, horizons=horizons, **self.arguments(context))
+
+    def inner_steps(self, horizon):
+        return 1.5 * super().inner_steps(horizon)

@@ -1,5 +1,6 @@
 """Reparameterization gradients: backpropagation at perturbed parameters, alone and with ES."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from meta_train.checks import check_whole
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, PairsConfig, Population
 from meta_train.unroll import UnrolledSystem, unroll
 
 VARIANCE_FLOOR = 1e-8
@@ -189,3 +191,54 @@ def _combine(by_es: jax.Array, by_backprop: jax.Array) -> jax.Array:
         return (w_es * mean_es + w_backprop * mean_backprop) / (w_es + w_backprop)
 
     return (weighted(0, 1) + weighted(1, 0)) / 2
+
+
+@dataclass(frozen=True)
+class Reparam(PairsConfig):
+    """See ``reparam``."""
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return reparam(system, horizons=horizons, **self.arguments(context))
+
+
+@dataclass(frozen=True)
+class ReparamES(PairsConfig):
+    """See ``reparam_es``; its particles are groups of pairs.
+
+    Attributes:
+      pairs_per_group: pairs that share weights, even and at least 4; few make heavy tails.
+    """
+
+    pairs_per_group: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_whole(pairs_per_group=self.pairs_per_group)
+        if self.pairs_per_group < 4 or self.pairs_per_group % 2:
+            raise ValueError(
+                "`pairs_per_group` must be even and at least 4, got pairs_per_group="
+                f"{self.pairs_per_group}."
+            )
+        runs = 2 * self.pairs_per_group
+        if self.num_particles % runs:
+            raise ValueError(
+                f"`num_particles` must be whole groups of {self.pairs_per_group} pairs, a multiple "
+                f"of {runs}, got num_particles={self.num_particles}. Try "
+                f"{self.num_particles + -self.num_particles % runs}."
+            )
+
+    @property
+    def population(self):
+        runs = 2 * self.pairs_per_group
+        return Population("groups", self.num_particles // runs, runs)
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return reparam_es(
+            system,
+            num_particles=self.population.size,
+            pairs_per_particle=self.pairs_per_group,
+            horizons=horizons,
+            sigma=self.sigma,
+            sampler=self.sampler,
+            chunk=self.chunk or context.chunk,
+        )

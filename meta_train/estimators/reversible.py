@@ -1,11 +1,13 @@
 """The exact meta-gradient by walking the inner run back, in almost no memory."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meta_train.estimators import base
+from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
 from meta_train.reversible.report import Failure, Report, poison
 from meta_train.reversible.system import episode_gradient
 from meta_train.unroll import UnrolledSystem
@@ -27,7 +29,14 @@ def reversible(
     in all, twice the time of ``bptt`` (8 to 11 forward steps a step on digits networks, on one
     core).
 
-    An episode that diverged, or whose state left the fixed-point range, has no exact gradient:
+    A derivative of each episode, not of the mean loss, where the loss of an episode jumps in
+    theta: the inner gradient of a ReLU network jumps where a unit turns on or off, so weights and
+    losses after it do. Derivatives see none of these jumps, and their mean is then not the
+    derivative of the mean (nor is that of ``bptt``): use a smooth activation, or an evolution
+    strategy.
+
+    An episode that diverged, whose state left the fixed-point range, or which is lost in the
+    rounding to the grid (``Failure.UNDERFLOW``) has no exact gradient:
     like other non-finite ones it contributes nothing, and is counted. But where the reversal
     itself disagrees with the run (``Failure.REPLAY``, ``Failure.START``), the program is broken
     and no episode can be trusted: the whole estimate is NaN.
@@ -91,3 +100,15 @@ def _shares(reports: Report, dtype) -> base.Metrics:
         for failure in Failure
     }
     return shares | {"failed_step": jnp.mean(jnp.maximum(reports.step, 0), dtype=dtype)}
+
+
+@dataclass(frozen=True)
+class Reversible(ParticlesConfig):
+    """See ``reversible``; inner training must be in reversible form."""
+
+    @property
+    def needs_reversible(self):
+        return True
+
+    def make(self, system, horizons, context=ONE_DEVICE):
+        return reversible(system, horizons=horizons, **self.arguments(context))

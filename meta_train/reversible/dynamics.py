@@ -43,6 +43,7 @@ from meta_train.reversible.report import (
     no_failure,
     poison,
 )
+from meta_train.reversible.resolution import Stakes, Travel, add_stakes, no_stakes
 
 
 def _its_loss(theta, loss: jax.Array, weights, x) -> jax.Array:
@@ -91,6 +92,7 @@ class Run(NamedTuple):
       tape: uint32 ``[rows, P]``.
       losses: float ``[T]``.
       observed: float ``[T]``, what ``Dynamics.observe`` made of each step.
+      travel: how much was added up; whether it stands out of the grid is for the caller.
       report: what failed first, if anything.
     """
 
@@ -100,6 +102,7 @@ class Run(NamedTuple):
     tape: jax.Array
     losses: jax.Array
     observed: jax.Array
+    travel: Travel
     report: Report
 
 
@@ -160,7 +163,7 @@ def run(
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, tape, failures = carry
+        w, a, buffer, tape, travel, failures = carry
         t, hyper, x, slots, smallest = xs
         keep = always(w)
         buffer, tape = spill(buffer, tape, slots, num_rows)
@@ -184,7 +187,8 @@ def run(
         bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
         bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
         failures = jnp.minimum(failures, _failing(t, bad_a, bad_w, ~jnp.isfinite(gradient)))
-        return (w, a, buffer, tape, failures), (loss, observed, in_plan)
+        travel = jax.tree.map(lambda sum, x: sum + jnp.abs(x), travel, Travel(a_float, moved))
+        return (w, a, buffer, tape, travel, failures), (loss, observed, in_plan)
 
     with jax.enable_x64(True):
         w, a = _start(weights, accumulators, fixed)
@@ -193,6 +197,7 @@ def run(
             a,
             jnp.zeros(a.shape, jnp.int64),
             jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
+            Travel(jnp.zeros(a.shape, dtype), jnp.zeros(w.shape, dtype)),
             # Out of range or NaN from the start: the grid would hold another number.
             _failing(
                 jnp.int32(0),
@@ -214,7 +219,7 @@ def run(
             ),
             code(steps, Failure.DECAY),
         )
-        return Run(*end[:4], losses, observed, decode(by_step, end[4]))
+        return Run(*end[:4], losses, observed, end[4], decode(by_step, end[5]))
 
 
 def reverse(
@@ -228,13 +233,13 @@ def reverse(
     fixed: FixedPoint,
     outcome: Run,
     cotangents: Cotangents,
-) -> tuple[Gradients, Report, Recovered]:
+) -> tuple[Gradients, Report, Recovered, Stakes]:
     """Walks a run back to its start, and derivatives with it.
 
     The exact gradient of the fixed-point run, as if rounding were the identity. Every
     recomputed loss is compared with the recorded one, and the state in the end with the
     initial state and an empty buffer, bit for bit; on a mismatch every gradient is NaN and
-    the report says why. Compute: a gradient, its forward-over-reverse derivative and the
+    the report says why. Compute: a gradient, its reverse-over-reverse derivative and the
     pullbacks of ``absorb`` and ``move`` per step. Memory: that of ``run``, and one gradient.
 
     Args:
@@ -242,15 +247,16 @@ def reverse(
       cotangents: of its final weights, final accumulators and observed losses.
 
     Returns:
-      Gradients, the report of the run and the reversal together, and where this ended.
+      Gradients, the report of the run and the reversal together, where this ended, and how
+      much of the objective hung on rounding (whether it is too much is for the caller).
     """
     precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
     num_steps, num_rows = plan.slots.shape[0], plan.num_rows
 
     def step(carry, xs):
-        w, a, buffer, d_w, d_a, d_theta = carry
-        hyper, x, slots, d_observed = xs
+        w, a, buffer, d_w, d_a, d_theta, stakes = carry
+        t, hyper, x, slots, d_observed = xs
         keep = always(w)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
@@ -271,7 +277,8 @@ def reverse(
                 lambda theta, loss, w: dynamics.observe(theta, loss, w, x), theta, loss, w_after
             )
             theta_observed, d_loss, w_observed = pull(d_observed)
-            d_theta_t, d_hyper, d_w, d_a = _adjoint(
+            d_moved = d_w + w_observed
+            d_theta_t, d_hyper, d_w, d_a, a_move = _adjoint(
                 dynamics,
                 theta,
                 hyper,
@@ -280,12 +287,14 @@ def reverse(
                 gradient,
                 a_before,
                 a_float,
-                d_w + w_observed,
+                d_moved,
                 d_a,
                 d_loss,
             )
-            d_theta = jax.tree.map(lambda *parts: sum(parts), d_theta, d_theta_t, theta_observed)
-        return (w, a, buffer, d_w, d_a, d_theta), (d_hyper, loss)
+            d_theta = _sum(d_theta, d_theta_t, theta_observed)
+            decay = numerator * 2.0**-fixed.decay_bits
+            stakes = add_stakes(stakes, t, fixed, decay, a_float, moved, d_moved, a_move)
+        return (w, a, buffer, d_w, d_a, d_theta, stakes), (d_hyper, loss)
 
     with jax.enable_x64(True):
         begin = (
@@ -295,10 +304,11 @@ def reverse(
             cotangents.weights,
             cotangents.accumulators,
             jax.tree.map(jnp.zeros_like, theta),
+            no_stakes(dtype),
         )
         steps = jnp.arange(num_steps, dtype=jnp.int32)
-        xs = (hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
-        (w, a, buffer, d_w, d_a, d_theta), (d_hypers, losses) = jax.lax.scan(
+        xs = (steps, hypers, inputs, jnp.asarray(plan.slots), cotangents.observed)
+        (w, a, buffer, d_w, d_a, d_theta, stakes), (d_hypers, losses) = jax.lax.scan(
             step, begin, xs, reverse=True
         )
         replayed = losses == outcome.losses
@@ -313,7 +323,7 @@ def reverse(
         )
         report = first(first(outcome.report, another), started)
         gradients = poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a))
-        return gradients, report, Recovered(w, a, buffer)
+        return gradients, report, Recovered(w, a, buffer), stakes
 
 
 def float_step(
@@ -327,30 +337,49 @@ def float_step(
 
 
 def _adjoint(dynamics, theta, hyper, x, weights, gradient, a_before, a_after, d_w, d_a, d_loss):
-    """One step of the adjoint: from derivatives after the step to derivatives before it."""
+    """One step of the adjoint: from derivatives after the step to derivatives before it.
+
+    Also returns ``a_move``, what of the accumulators' derivative comes from this move alone.
+    """
     _, pull_move = jax.vjp(lambda *args: dynamics.move(*args, x), theta, hyper, a_after)
     theta_move, hyper_move, a_move = pull_move(d_w)
     d_a = d_a + a_move
     _, pull_absorb = jax.vjp(lambda *args: dynamics.absorb(*args, x), theta, hyper, gradient)
-    theta_absorb, hyper_absorb, direction = pull_absorb(d_a)
-    # The pullback of a gradient is its directional derivative, by symmetry of second derivatives.
-    (g_theta, _), (theta_loss, w_loss) = jax.jvp(
-        lambda w: jax.grad(dynamics.loss, argnums=(0, 1))(theta, w, x), (weights,), (direction,)
-    )
+    theta_absorb, hyper_absorb, d_gradient = pull_absorb(d_a)
+    theta_loss, w_loss = _pull_gradient(dynamics, theta, weights, x, d_loss, d_gradient)
     decay, pull_decay = jax.vjp(
         lambda *args: jnp.broadcast_to(dynamics.decay(*args), a_before.shape), theta, hyper
     )
     theta_decay, hyper_decay = pull_decay(d_a * a_before)
-    d_theta = jax.tree.map(
-        lambda move, absorb, decay, g, mixed: move + absorb + decay + mixed + d_loss * g,
-        theta_move,
-        theta_absorb,
-        theta_decay,
-        g_theta,
-        theta_loss,
-    )
-    d_hyper = jax.tree.map(lambda *parts: sum(parts), hyper_move, hyper_absorb, hyper_decay)
-    return d_theta, d_hyper, d_w + w_loss + d_loss * gradient, decay * d_a
+    d_theta = _sum(theta_move, theta_absorb, theta_decay, theta_loss)
+    d_hyper = _sum(hyper_move, hyper_absorb, hyper_decay)
+    return d_theta, d_hyper, d_w + w_loss, decay * d_a, a_move
+
+
+def _pull_gradient(dynamics, theta, weights, x, d_loss, d_gradient):
+    """The derivatives by theta and weights of the loss and of the gradient that training takes.
+
+    Backwards through that gradient itself. (Its derivative along ``d_gradient`` would be the same
+    by symmetry if it were the gradient of a smooth function: not if the loss clips it, stops
+    it, passes it straight through a rounding, or otherwise makes its own.)
+    """
+    try:
+        _, pull = jax.vjp(
+            lambda theta, w: jax.value_and_grad(dynamics.loss, argnums=1)(theta, w, x),
+            theta,
+            weights,
+        )
+        return pull((d_loss, d_gradient))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            "`loss` must have a gradient that can itself be differentiated backwards, got one that "
+            "cannot; where it defines its own (`jax.custom_vjp`), write both of its rules in "
+            f"differentiable operations, loops as `jax.lax.scan`: {error}"
+        ) from error
+
+
+def _sum(*trees):
+    return jax.tree.map(lambda *parts: sum(parts), *trees)
 
 
 def _numerator(dynamics, theta, hyper, fixed):

@@ -64,6 +64,11 @@ def reversible_inner_training(
             "exact state has one format. Cast them in `task.init`, and in `task.loss` as needed."
         )
 
+    if not sum(sizes):
+        raise ValueError(
+            f"`task` must have at least one parameter, got {len(sizes)} arrays, all of size 0."
+        )
+
     def unravel(flat):
         pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
         shaped = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]

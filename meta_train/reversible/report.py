@@ -18,6 +18,7 @@ class Failure(enum.IntEnum):
     WEIGHT = 5
     REPLAY = 6
     START = 7
+    UNDERFLOW = 8
 
 
 CAUSES = {
@@ -37,6 +38,10 @@ CAUSES = {
     Failure.START: "the reversal did not end in the initial state bit for bit; the two programs "
     "rounded differently (on a GPU, set XLA_FLAGS=--xla_gpu_deterministic_ops=true), or the loss "
     "is not a deterministic function of its arguments.",
+    Failure.UNDERFLOW: "what training adds up is lost in the rounding to the fixed-point grid, so "
+    "this is not the run that floats would make. Where gradients are small, scale the loss up and "
+    "the learning rates down, or raise `accumulator_bits`; where learning rates are small, raise "
+    "`weight_bits`; both lower the range. (What is exactly 0, rates or gradients, is no failure.)",
 }
 
 
@@ -109,6 +114,11 @@ def explain(report: Report, params: Any = None) -> str:
     failure = Failure(int(report.failure))
     if failure == Failure.NONE:
         return "exact: no failure."
+    if failure == Failure.UNDERFLOW:
+        where = f"from step {int(report.step)}" if report.step >= 0 else "over the whole run"
+        if report.parameter >= 0:
+            where += f", tensor of parameter {_name(int(report.parameter), params)}"
+        return f"underflow failure {where}: {CAUSES[failure]}"
     where = f"at step {int(report.step)}" if report.step >= 0 else "after the last step back"
     if report.parameter >= 0:
         where += f", parameter {_name(int(report.parameter), params)}"

@@ -100,17 +100,12 @@ def expand(values: Any, params: Any) -> jax.Array:
     """One number per parameter ``[P]``, or ``[]`` if one number serves them all."""
     if isinstance(values, jax.Array) and values.ndim == 0:
         return values
-    return jnp.concatenate(
-        jax.tree.leaves(
-            jax.tree.map(
-                lambda value, covered: jnp.concatenate(
-                    [
-                        jnp.broadcast_to(value, leaf.shape).ravel()
-                        for leaf in jax.tree.leaves(covered)
-                    ]
-                ),
-                values,
-                params,
-            )
-        )
+    # A part without parameters has a schedule, too.
+    pieces = jax.tree.map(
+        lambda value, covered: [
+            jnp.broadcast_to(value, leaf.shape).ravel() for leaf in jax.tree.leaves(covered)
+        ],
+        values,
+        params,
     )
+    return jnp.concatenate(jax.tree.leaves(pieces))

@@ -25,7 +25,8 @@ from meta_train.reversible.dynamics import (
     reverse,
     run,
 )
-from meta_train.reversible.report import Report, poison
+from meta_train.reversible.report import Report, first, poison
+from meta_train.reversible.resolution import of_descent
 from meta_train.reversible.schedule import (
     check_schedule,
     expand,
@@ -119,7 +120,7 @@ def train(
       TypeError: when `jax.grad` or the like differentiates it; see ``hypergradients``.
     """
     problem = _problem(loss, start, num_steps, fixed, momentum_floor)
-    return _outcome(run(*problem.arguments), problem)
+    return _outcome(_run(problem), problem)
 
 
 def hypergradients(
@@ -133,9 +134,17 @@ def hypergradients(
 ) -> tuple[jax.Array, Setup, Trained]:
     """The derivatives of ``objective(final params, theta)`` with respect to all of ``start``.
 
-    Exact for the run as trained, in the memory of one step and the tape. Where training is
-    chaotic an exact gradient is as useless as any other: see the largest learning rates.
-    Compute: the run, and about twice that to walk back.
+    Exact for the run as trained, in the memory of one step and the tape: what backpropagation
+    through the run gives, also where the gradient that training takes is not that of a smooth
+    function (``jax.custom_vjp``, ``stop_gradient``, straight-through rounding), whose derivative
+    is taken backwards and no symmetry of it assumed. Compute: the run, and about twice that to
+    walk back.
+
+    A derivative is of one run. Where training is chaotic an exact one is as useless as any other:
+    see the largest learning rates. And where the gradient of ``loss`` jumps, as it does in a
+    network of ReLUs, the outcome of training jumps in ``start``: derivatives between the jumps
+    see none of them, and their mean over random runs is not the derivative of the mean outcome.
+    Use smooth activations, or evolution strategies.
 
     Args:
       objective: ``(params, theta) -> scalar``, differentiated in both.
@@ -143,15 +152,17 @@ def hypergradients(
 
     Returns:
       ``(value, gradients, trained)``: gradients are shaped like ``start``, and NaN if the
-      run failed or its reversal was not exact to the bit; ``trained.report`` says why.
+      run failed, its reversal was not exact to the bit, or what it adds up is rounded away by
+      the grid (``resolution``); ``trained.report`` says why.
 
     Raises:
-      ValueError, TypeError: as ``train``; there are no second derivatives.
+      ValueError, TypeError: as ``train``; there are no second derivatives. Or the gradient of
+        ``loss`` cannot itself be differentiated backwards.
 
     Source: Maclaurin, Duvenaud, Adams 2015, Algorithm 2, with its misprinted indices mended.
     """
     problem = _problem(loss, start, num_steps, fixed, momentum_floor)
-    ended = run(*problem.arguments)
+    ended = _run(problem)
     trained = _outcome(ended, problem)
     value, (d_params, d_theta) = jax.value_and_grad(objective, argnums=(0, 1))(
         trained.params, problem.theta[0]
@@ -161,7 +172,7 @@ def hypergradients(
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.observed),
     )
-    gradients, report, _ = reverse(*problem.arguments, ended, cotangents)
+    gradients, report, _, _ = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),
@@ -221,6 +232,7 @@ class _Problem(NamedTuple):
     plan: SpillPlan
     fixed: FixedPoint
     unravel: Callable[[jax.Array], Params]
+    schedules: tuple[Any, Any]
 
     @property
     def arguments(
@@ -284,7 +296,32 @@ def _problem(loss, start, num_steps, fixed, momentum_floor) -> _Problem:
     dynamics = Dynamics(flat_loss, decay, absorb, move)
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     theta = (start.theta, constants)
-    return _Problem(dynamics, theta, varying, steps, weights, velocity, plan, fixed, unravel)
+    return _Problem(
+        dynamics,
+        theta,
+        varying,
+        steps,
+        weights,
+        velocity,
+        plan,
+        fixed,
+        unravel,
+        (rates, momenta),
+    )
+
+
+def _run(problem: _Problem) -> Run:
+    """The run; failed, too, where rounding to the grid has spoilt it."""
+    ended = run(*problem.arguments)
+    spoilt = of_descent(
+        problem.unravel(problem.weights),
+        problem.unravel(problem.velocity[0]),
+        *problem.schedules,
+        ended.travel,
+        problem.steps.size,
+        problem.fixed,
+    )
+    return ended._replace(report=first(ended.report, spoilt))
 
 
 def _outcome(ended: Run, problem: _Problem) -> Trained:
@@ -313,8 +350,11 @@ def _strongly_typed(x, dtype) -> jax.Array:
 
 def _check_start(start: Setup) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(start.params)
-    if not leaves:
-        raise ValueError("`params` must hold at least one array, got an empty pytree.")
+    if not any(jnp.size(leaf) for _, leaf in leaves):
+        raise ValueError(
+            f"`params` must hold at least one number, got {len(leaves)} arrays, all of size 0: "
+            "there is nothing to train."
+        )
     for path, leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(

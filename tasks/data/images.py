@@ -1,5 +1,6 @@
 """Image data sets through TFDS, held on the device as one array a split."""
 
+import contextlib
 import functools
 import os
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tasks.base import SPLITS, Split
-from tasks.data.digits import Digits
+from tasks.data.digits import DIGEST, Digits, digest
 
 
 class ImageData(NamedTuple):
@@ -48,33 +49,31 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
       data_dir: TFDS data folder; ``None`` is TFDS's default.
 
     Raises:
-      ValueError: if the data set is not there, with the command that prepares it.
+      ValueError: if the data set is not there, with the command that prepares it, or if its
+        files are damaged.
     """
     data_dir = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
-    if name == "digits":
-        tfds.disable_progress_bar()
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        try:
-            builder.download_and_prepare()
-        except FileExistsError:  # Another process was faster.
-            builder = Digits(data_dir=data_dir, file_format="array_record")
-        except OSError as error:
-            raise ValueError(
-                f"`data_dir` {data_dir} must be a folder that can be written: {error}."
-            ) from error
-    else:
-        builder = _prepared_builder(name, data_dir)
-    features = builder.info.features
+    folder = os.path.join(data_dir, name)
+    with _damage_named(folder):
+        builder = _digits(data_dir) if name == "digits" else _prepared_builder(name, data_dir)
+        features = builder.info.features
     if not {"image", "label"} <= set(features):
         raise ValueError(
             f"`dataset` must have the features 'image' and 'label', got {name!r} with "
             f"{sorted(features)}."
         )
-    raw = {split: _read(builder, split) for split in builder.info.splits}
-    if not {"train", "test"} <= set(raw):
+    if not builder.info.splits:
+        raise _damage(folder, "dataset_info.json knows of no split")
+    if not {"train", "test"} <= set(builder.info.splits):
         raise ValueError(
-            f"`dataset` must have the splits 'train' and 'test', got {name!r} with {sorted(raw)}."
+            f"`dataset` must have the splits 'train' and 'test', got {name!r} with "
+            f"{sorted(builder.info.splits)}."
         )
+    num_classes = features["label"].num_classes
+    with _damage_named(folder):
+        raw = {split: _read(builder, split, num_classes) for split in builder.info.splits}
+    if name == "digits" and digest(raw) != DIGEST:
+        raise _damage(folder, "it does not hold the images of scikit-learn")
     if "validation" not in raw:
         images, labels = raw["train"]
         cut = len(labels) - len(labels) // 6
@@ -85,8 +84,43 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
         return ImageData(
             images={split: jnp.asarray(raw[split][0]) for split in SPLITS},
             labels={split: jnp.asarray(raw[split][1]) for split in SPLITS},
-            num_classes=features["label"].num_classes,
+            num_classes=num_classes,
         )
+
+
+@contextlib.contextmanager
+def _damage_named(folder: str):
+    """Turns whatever TFDS and its readers raise on damaged files into one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("`"):  # Ours.
+            raise
+        raise _damage(folder, error) from error
+    except Exception as error:  # Of many kinds: protobuf's, riegeli's, JSON's, the system's.
+        raise _damage(folder, error) from error
+
+
+def _damage(folder: str, problem: object) -> ValueError:
+    reason = " ".join(str(problem).split())[:200]
+    return ValueError(
+        f"`data_dir` has a damaged data set in {folder} ({reason}); move that folder away and "
+        "prepare it again ('digits' is prepared by itself)."
+    )
+
+
+def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
+    tfds.disable_progress_bar()
+    try:
+        builder = Digits(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+        return builder
+    except FileExistsError:  # Another process was faster.
+        return Digits(data_dir=data_dir, file_format="array_record")
+    except OSError as error:
+        raise ValueError(
+            f"`data_dir` {data_dir} must be a folder that can be written: {error}."
+        ) from error
 
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -108,10 +142,15 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     )
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    builder: tfds.core.DatasetBuilder, split: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     source = builder.as_data_source(split)
     examples = source.__getitems__(list(range(len(source))))
-    return (
-        np.stack([example["image"] for example in examples]),
-        np.array([example["label"] for example in examples], np.int32),
-    )
+    labels = np.array([example["label"] for example in examples], np.int32)
+    expected = builder.info.splits[split].num_examples
+    if not len(labels) == expected > 0:
+        raise ValueError(f"split {split} has {len(labels)} examples instead of {expected}")
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"split {split} has labels outside 0..{num_classes - 1}")
+    return np.stack([example["image"] for example in examples]), labels

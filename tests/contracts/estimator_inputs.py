@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from launch import config as cfg
 from meta_train import estimators
 from meta_train.unroll import UnrolledSystem, with_flat_theta
 from tests import systems
@@ -202,7 +201,7 @@ def test_counts_are_whole_numbers(name):
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
 def test_types_stay(name, x64):
-    """Whatever the default type is, states and gradients keep theirs: a scan takes both."""
+    """Whatever the default type, states and gradients keep theirs: outer steps may be scanned."""
     low = "bfloat16" if name not in OWN_STATES else "float32"
     with jax.enable_x64(x64):
         theta = jax.tree.map(lambda x: jnp.asarray(x, "float32" if x64 else low), ODD)
@@ -226,7 +225,7 @@ def test_types_stay(name, x64):
 DIVIDED_BY_SIGMA = [
     name
     for name in ESTIMATORS
-    if name in {*cfg.ANTITHETIC, "reparam_es", cfg.HYBRID} and name != "reparam"
+    if name in {*systems.PERTURBING, systems.HYBRID} and name != "reparam"
 ]
 
 
@@ -251,7 +250,7 @@ def test_entries_that_outgrow_sigma_are_counted(name):
 
     def unperturbed(theta):
         state = estimator.init(jnp.ones(4), key)
-        if name == cfg.HYBRID:  # A step between refreshes.
+        if name == systems.HYBRID:  # A step between refreshes.
             state = state._replace(shared=state.shared._replace(step=jnp.int32(1)))
         return estimator.estimate(theta, state, key)[2]["unperturbed"]
 

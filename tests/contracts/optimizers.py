@@ -1,21 +1,40 @@
 """The contract of every learned optimizer."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from learned_opt import OPTIMIZERS
+from learned_opt import OPTIMIZERS, mask_zero_gradients
 from tests.systems import leaves_equal
 
+NAMES = sorted(OPTIMIZERS)
 PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.arange(4.0)]}
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def make(name, num_tensors=3):
+    """The optimizer of that name for so many tensors, and a theta."""
+    arguments = {"num_tensors": num_tensors} if name == "per_tensor_sgdm" else {}
+    optimizer = OPTIMIZERS[name](**arguments)
+    return optimizer, optimizer.init(jax.random.key(0))
+
+
+def is_float(x):
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def types(tree):
+    """The type of every leaf, and whether it is a weak one."""
+    return [(leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_learned_optimizer(name):
-    optimizer = OPTIMIZERS[name](**({"num_tensors": 3} if name == "per_tensor_sgdm" else {}))
-    theta = optimizer.init(jax.random.key(0))
+    optimizer, theta = make(name)
     assert leaves_equal(theta, optimizer.init(jax.random.key(0)))
     grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)
 
@@ -41,8 +60,260 @@ def test_learned_optimizer(name):
     batched = jax.jit(jax.vmap(run))(thetas)
     np.testing.assert_allclose(batched["matrix"][0], params["matrix"], rtol=1e-5)
     assert not np.allclose(batched["matrix"][0], batched["matrix"][1], atol=1e-9)
-    # Half precision parameters keep their type.
-    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    transform = optimizer.bind(theta, 5)
-    updates, _ = transform.update(half, transform.init(half), half)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(updates))
+
+
+# Gradients of the first step and of the later ones, and parameters: everything a float32 run may
+# meet before it is lost, up to 1e30 (ten steps of 0.9 momentum below the largest float).
+GRADIENTS = [(0, 0), (1, 0), (1e20, 0), (1e30, 0), (0, 1), (1, 1), (1e20, 1e20), (1e30, 1e30)]
+GRADIENTS += [(1e18, 1e19), (1e-20, 1e-20), (1e-30, 1e-30)]
+EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e30)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_and_their_derivatives_are_finite(name):
+    """Of the 1st, 2nd and 100th update, by theta, gradient, parameters and state; both modes."""
+    optimizer, theta = make(name)
+    theta = jax.tree.map(lambda t: t.astype(jnp.float32), theta)
+    # Every tensor but the last has elements that never have a gradient.
+    pattern = {"s": 1.0, "m": [[1, 0, -1], [0, 0, 2]], "zero": [0, 0]}
+    pattern = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), pattern, is_leaf=lambda x: isinstance(x, list)
+    )
+
+    def scaled(by):
+        return jax.tree.map(lambda x: by * x, pattern)
+
+    def update_at(observed, theta, first, later, params, floats):
+        transform = optimizer.bind(theta, 100)
+        leaves, structure = jax.tree.flatten(transform.init(params))
+        floats = iter(floats)
+        state = jax.tree.unflatten(structure, [next(floats) if is_float(x) else x for x in leaves])
+
+        def body(state, step):
+            grads = jax.tree.map(lambda a, b: jnp.where(step == 0, a, b), first, later)
+            updates, state = transform.update(grads, state, params)
+            return state, updates
+
+        updates = jax.lax.scan(body, state, jnp.arange(100))[1]
+        return jax.tree.map(lambda u: u[observed], updates)
+
+    @jax.jit
+    @jax.vmap
+    def everything(observed, first, later, param):
+        params = jax.tree.map(lambda x: param * (1.0 + 0 * x), pattern)
+        state = optimizer.bind(theta, 100).init(params)
+        floats = [x for x in jax.tree.leaves(state) if is_float(x)]
+        at = (theta, scaled(first), scaled(later), params, floats)
+
+        def update(*at):
+            return update_at(observed, *at)
+
+        updates, pull = jax.vjp(update, *at)
+        backward = pull(jax.tree.map(jnp.ones_like, updates))
+        forward = jax.jvp(update, at, jax.tree.map(jnp.ones_like, at))[1]
+        return updates, backward, forward
+
+    cases = [(observed, *case) for observed in (0, 1, 99) for case in EXTREMES]
+    observed, first, later, param = map(np.asarray, zip(*cases, strict=True))
+    for part in everything(observed, *(jnp.float32(x) for x in (first, later, param))):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            finite = np.isfinite(leaf).reshape(len(cases), -1).all(axis=1)
+            assert finite.all(), (
+                path,
+                [case for case, ok in zip(cases, finite, strict=True) if not ok],
+            )
+
+
+def float_types():
+    """All there are, in this mode."""
+    double = [jnp.float64] if jax.config.jax_enable_x64 else []
+    return [jnp.float16, jnp.bfloat16, jnp.float32, *double]
+
+
+def accumulator_type(param_type):
+    return jnp.float64 if param_type == jnp.float64 else jnp.float32
+
+
+def two_steps(transform, params, grads):
+    """Parameters, state and last update after two steps in a scan: it refuses other types."""
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = transform.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    (params, state), updates = jax.lax.scan(body, (params, transform.init(params)), length=2)
+    return params, state, jax.tree.map(lambda u: u[-1], updates)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_of_state_and_updates(name):
+    """For every type of parameters and of gradients, in a scan; traced only."""
+    optimizer, theta = make(name)
+    thetas = [theta, jax.tree.map(lambda t: t.astype(float), theta)]
+    for theta, param_type, grad_type in itertools.product(thetas, float_types(), float_types()):
+        transform = optimizer.bind(theta, 10)
+        params = jax.tree.map(lambda p, t=param_type: p.astype(t), PARAMS)
+        grads = jax.tree.map(lambda p, t=grad_type: p.astype(t), PARAMS)
+        state = jax.eval_shape(transform.init, params)
+        for dtype, is_weak in types(state):
+            assert not is_weak and (not is_float(dtype) or dtype == accumulator_type(param_type))
+        updates, after = jax.eval_shape(transform.update, grads, state, params)
+        assert types(after) == types(state) and types(updates) == types(params)
+        found = jax.eval_shape(partial(two_steps, transform), params, grads)
+        assert list(map(types, found)) == list(map(types, (params, state, params)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_round_nothing_but_the_update(name):
+    """Narrow and weakly typed leaves of a mixed tree are as good as their float32 copies."""
+    optimizer, theta = make(name, num_tensors=5)
+    transform = optimizer.bind(theta, 10)
+    half, brain, single = jnp.float16, jnp.bfloat16, jnp.float32
+    pairs = [(half, single), (brain, single), (single, half), (single, brain)]
+    pairs = {f"{p.__name__}-{g.__name__}": (p, g) for p, g in pairs}
+    values = jnp.linspace(-1, 1, 7, dtype=jnp.float32)
+    params = {key: values.astype(p) for key, (p, _) in pairs.items()} | {"weak": jnp.asarray(0.5)}
+    grads = {key: (3 * values).astype(g) for key, (_, g) in pairs.items()} | {"weak": 0.25}
+    update = jax.jit(transform.update)
+
+    def run(params, grads):
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = update(grads, state, params)
+        return updates, state
+
+    (updates, state), count = run(params, grads), update._cache_size()
+    assert count == 1  # The state after a step has the types of the one before it.
+    assert all(
+        u.dtype == p.dtype for u, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True)
+    )
+    copies = [jax.tree.map(lambda x: jnp.float32(x), tree) for tree in (params, grads)]
+    wide_updates, wide_state = run(*copies)
+    for key, update in wide_updates.items():
+        rounding = jnp.finfo(updates[key].dtype)
+        np.testing.assert_allclose(
+            updates[key].astype(jnp.float32),
+            update,
+            rtol=max(float(rounding.eps), 1e-5),
+            atol=float(rounding.smallest_subnormal),
+            err_msg=key,
+        )
+    for leaf, wide in zip(*map(jax.tree.leaves, (state, wide_state)), strict=True):
+        np.testing.assert_allclose(leaf, wide, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_degenerate_trees(name):
+    """Nothing, None, no elements, scalars, Python floats; and a group without parameters."""
+    matrix, scalar = jnp.linspace(-1, 1, 6).reshape(3, 2), jnp.asarray(-0.5)
+
+    def run(transform, params):
+        grads = jax.tree.map(lambda p: 2 * p + 1, params)
+        return jax.jit(lambda p, g: transform.update(g, transform.init(p), p)[0])(params, grads)
+
+    def bound(num_tensors):
+        optimizer, theta = make(name, num_tensors)
+        return optimizer.bind(theta, 10)
+
+    with jax.debug_nans(True):
+        for nothing in (None, {}, (), {"a": None}, [None, {"b": ()}], jnp.zeros((0, 3))):
+            transform = bound(len(jax.tree.leaves(nothing)) or 1)
+            updates = run(transform, nothing)
+            assert jax.tree.structure(updates) == jax.tree.structure(nothing)
+            assert jax.tree.map(np.shape, updates) == jax.tree.map(np.shape, nothing)
+        plain = run(bound(2), [matrix, scalar])
+        odd = {
+            "a": matrix,
+            "b": -0.5,
+            "c": jnp.zeros((4, 0)),
+            "d": None,
+            "e": [],
+            "f": jnp.zeros(0),
+        }
+        found = run(bound(4), odd)
+        np.testing.assert_allclose(found["a"], plain[0], rtol=1e-6)
+        np.testing.assert_allclose(found["b"], plain[1], rtol=1e-6)
+        assert found["c"].shape == (4, 0) and found["d"] is None and found["f"].shape == (0,)
+        # Groups: all of it to another optimizer, then a part.
+        params = {"a": matrix, "b": scalar}
+        for labels in ({"a": "sgd", "b": "sgd"}, {"a": "sgd", "b": "ours"}):
+            groups = {"sgd": optax.sgd(0.1), "ours": bound(1)}
+            found = run(optax.multi_transform(groups, labels), params)
+            np.testing.assert_allclose(found["a"], -0.1 * (2 * matrix + 1), rtol=1e-6)
+        # One array alone, without a container.
+        np.testing.assert_allclose(found["b"], run(bound(1), scalar), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refusals(name):
+    """Each names the argument and the leaf, before any compute."""
+    optimizer, theta = make(name, num_tensors=2)
+    for bad in (
+        0,
+        -3,
+        0.5,
+        np.nan,
+        np.inf,
+        None,
+        "10",
+        True,
+        [1, 2],
+        1j,
+        np.zeros(2),
+        jnp.int32(0),
+    ):
+        with pytest.raises(ValueError, match="`num_steps` must be a number of at least 1"):
+            optimizer.bind(theta, bad)
+    for good in (1, 10.0, np.int64(3), jnp.int32(3)):
+        optimizer.bind(theta, good)
+    jax.jit(lambda n: optimizer.bind(theta, n).init([jnp.ones(2), 1.0]))(5)
+
+    transform = optimizer.bind(theta, 10)
+    params = {"a": jnp.ones(3), "b": [jnp.ones((3, 2))]}
+    state = transform.init(params)
+    for bad, what in (
+        (jnp.ones((3, 2), complex), "complex.*split_real_and_imaginary"),
+        (1 + 2j, "complex.*split_real_and_imaginary"),
+        (jnp.ones((3, 2), int), "int.*make it a float"),
+        (np.zeros((3, 2), jax.dtypes.float0), "float0.*optax.masked"),
+        (jnp.ones((3, 2), bool), "bool"),
+        (3, "int"),
+        ("text", "str"),
+        (jax.random.key(0), "key"),
+    ):
+        message = rf"must hold real floats, got {what}"
+        tree = params | {"b": [bad]}
+        where = r"at \['b'\]\[0\]"
+        with pytest.raises(ValueError, match=rf"`params` must hold real floats, got .*{where}"):
+            transform.init(tree)
+        with pytest.raises(ValueError, match=rf"`updates` {message}") as caught:
+            transform.update(tree, state, params)
+        assert "at ['b'][0]" in str(caught.value)
+        with pytest.raises(ValueError, match=rf"`params` {message}"):
+            transform.update(params, state, tree)
+    with pytest.raises(ValueError, match="an array without a name"):
+        transform.init(jnp.ones(2, complex))
+    with pytest.raises(ValueError, match=rf"`updates` must have the shapes .*\(2, 3\).*{where}"):
+        transform.update(params | {"b": [jnp.ones((2, 3))]}, state, params)
+    with pytest.raises(ValueError, match="`updates` must have the structure"):
+        transform.update(params | {"b": None}, state, params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradients(name):
+    """What never had a gradient moves where it is said to, and nowhere behind the mask."""
+    optimizer, theta = make(name, num_tensors=1)
+    moves = optimizer.moves_without_gradient
+    assert ("mask_zero_gradients" in OPTIMIZERS[name].__doc__) == moves
+    params, grads = jnp.linspace(-1, 1, 6), jnp.array([1.0, 0, -2, 0, -0.0, 1e-30])
+    plain = optimizer.bind(theta, 10)
+    masked = optax.chain(optax.clip(10.0), mask_zero_gradients(plain))
+    found, held = (
+        jax.jit(partial(two_steps, transform))(params, grads)[2] for transform in (plain, masked)
+    )
+    assert np.array_equal(found[grads == 0] != 0, np.full(3, moves))
+    np.testing.assert_array_equal(held, np.where(grads == 0, 0, held))
+    assert held.dtype == params.dtype and np.all(held[np.array([0, 2])] != 0)
+    first = [t.update(grads, t.init(params), params, value=1.0)[0] for t in (plain, masked)]
+    np.testing.assert_array_equal(first[1], np.where(grads == 0, 0, first[0]))

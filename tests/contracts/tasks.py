@@ -6,15 +6,16 @@ import numpy as np
 import optax
 import pytest
 
+import tasks
 from launch import config as cfg
-from tasks import SPLITS
+from tasks import SPLITS, Task
 from tests.systems import leaves_equal
 
-TASKS = sorted(cfg.TASKS)
+TASKS = sorted(tasks.TASKS)
 
 
 def make_task(name):
-    return cfg.make_task(cfg.TaskConfig(name=name, batch_size=16), None)
+    return cfg.task(name, batch_size=16).make()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -40,7 +41,7 @@ def test_task(name):
         params = jax.tree.map(lambda p: p + 0.1, params)
         batch = task.batch(instance, key, "train")
         grads = jax.grad(task.loss)(params, instance, batch, key)
-        h = 1e-2
+        h = 1e-6 if jax.config.jax_enable_x64 else 1e-2  # Smaller steps cross fewer kinks.
         moved = [
             task.loss(optax.tree.add_scale(params, s * h, grads), instance, batch, key)
             for s in (1, -1)
@@ -50,3 +51,23 @@ def test_task(name):
     squared, slope = value_and_slope(jax.random.split(key, 3))
     np.testing.assert_allclose(slope, squared, rtol=2e-2)
     assert np.all(squared > 0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_says_its_unit_and_its_score_has_a_loss(name):
+    """Whatever is printed, drawn or written of a task has a unit, and its own facts alone."""
+    task, key = make_task(name), jax.random.key(0)
+    assert task.unit.strip() and task.unit != Task._field_defaults["unit"]
+    if task.score is not None:
+        instance = task.sample(key)
+        params = task.init(instance, key)
+        for split in SPLITS:
+            scores = task.score(params, instance, split)
+            assert all(x.shape == () and np.isfinite(x) for x in scores.values())
+            # The mean over batches of the split, within the noise of many batches.
+            batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(
+                jax.random.split(key, 2000)
+            )
+            losses = jax.vmap(task.loss, (None, None, 0, None))(params, instance, batches, key)
+            error = np.std(losses) / 2000**0.5
+            np.testing.assert_allclose(scores["loss"], np.mean(losses), atol=4 * error + 1e-6)

@@ -1,0 +1,316 @@
+"""Trained optimizers beside optax baselines with swept rates, as numbers and a figure."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import textwrap
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+import learned_opt
+from meta_train import strict_json
+from meta_train.evaluate import (
+    BASELINES,
+    FINAL,
+    LEARNING_RATES,
+    SELECTION_OFFSET,
+    Curves,
+    Estimate,
+    difference,
+    estimate,
+    evaluate_baseline,
+    evaluate_learned,
+    is_tie,
+)
+from meta_train.progress import progress
+from tasks.base import Task
+
+# Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
+SEED = 20_000
+
+PARTS = "evaluation.parts"  # The folder in the working directory; gone once all are done.
+
+Results = dict[int, list[Curves]]
+
+
+def evaluate(
+    task: Task,
+    facts: dict[str, Any],
+    optimizers: dict[str, Path],
+    horizons: Sequence[int],
+    num_seeds: int,
+    workdir: Path,
+    data_dir: str | None = None,
+) -> Results:
+    """The runs of every optimizer and baseline at every horizon.
+
+    Args:
+      task: what they train.
+      facts: what the task is, from ``choices.to_dict``.
+      optimizers: label -> folder of a trained optimizer.
+      workdir: keeps each result in ``evaluation.parts``, from which a second call continues.
+      data_dir: where the task's data lie.
+    """
+    trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
+    weights = {name: _digest_of_optimizer(path) for name, path in optimizers.items()}
+    shared = {
+        "task": facts,
+        "data_dir": data_dir,
+        "seeds": num_seeds,
+        "first_seed": SEED,
+        "jax": jax.__version__,
+        "x64": jax.config.values["jax_enable_x64"],
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "device": jax.devices()[0].device_kind,
+    }
+    sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
+    results: Results = {}
+    total = len(horizons) * (len(trained) + len(BASELINES))
+    with progress(total=total, desc="evaluation") as bar:
+        for horizon in horizons:
+            size: dict[str, Any] = {"num_steps": horizon, "num_seeds": num_seeds, "seed": SEED}
+
+            parts: list[tuple[dict[str, Any], Callable[..., Curves]]] = [
+                ({"weights": weights[name]}, partial(evaluate_learned, name, task, *pair))
+                for name, pair in trained.items()
+            ] + [
+                (sweep | {"baseline": name}, partial(evaluate_baseline, name, task))
+                for name in BASELINES
+            ]
+            results[horizon] = []
+            for (decides, compute), label in zip(parts, (*trained, *BASELINES), strict=True):
+                settings = shared | {"horizon": horizon} | decides
+                found = kept(workdir / PARTS, settings, partial(compute, **size))
+                results[horizon].append(found._replace(name=label))
+                bar.update()
+    return results
+
+
+def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Curves]) -> Curves:
+    """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
+
+    Each result is a file of its own, named by a digest of its settings, and appears whole or not
+    at all; one that cannot be read is computed again.
+    """
+    text = strict_json.dumps(settings, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
+    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as found:
+        if str(found["settings"]) == text:
+            rate = float(found["learning_rate"])
+            test = {n.removeprefix("test."): found[n] for n in found.files if n[:5] == "test."}
+            return Curves(
+                str(found["name"]), found["losses"], None if np.isnan(rate) else rate, test
+            )
+    curves = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}.tmp.npz"
+    arrays: dict[str, Any] = {f"test.{name}": values for name, values in curves.test.items()}
+    arrays["learning_rate"] = np.nan if curves.learning_rate is None else curves.learning_rate
+    np.savez(temporary, settings=text, name=curves.name, losses=curves.losses, **arrays)
+    temporary.replace(path)
+    return curves
+
+
+def _digest_of_optimizer(path: Path) -> str:
+    """Of what decides a trained optimizer's steps: its weights, name and arguments."""
+    config = learned_opt.load_config(path)
+    decides = strict_json.dumps([config["name"], config["arguments"]], sort_keys=True)
+    return hashlib.sha256((path / "theta.safetensors").read_bytes() + decides.encode()).hexdigest()
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The task in a line, from ``choices.to_dict``."""
+    values = ((k, v) for k, v in facts.items() if k != "name")
+    return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values)})"
+
+
+def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[str] = ()) -> str:
+    """The results as text: means and standard errors of every optimizer at every horizon.
+
+    Under each trained optimizer stand its differences to the baselines, paired by run, and to
+    those named in ``beside``, which get none of their own.
+    """
+    labels = [_label(c) for curves in results.values() for c in curves]
+    width = max(map(len, (*labels, *(f"  minus {label}" for label in labels))))
+    lines = [f"Task: {describe(facts)}", ""]
+    for horizon, curves in results.items():
+        seeds = len(curves[0].losses)
+        names = list(curves[0].runs)
+        heads = "".join(f"  {name:<21}" for name in names)
+        lines.append((f"{horizon} inner steps, {seeds} runs".ljust(width) + heads).rstrip())
+        for c in curves:
+            lines.append(_line(_label(c), width, {n: (estimate(c.runs[n]), False) for n in names}))
+            for other in _compared(c, curves, beside):
+                found = {n: (d, is_tie(d)) for n, d in difference(c, other).items()}
+                lines.append(_line(f"  minus {_label(other)}", width, found))
+        lines.append("")
+    note = (
+        f"Losses in {unit}; mean +- standard error over runs. Final training loss: mean of the "
+        "last tenth of the steps. Test: the whole test split after the last step. Differences are "
+        "paired by run (the same instance, initialization and batches); =: a tie, within 2 "
+        f"standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by final "
+        "training loss on as many other runs."
+    )
+    return "\n".join(lines + textwrap.wrap(note, 100))
+
+
+def _line(label: str, width: int, values: dict[str, tuple[Estimate, bool]]) -> str:
+    cells = []
+    for found, tie in values.values():
+        error = f" +- {found.error:.2g}" if np.isfinite(found.error) else ""
+        cell = f"{found.mean:.4g}{error}{' =' if tie and error else ''}"
+        cells.append(f"  {cell:<21}")
+    return (label.ljust(width) + "".join(cells)).rstrip()
+
+
+def _compared(ours: Curves, curves: list[Curves], beside: Sequence[str]) -> list[Curves]:
+    """What a trained optimizer is compared with: the baselines, and those named."""
+    if ours.learning_rate is not None or ours.name in beside:
+        return []
+    return [c for c in curves if c.learning_rate is not None or c.name in beside]
+
+
+def verdict(ours: Curves, others: Sequence[Curves], num_steps: int) -> str:
+    """How one optimizer did against others, in a sentence; ties are called ties."""
+    broken = int(np.sum(~np.isfinite(ours.runs[FINAL])))
+    if broken:
+        return (
+            f"At {num_steps} inner steps, {ours.name}: it diverges in {broken} of "
+            f"{len(ours.losses)} runs."
+        )
+    said = []
+    for measure in (m for m in (FINAL, "test loss") if m in ours.runs):
+        words: dict[str, list[str]] = {}
+        for other in others:
+            words.setdefault(_word(difference(ours, other)[measure]), []).append(other.name)
+        found = ", ".join(f"{word} {' and '.join(names)}" for word, names in words.items())
+        said.append(f"in {measure} it {found}")
+    return f"At {num_steps} inner steps, {ours.name}: {'; '.join(said)}."
+
+
+def _word(found: Estimate) -> str:
+    """Of a difference in loss, less is better."""
+    if np.isinf(found.mean):
+        return "beats, by not diverging," if found.mean < 0 else "diverges unlike"
+    if np.isnan(found.error):
+        return "cannot be told, from one run or diverged ones, from"
+    return "ties with" if is_tie(found) else "beats" if found.mean < 0 else "loses to"
+
+
+def verdicts(results: Results, beside: Sequence[str] = ()) -> list[str]:
+    """A sentence for every trained optimizer and horizon."""
+    return [
+        verdict(c, others, horizon)
+        for horizon, curves in results.items()
+        for c in curves
+        if (others := _compared(c, curves, beside))
+    ]
+
+
+def plot(results: Results, path: Path, facts: dict[str, Any], unit: str) -> None:
+    """Median training-loss curve of every optimizer with a band over the middle 80% of runs."""
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5.5 * len(results), 4.4), squeeze=False, layout="constrained"
+    )
+    for axis, (horizon, curves) in zip(axes[0], results.items(), strict=True):
+        smooth = max(1, horizon // 100)
+        for c in curves:
+            losses = np.where(np.isfinite(c.losses), c.losses, np.nan)
+            kept = losses[:, : losses.shape[1] // smooth * smooth]
+            losses = kept.reshape(len(losses), -1, smooth).mean(axis=2)
+            steps = np.arange(losses.shape[1]) * smooth
+            low, middle, high = np.nanquantile(losses, [0.1, 0.5, 0.9], axis=0)
+            (line,) = axis.plot(steps, middle, label=_label(c))
+            axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(
+            yscale="log",
+            xlabel="inner step",
+            ylabel=f"training loss ({unit})",
+            title=f"horizon {horizon}",
+        )
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(frameon=False, fontsize="small")
+    seeds = len(next(iter(results.values()))[0].losses)
+    said = f"Task: {describe(facts)}; {seeds} inner runs; line: median, band: middle 80% of runs"
+    figure.suptitle("\n".join(textwrap.wrap(said, 75 * len(results))), fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write(
+    results: Results,
+    workdir: Path,
+    facts: dict[str, Any],
+    unit: str,
+    optimizers: dict[str, Path],
+) -> None:
+    """Writes ``evaluation.json``: what was compared, every run, and what the table shows.
+
+    Numbers that are not finite are null. The kept parts have done their service and go.
+    """
+    units = {"losses": unit, "loss": unit}
+
+    def numbers(found: dict[str, Estimate]) -> dict[str, Any]:
+        return {
+            name: {
+                "mean": e.mean,
+                "standard_error": e.error,
+                "unit": next((u for end, u in units.items() if name.endswith(end)), "share"),
+            }
+            for name, e in found.items()
+        }
+
+    document = {
+        "task": facts,
+        "unit": unit,
+        "optimizers": {name: str(path) for name, path in optimizers.items()},
+        "seeds": len(next(iter(results.values()))[0].losses),
+        "first_seed": SEED,
+        "baselines": {
+            "learning_rates_swept": LEARNING_RATES,
+            "chosen_by": FINAL,
+            "chosen_on_seed": SEED + SELECTION_OFFSET,
+        },
+        "device": jax.devices()[0].device_kind,
+        "results": {
+            str(horizon): [
+                {
+                    "name": c.name,
+                    "learning_rate": c.learning_rate,
+                    **numbers({name: estimate(runs) for name, runs in c.runs.items()}),
+                    "minus": {
+                        other.name: numbers(difference(c, other))
+                        for other in curves
+                        if other is not c
+                    },
+                    "runs": {name: np.round(runs, 6) for name, runs in c.runs.items()},
+                    "losses": np.round(c.losses.astype(np.float64), 6),
+                }
+                for c in curves
+            ]
+            for horizon, curves in results.items()
+        },
+    }
+    temporary = workdir / "evaluation.json.tmp"
+    temporary.write_text(strict_json.dumps(document))
+    temporary.replace(workdir / "evaluation.json")
+    shutil.rmtree(workdir / PARTS, ignore_errors=True)
+
+
+def _label(curves: Curves) -> str:
+    if curves.learning_rate is None:
+        return curves.name
+    return f"{curves.name}, learning rate {curves.learning_rate:.2g}"

@@ -1,0 +1,243 @@
+"""The train loop: a job from where its folder has it, to the end or to a signal."""
+
+import math
+import signal
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from launch import environment
+from launch import workdir as workdirs
+from launch.choices import to_dict
+from launch.config import Config
+from launch.job import Job, build
+from launch.pending import Finished, Pending
+from learned_opt.paths import writable_folder
+from meta_train import devices
+from meta_train.checkpoint import Checkpoints
+from meta_train.estimators.hybrid.replay import ReplayLog
+from meta_train.tracking import Tracker
+from meta_train.trainer import TrainState
+
+# A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
+EXIT_PREEMPTED = 75
+# A job that cannot learn, since no particle is finite: not to be tried again as it is.
+EXIT_NONFINITE = 3
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      step: outer steps done.
+      preempted: whether a signal stopped it.
+      wandb_dir: the folder of the W&B run; None if disabled.
+      diagnosis: why what was trained is of no use, and was not exported; empty if it is.
+    """
+
+    step: int
+    preempted: bool
+    wandb_dir: str | None
+    diagnosis: str = ""
+
+
+def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
+    """Trains until ``config.num_steps``, until SIGTERM or SIGINT asks to stop, or until no
+    particle was finite for ``config.nonfinite_patience`` outer steps in a row.
+
+    Raises:
+      ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or
+        contradicts the job in ``workdir``, or another
+        process runs that job. Nothing is written then.
+    """
+    workdir = writable_folder("workdir", workdir)
+    job = build(config, data_dir)
+    spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
+    surroundings = environment.record(job.num_devices)
+    workdirs.refuse_contradictions(config, surroundings, workdir)
+    if not workdirs.find_start(workdir).record:
+        job.subject.start()  # Refuses to start from another optimizer.
+    with workdirs.claim(workdir):
+        return _run(job, spec, surroundings, workdir)
+
+
+def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path) -> Outcome:
+    config = job.config
+    start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
+    step, marks = start.step, start.record.get("files", {})
+    run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
+    state = devices.from_host(start.host_state, spec) if start.record else job.begin()
+    devices.forget_compiled()
+    state = devices.place(state, job.num_devices, job.axes)
+    workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    tracker = Tracker(
+        workdir,
+        config=to_dict(config) | {"environment": surroundings},
+        run_id=run_id,
+        start_step=step,
+        num_steps=config.num_steps,
+        project=config.wandb_project,
+        mode=config.wandb_mode,
+        mark=marks.get("metrics.jsonl"),
+    )
+    replay_log = None
+    if config.estimator.keeps_log:
+        replay_log = ReplayLog(workdir / "replay.log", step, marks.get("replay.log"))
+    rows = _Rows(job, tracker, replay_log, step, start.record.get("nonfinite_steps", 0))
+
+    def save(step, state):
+        files = {"metrics.jsonl": tracker, "replay.log": replay_log}
+        record = workdirs.describe(
+            config,
+            surroundings,
+            run_id,
+            nonfinite_steps=rows.nonfinite_steps,
+            files={name: file.mark() for name, file in files.items() if file},
+        )
+        host_state = devices.to_host(state, job.axes)
+        checkpoints.save(step, host_state, record)
+        return host_state
+
+    if not start.record:
+        name, theta = f"{job.subject.name}_initial", devices.first_replica(state.theta)
+        job.subject.export(workdir / name, job.unravel(theta), 0)
+        save(0, state)
+        checkpoints.wait()  # So that there are no metrics without a checkpoint.
+
+    with _StopSignals() as stop:
+        if step < config.num_steps:
+            # Ahead, so that no step's time is that of compiling it.
+            train_step = job.step.lower(state).compile()
+            devices.trim_memory()
+        pending = Pending(devices.max_in_flight())
+        while step < config.num_steps and not (stop.requested or rows.hopeless):
+            pending.wait_for_room()
+            state, metrics = train_step(state)
+            step += 1
+            rows.write(pending)  # While the devices work on the next step.
+            pending.add(step, metrics)
+            if config.eval_every and step % config.eval_every == 0:
+                with pending.apart():
+                    theta = devices.first_replica(state.theta)
+                    metrics |= jax.block_until_ready(job.evaluate(theta))
+            if step % config.checkpoint_every == 0:
+                with pending.apart():
+                    # Before the checkpoint, so that no checkpoint is ahead of the metrics.
+                    rows.write(pending)
+                    save(step, state)
+        preempted = stop.requested and step < config.num_steps
+    with pending.apart():
+        rows.write(pending)
+        host_state = save(step, state)
+    checkpoints.close()
+    tracker.close()
+    if replay_log:
+        replay_log.close()
+    diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
+    if not preempted and not diagnosis:
+        job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
+    return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
+
+
+class _Rows:
+    """Writes what finished steps did, and keeps an eye on whether any particle is finite.
+
+    Attributes:
+      nonfinite_steps: outer steps in a row, up to now, in which no particle was.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        tracker: Tracker,
+        replay_log: ReplayLog | None,
+        start_step: int,
+        nonfinite_steps: int,
+    ):
+        self._job, self._tracker, self._replay_log = job, tracker, replay_log
+        self._inner_steps = job.config.inner_steps()
+        self._last_step, self._last_seconds = start_step, 0.0
+        self.nonfinite_steps = nonfinite_steps
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether patience is at an end."""
+        return 0 < self._job.config.nonfinite_patience <= self.nonfinite_steps
+
+    def write(self, pending: Pending) -> None:
+        """Of all steps that were waited for, those that are due."""
+        for finished in pending.take():
+            self._write(finished)
+
+    def _write(self, finished: Finished) -> None:
+        step, config = finished.step, self._job.config
+        metrics = dict(finished.metrics)
+        message = metrics.pop("message", None)
+        if self._replay_log:
+            self._replay_log.append(step, jax.device_get(message))
+        row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
+        nonfinite = row.pop("nonfinite")
+        self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite == 1 else 0
+        evaluated = any(name.startswith("eval/") for name in row)
+        if step % config.log_every and step != config.num_steps and not evaluated:
+            return
+        # Of the particles, where the estimator does not say how many losses a step had.
+        counted = row.pop("num_losses", math.nan)
+        if math.isnan(counted):
+            counted = config.estimator.population.size * len(config.task.parts)
+        row["nonfinite_count"] = round(nonfinite * counted)
+        row["total_inner_steps"] = step * self._inner_steps
+        steps, seconds = step - self._last_step, finished.seconds - self._last_seconds
+        row["time/inner_steps_per_second"] = steps * self._inner_steps / seconds
+        row["time/wall_seconds"] = self._tracker.seconds()
+        self._tracker.log(row)
+        self._last_step, self._last_seconds = step, finished.seconds
+
+    def diagnosis(self, step: int, theta: np.ndarray) -> str:
+        """Why theta is of no use; empty if it may be."""
+        config, without = self._job.config, self.nonfinite_steps
+        if self.hopeless or (config.nonfinite_patience and without == step > 0):
+            what = f"no particle was finite in the last {without} outer steps"
+        elif not np.all(np.isfinite(theta)):
+            what = "theta is not finite"
+        else:
+            return ""
+        return (
+            f"{what}, so there is nothing to learn from: the state is saved at outer step {step}, "
+            f"and no {self._job.subject.name} was exported. Inner training or its derivative "
+            "overflows or is NaN: start anew with smaller inner steps (--cfg.optimizer), a "
+            "smaller --cfg.meta.learning_rate, a shorter --cfg.inner.horizon or "
+            "--cfg.estimator.truncation, --cfg.inner.loss_ceiling, or an estimator that needs no "
+            "derivatives (--cfg.estimator=pes). --cfg.nonfinite_patience=0 continues "
+            "regardless."
+        )
+
+
+class _StopSignals:
+    """Turns SIGTERM and SIGINT into a request to stop after the running step.
+
+    A second SIGINT does what it would without this.
+    """
+
+    def __enter__(self):
+        self.requested = False
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _request(self, number, frame):
+        del frame
+        if self.requested and number == signal.SIGINT:
+            self.__exit__()
+            signal.raise_signal(signal.SIGINT)
+        self.requested = True
+
+    def __exit__(self, *exc):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,49 @@
+"""Where a result came from: what it takes to run the job again."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch.choices import to_dict
+from launch.config import Config
+from learned_opt.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+def provenance(config: Config) -> dict[str, Any]:
+    """The command, the whole configuration, the commit and the versions of the packages, as JSON.
+
+    The commit is that of the checkout the library runs from, with ``-dirty`` if files in it were
+    changed; None for an installed package.
+    """
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "config": to_dict(config),
+        "commit": _commit(),
+        "versions": {
+            "python": sys.version.split()[0],
+            "learned-opt": __version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *describe],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,244 @@
+"""The classifier that the Hybrid-ES studies train, and one step of its training."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from launch.studies.shared import classifier, plots
+from launch.studies.shared.classifier import Split
+from launch.studies.shared.sweep import sweep
+from meta_train import estimators as est
+from meta_train.estimators.base import GradientEstimator
+from meta_train.estimators.hybrid import Noise, hybrid_es, select, skip, stale
+from meta_train.estimators.hybrid.compression import Compressor
+from meta_train.estimators.hybrid.messages import Message
+from meta_train.estimators.hybrid.prediction import Predictor
+from meta_train.supervised import supervised_training
+from tasks.data.images import load_images
+
+HIDDEN = 32
+BATCH = 144
+MEASURED = 10_000
+HORIZON = est.fixed_horizon(1)
+RELATIVE = Noise(1.0, relative=True)
+CONTROLS = {"stale": stale, "skip": skip}
+
+
+class Problem(NamedTuple):
+    """A sigmoid classifier with layers of ``sizes`` units, and its data."""
+
+    train: Split
+    dev: Split
+    sizes: tuple[int, int, int]
+
+    @property
+    def num_weights(self) -> int:
+        pixels, hidden, classes = self.sizes
+        return (pixels + 1) * hidden + (hidden + 1) * classes
+
+
+class Curve(NamedTuple):
+    """At each measurement: accuracies, and the mean training loss in nats; ``[..., T]``."""
+
+    train: jax.Array | np.ndarray
+    dev: jax.Array | np.ndarray
+    loss: jax.Array | np.ndarray
+
+
+@cache
+def problem(data_dir: str | None) -> Problem:
+    """Digits, or MNIST with a data folder; pixels centred and scaled to unit variance.
+
+    (A pixel that hardly varies is scaled as if it had a tenth of the mean pixel's deviation.)
+    """
+    data = load_images("mnist" if data_dir else "digits", data_dir)
+    flat = {
+        name: np.asarray(data.images[name]).reshape(len(data.images[name]), -1) / np.float32(255)
+        for name in ("train", "validation")
+    }
+    mean, deviation = flat["train"].mean(axis=0), flat["train"].std(axis=0)
+    scale = np.maximum(deviation, 0.1 * deviation.mean())
+
+    def split(name):
+        targets = jax.nn.one_hot(np.asarray(data.labels[name]), data.num_classes)
+        return Split(jnp.asarray((flat[name] - mean) / scale), targets)
+
+    return Problem(split("train"), split("validation"), (mean.size, HIDDEN, data.num_classes))
+
+
+def logits(params, images: jax.Array) -> jax.Array:
+    """Scores ``[N, 10]`` of a sigmoid network with a linear last layer."""
+    x = images
+    for layer in params[:-1]:
+        x = jax.nn.sigmoid(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
+def loss(params, split: Split) -> jax.Array:
+    """Mean cross entropy, in nats."""
+    return -jnp.mean(
+        jnp.sum(jax.nn.log_softmax(logits(params, split.images)) * split.targets, axis=1)
+    )
+
+
+def accuracy(params, split: Split) -> jax.Array:
+    """Share of examples whose largest score is the label's."""
+    scores = logits(params, split.images)
+    return jnp.mean(jnp.sum(scores * split.targets, axis=1) == jnp.max(scores, axis=1), dtype=float)
+
+
+def estimator(
+    problem: Problem,
+    sigma: Any,
+    *,
+    mode: str,
+    refresh_every: int,
+    rate: float,
+    num_candidates: int = 32,
+    combine: str = "rank",
+    top: int = 1,
+    antithetic: bool = True,
+    assist: bool = False,
+    noise: Noise = RELATIVE,
+    predictor: Predictor | None = None,
+    compressor: Compressor | None = None,
+) -> GradientEstimator:
+    """Hybrid-ES on minibatches; ``sigma`` in units of the deviation of the gradient's components.
+
+    One worker with all candidates: a run is the same however they are split. ``sigma`` stands
+    in for that of ``noise``. ``mode`` is ``select``, or one of ``CONTROLS``.
+    """
+    search = (
+        select(step_size=rate, combine=combine, top=top, antithetic=antithetic)
+        if mode == "select"
+        else CONTROLS[mode]()
+    )
+    system = supervised_training(
+        lambda params, key: loss(params, classifier.batch(problem.train, key, BATCH))
+    )
+    return hybrid_es(
+        system,
+        est.bptt(system, num_particles=1, horizons=HORIZON),
+        horizons=HORIZON,
+        refresh_every=refresh_every,
+        num_workers=1,
+        candidates_per_worker=num_candidates,
+        noise=noise._replace(sigma=sigma),
+        search=search,
+        assist=assist,
+        predictor=predictor,
+        compressor=compressor,
+    )
+
+
+def init(problem: Problem, estimator: GradientEstimator, seed: Any) -> tuple[Any, Any]:
+    """Theta and the estimator's state."""
+    key = jax.random.key(seed)
+    theta = classifier.init(jax.random.fold_in(key, 0), problem.sizes)
+    return theta, estimator.init(theta, jax.random.fold_in(key, 1))
+
+
+def descend(theta, grad, rate: float):
+    """One step of gradient descent."""
+    return jax.tree.map(lambda t, g: t - rate * g, theta, grad)
+
+
+def key_of(seed: Any, step: Any) -> jax.Array:
+    """The key of a step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
+
+
+def trainer(
+    problem: Problem, num_steps: int, rate: float, every: int = 1, **how
+) -> Callable[..., Curve]:
+    """``(sigma, seed) -> Curve``, compiled once for all sigmas and seeds; see ``estimator``.
+
+    Args:
+      num_steps: a multiple of ``every``.
+      every: steps between measurements.
+    """
+
+    def run(sigma, seed):
+        built = estimator(problem, sigma, rate=rate, **how)
+
+        def body(carry, step):
+            theta, state = carry
+            grad, state, _ = built.estimate(theta, state, key_of(seed, step))
+            return (descend(theta, grad, rate), state), None
+
+        def stretch(carry, steps):
+            carry = jax.lax.scan(body, carry, steps)[0]
+            return carry, measure(problem, carry[0])
+
+        steps = jnp.arange(num_steps).reshape(-1, every)
+        return jax.lax.scan(stretch, init(problem, built, seed), steps)[1]
+
+    return jax.jit(run)
+
+
+def measure(problem: Problem, theta) -> Curve:
+    """Of one theta, on at most 10,000 examples of each split."""
+    train, dev = (Split(*(x[:MEASURED] for x in part)) for part in (problem.train, problem.dev))
+    return Curve(accuracy(theta, train), accuracy(theta, dev), loss(theta, train))
+
+
+def estimate_without(
+    estimator: GradientEstimator, theta, state, key: jax.Array, arrived: jax.Array
+) -> tuple[Any, Any]:
+    """One step of a ``hybrid_es`` that hears of some candidates' costs only, bool ``[M]``.
+
+    Everyone rebuilds the step from the message that did arrive; a missing cost is infinite.
+
+    Returns:
+      The gradient and the estimator's state.
+    """
+    assert estimator.rebuild is not None
+    _, measured, metrics = estimator.estimate(theta, state, key)
+    message = cast(Message, metrics["message"])
+    costs = jnp.where(arrived, message.costs.costs, jnp.inf)
+    message = message._replace(costs=message.costs._replace(costs=costs))
+    grad, rebuilt = estimator.rebuild(theta, state, key, message)
+    return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
+
+
+def last(train: Callable[..., Curve], sigmas: Sequence[float], seeds: int, name: str) -> Curve:
+    """At the end of runs of ``trainer``, ``[sigmas, seeds]``; accuracies in percent.
+
+    ``name`` is what the progress bar says.
+    """
+
+    def end(sigma, seed):
+        curve = train(sigma, seed)
+        return Curve(100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1])
+
+    return sweep(end, sigmas, seeds, name)
+
+
+def columns(curve: Curve, index: int = 0, dev: str = "validation %") -> dict[str, float]:
+    """Of a table: means and deviations over seeds at one of the sigmas of ``last``."""
+    return {
+        "train %": float(curve.train[index].mean()),
+        "+-": float(curve.train[index].std(ddof=1)),
+        dev: float(curve.dev[index].mean()),
+        "+- ": float(curve.dev[index].std(ddof=1)),
+    }
+
+
+def caption(data_dir: str | None, num_steps: int, shown: str) -> str:
+    """Of a figure; ``shown`` says what its marks are."""
+    data = classifier.name(data_dir)
+    return f"{data} sigmoid classifier, batch {BATCH}, {num_steps} steps; {shown}"
+
+
+def accuracy_panels(lowest: float, xlabel: str) -> tuple[Figure, Any]:
+    """A figure and its two axes, for training and validation accuracy from ``lowest``."""
+    figure, panels = plots.panels(2, (9.5, 3.7), sharey=True)
+    for axes, split in zip(panels, ("training", "validation"), strict=True):
+        axes.set(xscale="log", ylim=(lowest, 100.4), xlabel=xlabel, ylabel=f"{split} accuracy (%)")
+        axes.yaxis.set_tick_params(labelleft=True)
+    return figure, panels

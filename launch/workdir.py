@@ -1,0 +1,178 @@
+"""The folder of a job: who may write to it, what it holds, where the job continues."""
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch import config as cfg
+from launch import environment
+from launch.choices import to_dict
+from meta_train import strict_json
+from meta_train.checkpoint import Checkpoints, UnreadableError
+from meta_train.journal import unused
+from meta_train.tracking import last_row
+
+
+class Start(NamedTuple):
+    """Where a job begins or continues.
+
+    Attributes:
+      step: outer steps done.
+      record: the JSON record of the checkpoint, see ``describe``; empty at the beginning.
+      host_state: the train state saved there; None at the beginning.
+      unreadable: newer checkpoints that cannot be read, and why.
+    """
+
+    step: int
+    record: dict[str, Any]
+    host_state: Any
+    unreadable: dict[int, str]
+
+
+def describe(
+    config: cfg.Config, surroundings: dict[str, Any], run_id: str, **more: Any
+) -> dict[str, Any]:
+    """The record of the job that every checkpoint holds."""
+    return {
+        "config": to_dict(config),
+        "environment": surroundings,
+        "wandb_run_id": run_id,
+        **more,
+    }
+
+
+def find_start(workdir: Path, like: Any = None) -> Start:
+    """The newest checkpoint that can be read; changes nothing.
+
+    Args:
+      like: the host state's structure and shapes; None if only the record is wanted.
+
+    Raises:
+      ValueError: if there are checkpoints but none that can be read, or none at all beside rows
+        of metrics.
+    """
+    beginning = Start(0, {}, None, {})
+    if not (workdir / "checkpoints").is_dir():
+        steps = []
+    else:
+        checkpoints = Checkpoints(workdir, read_only=True)
+        steps = checkpoints.steps
+        for step in reversed(steps):
+            try:
+                record = checkpoints.job(step)
+                host_state = None if like is None else checkpoints.restore(step, like)
+            except UnreadableError as error:
+                beginning.unreadable[step] = str(error)
+                continue
+            checkpoints.close()
+            return Start(step, record, host_state, beginning.unreadable)
+        checkpoints.close()
+    if steps:
+        raise ValueError(
+            f"`workdir` {workdir} has no checkpoint that can be read ("
+            + "; ".join(beginning.unreadable.values())
+            + "). Nothing was changed; give another --workdir to start afresh."
+        )
+    row = last_row(workdir / "metrics.jsonl")
+    if row.get("step", 0) > 0:
+        raise ValueError(
+            f"`workdir` {workdir} has metrics up to outer step {row['step']} but no checkpoint. "
+            "Put its checkpoints/ back, or give another --workdir to start afresh."
+        )
+    return beginning
+
+
+def refuse_contradictions(config: cfg.Config, surroundings: dict[str, Any], workdir: Path) -> None:
+    """Raises ``ValueError`` if the job in ``workdir`` is another one; changes nothing."""
+    start = find_start(workdir)
+    if not start.record:
+        return
+    if start.step > config.num_steps:
+        raise ValueError(
+            f"`workdir` {workdir} is at outer step {start.step}, past --cfg.num_steps="
+            f"{config.num_steps}. Ask for more steps, or give another --workdir."
+        )
+    differences = cfg.contradictions(config, start.record["config"])
+    settings = environment.contradictions(surroundings, start.record.get("environment"))
+    if not differences and not settings:
+        return
+    advice = []
+    if settings:
+        advice.append(
+            "With those settings the same flags are another computation: set them as they were."
+        )
+    if any(line.startswith("--cfg.num_steps:") for line in differences):
+        advice.append(
+            f"The learning rate follows --cfg.meta.schedule={config.meta.schedule} over "
+            "--cfg.num_steps, so a job of more steps takes other steps from the start: give "
+            f"--cfg.num_steps={start.record['config']['num_steps']} to finish this one, another "
+            "--workdir to train anew for as long as you want, and --cfg.meta.schedule=constant "
+            "for a job that can be extended."
+        )
+    advice.append("Give the same flags to continue it, or another --workdir to start afresh.")
+    raise ValueError(
+        f"`workdir` {workdir} holds a job with another configuration:\n  "
+        + "\n  ".join([*differences, *settings, *advice])
+    )
+
+
+def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> Start:
+    """Where the job starts, for its owner: says so, and moves unreadable checkpoints aside.
+
+    They are kept in ``workdir/damaged``, so that the job can save those steps again.
+    """
+    start = find_start(workdir, like)
+    for step, problem in start.unreadable.items():
+        aside = unused(workdir / "damaged" / str(step))
+        aside.parent.mkdir(exist_ok=True)
+        os.rename(workdir / "checkpoints" / str(step), aside)
+        print(f"warning: {problem}; it is kept in {aside}.", file=sys.stderr)
+    if start.record:
+        print(f"Continuing {workdir} at outer step {start.step}.", file=sys.stderr)
+        changed = environment.remarks(surroundings, start.record.get("environment"))
+        if changed:
+            print(
+                f"note: since the checkpoint, {', '.join(changed)}; results may round otherwise.",
+                file=sys.stderr,
+            )
+    return start
+
+
+def write_config(workdir: Path, record: dict[str, Any]) -> None:
+    """``config.json``, for people: the configuration, and the ``environment``."""
+    document = record["config"] | {"environment": record["environment"]}
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(strict_json.dumps(document, indent=2) + "\n")
+    os.replace(temporary, workdir / "config.json")
+
+
+@contextlib.contextmanager
+def claim(workdir: Path) -> Iterator[None]:
+    """Keeps a second process out of the job; the system lets go when this one ends, however.
+
+    Raises:
+      ValueError: if another process has it, or the folder cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / "lock", "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ValueError(
+            f"`workdir` {workdir} must be a folder that can be written, but {error.filename} "
+            f"cannot ({error.strerror}); give another folder, or mend this one."
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`workdir` {workdir} is in use by another process, which would write to the same "
+                "files. Wait until it ends, or give another --workdir."
+            ) from None
+        except OSError:
+            pass  # A file system without locks.
+        yield

@@ -1,0 +1,41 @@
+"""One progress bar for everything that takes long."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+# Between two lines of progress where nobody watches, seconds.
+LOG_SECONDS = 30.0
+
+
+def progress(iterable: Any = None, **options: Any) -> tqdm:
+    """``tqdm``; where stderr is no terminal, a line every 30 s instead of a bar.
+
+    Args:
+      iterable: what is gone through; or none, and ``total`` with calls of ``update``.
+      options: those of ``tqdm``.
+    """
+    if sys.stderr.isatty():
+        return tqdm(iterable, **{"dynamic_ncols": True, "mininterval": 0.5} | options)
+    options |= {
+        "file": _Lines(),
+        "mininterval": LOG_SECONDS,
+        "maxinterval": LOG_SECONDS,
+        "delay": LOG_SECONDS,  # What is over sooner says nothing.
+        "dynamic_ncols": False,
+        "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+    }
+    return tqdm(iterable, **options)
+
+
+class _Lines:
+    """A file for ``tqdm`` that turns what it draws over and over into lines."""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

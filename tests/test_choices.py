@@ -1,0 +1,307 @@
+"""Things configure themselves: words in any order, nested, from presets and from outside."""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from launch import choices, command_line
+from launch import config as cfg
+from launch.choices import KINDS
+from meta_train.estimators import PES, HybridES
+
+ROOT = Path(__file__).parent.parent
+THINGS = [(base, name) for base, kind in KINDS.items() for name in kind.things()]
+
+
+def chosen(*words, base=None):
+    """The configuration that these words make of ``base``."""
+    node, rest = choices.take_words(["train", *words], "cfg")
+    assert rest == ["train"]
+    choices.check_plain(cfg.Config, node, "cfg")
+    return choices.apply_words(base or cfg.Config(), node, "cfg")
+
+
+def refused(*words, base=None):
+    with pytest.raises(ValueError) as error:
+        chosen(*words, base=base)
+    return str(error.value)
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A module that is not part of the library."""
+    (tmp_path / "mymod.py").write_text(
+        textwrap.dedent(
+            '''
+            import dataclasses
+            import jax, optax
+            import jax.numpy as jnp
+            from launch.config import Config, task
+            from learned_opt import LearnedOptimizer, OptimizerConfig
+            from meta_train.estimators import full_es
+            from tasks import quadratic_family
+
+            def bowl(dim=5, depth=1.0, data_dir=None):
+                """A bowl.
+
+                Args:
+                  dim: of the bowl.
+                  depth: how deep,
+                    in all.
+                """
+                return quadratic_family(dim=dim)
+
+            def needy(dim):
+                return quadratic_family(dim=dim)
+
+            @dataclasses.dataclass(frozen=True)
+            class SignSGD(OptimizerConfig):
+                """Sign descent."""
+                rate: float = 0.01
+
+                def make(self):
+                    def bind(theta, num_steps):
+                        return optax.with_extra_args_support(
+                            optax.chain(optax.scale_by_sign(), optax.scale(-jnp.exp(theta["log"]))))
+                    return LearnedOptimizer(lambda key: {"log": jnp.log(self.rate)}, bind)
+
+            class NotADataclass(OptimizerConfig):
+                pass
+
+            def wide_es(system, horizons, num_particles=8, sigma=0.5):
+                return full_es(system, num_pairs=num_particles, horizons=horizons, sigma=sigma)
+
+            def get_config():
+                return Config(num_steps=7, task=task("quadratic", dim=4))
+            '''
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("mymod", None)
+
+
+def test_words_in_any_order():
+    for words in (("task=quadratic", "task.dim=3"), ("task.dim=3", "task=quadratic")):
+        config = chosen(*(f"--cfg.{word}" for word in words))
+        assert config.task == cfg.task("quadratic", dim=3)
+    assert chosen("--cfg.num_steps", "1e3", "-cfg.seed=1_0").num_steps == 1000
+    assert chosen("--cfg.task.hidden_sizes=8").task.hidden_sizes == (8,)
+    assert chosen("--cfg.task.hidden_sizes=(8, 4)").task.hidden_sizes == (8, 4)
+    assert chosen("--cfg.task.standardize=true").task.standardize is True
+
+
+def test_a_choice_brings_its_own_defaults():
+    assert chosen("--cfg.optimizer=sgdm").optimizer.learning_rate == 0.1
+    assert chosen("--cfg.optimizer=adam").optimizer.learning_rate == 1e-3
+    assert chosen("--cfg.task=quadratic").task.batch_size == 1
+    assert chosen("--cfg.optimizer=adam", "--cfg.optimizer.b2=0.99").optimizer.b2 == 0.99
+    assert chosen("--cfg.estimator=artbp", "--cfg.estimator.alpha=3").estimator.alpha == 3
+    assert chosen("--cfg.estimator=rtrl", "--cfg.estimator.max_bytes=5").estimator.max_bytes == 5
+
+
+def test_nested_choices():
+    words = ["estimator.base.sigma=0.5", "estimator=hybrid_es", "estimator.base=pes"]
+    estimator = chosen(*(f"--cfg.{word}" for word in words)).estimator
+    assert isinstance(estimator, HybridES) and estimator.base == PES(sigma=0.5)
+    assert "--cfg.estimator.base.sigma must be a finite" in refused(
+        "--cfg.estimator=hybrid_es", "--cfg.estimator.base=pes", "--cfg.estimator.base.sigma=-1"
+    )
+
+
+def test_what_a_preset_set_carries_over_where_it_fits():
+    preset = cfg.Config(estimator=PES(num_particles=64, sigma=0.3, truncation=10))
+    carried = chosen("--cfg.estimator=truncated_es", base=preset).estimator
+    assert (carried.num_particles, carried.sigma, carried.truncation) == (64, 0.3, 10)
+    assert chosen("--cfg.estimator=bptt", base=preset).estimator.num_particles == 64
+    hybrid = chosen("--cfg.estimator=hybrid_es", base=preset).estimator
+    assert hybrid.sigma == 0.3 and hybrid.base.truncation == 10 and hybrid.num_particles == 64
+    back = chosen("--cfg.estimator=pes", base=dataclasses.replace(preset, estimator=hybrid))
+    assert back.estimator == preset.estimator
+    # A default of the old class is no choice of the preset's.
+    assert chosen("--cfg.optimizer=sgdm", base=cfg.load_preset("demo")).optimizer.momentum == 0.9
+    # Naming the class that is there already changes nothing.
+    assert chosen("--cfg.estimator=pes", base=preset) == preset
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["num_stpes=3"], "Did you mean 'num_steps'?"),
+        (["num_steps=abc"], "--cfg.num_steps must be a whole number, got 'abc'."),
+        (["num_steps=2.5"], "--cfg.num_steps must be a whole number, got '2.5'."),
+        (["num_steps=0"], "--cfg.num_steps must be at least 1, got 0."),
+        (["inner.horizon.x=3"], "--cfg.inner.horizon is a value and has no field 'x'"),
+        (["inner=3"], "--cfg.inner has fields, set one of them: horizon, min_horizon"),
+        (["inner.meta_loss=vaildation"], "Did you mean 'validation'?"),
+        (["estimator=PES"], "Did you mean 'pes'?"),
+        (["task=quadratic", "task.hidden_sizes=3"], "--cfg.task has no field 'hidden_sizes'"),
+        (["estimator=tbptt", "estimator.sigma=1"], "no field 'sigma'; its fields are: num_par"),
+        (["optimizer.num_tensors=9"], "--cfg.optimizer has no field 'num_tensors'"),
+        (["task.hidden_sizes=(8.5,)"], "--cfg.task.hidden_sizes must be numbers in parentheses"),
+        (["task.standardize=maybe"], "--cfg.task.standardize must be true or false, got 'maybe'"),
+        (["estimator.sampler=gauss"], "--cfg.estimator.sampler must be one of"),
+        (["estimator.num_particles=7"], "--cfg.estimator.num_particles must be even"),
+        (["meta.warmup=1000"], "--cfg.meta.warmup must be below num_steps=1000"),
+        (["meta=sgd", "meta.b1=0.5"], "--cfg.meta has no field 'b1'"),
+        (["inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
+        (["trains=network"], "--cfg.trains=network needs inner.horizon=1"),
+        (["task=no.such:thing"], "names the module 'no.such'"),
+        (["task=mymod:nothing"], "mymod has none"),
+        (["task=mymod:needy"], "argument `dim` has no default"),
+        (["optimizer=mymod:NotADataclass"], "must be a frozen dataclass derived from"),
+    ],
+)
+def test_wrong_words_are_named(words, message, outside):
+    assert message in refused(*(f"--cfg.{word}" for word in words))
+
+
+def test_things_from_outside(outside):
+    config = chosen(
+        "--cfg.task.dim=3",
+        "--cfg.task=mymod:bowl",
+        "--cfg.optimizer=mymod:SignSGD",
+        "--cfg.estimator=mymod:wide_es",
+        "--cfg.estimator.sigma=0.1",
+    )
+    assert config.task.dim == 3 and config.estimator.population.size == 8
+    assert choices.to_dict(config)["task"] == {"name": "mymod:bowl", "dim": 3, "depth": 1.0}
+    assert cfg.read_config(choices.to_dict(config)) == config
+    assert choices.field_words(type(config.task))["depth"] == "how deep, in all."
+    assert cfg.load_preset("mymod").task == cfg.task("quadratic", dim=4)
+    # Reading does not run what a file names.
+    saved = choices.to_dict(config)
+    sys.modules.pop("mymod")
+    with pytest.raises(ValueError, match="Import mymod first"):
+        cfg.read_config(saved)
+    assert "mymod" not in sys.modules
+
+
+@pytest.mark.parametrize(("base", "name"), THINGS, ids=[name for _, name in THINGS])
+def test_every_thing_configures_itself(base, name):
+    """Its defaults make it, go to JSON and back, and every field has words in the help."""
+    thing = choices.thing(base, name)
+    tree = choices.to_dict(thing)
+    assert choices.thing_from_dict(base, tree) == thing
+    younger = {key: value for key, value in tree.items() if key == "name"}
+    assert choices.thing_from_dict(base, younger) == thing
+    with pytest.raises(ValueError, match="written by a newer version"):
+        choices.thing_from_dict(base, tree | {"from_the_future": 1})
+    for line in choices.describe(thing, "cfg.thing"):
+        assert line.words, line.flag
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        thing.anything = 1
+
+
+def test_every_field_is_explained():
+    for line in choices.describe(cfg.Config(), "cfg"):
+        assert line.words, line.flag
+
+
+@pytest.mark.parametrize("name", cfg.preset_names())
+def test_presets(name):
+    config = cfg.load_preset(name)
+    assert cfg.read_config(choices.to_dict(config)) == config
+
+
+OLD = {
+    "trains": "network",
+    "seed": 3,
+    "num_steps": 300,
+    "task": {"name": "mlp", "batch_size": 18, "activation": "sigmoid", "dim": 10, "noise": 0.1},
+    "optimizer": {"name": "sgdm", "hidden_sizes": [32, 32], "learning_rate": 0.01, "momentum": 0.8},
+    "inner": {"horizon": 1, "min_horizon": 0},
+    "estimator": {"name": "hybrid_es", "num_particles": 8, "truncation": 1, "sigma": 2.0,
+                  "sampler": "normal", "guided_alpha": 0.5},
+    "hybrid": {"base": "bptt", "refresh_every": 3, "mode": "select", "sigma": 0.0, "sampler": "",
+               "replay_log": True},
+    "meta": {"optimizer": "sgd", "learning_rate": 3.0},
+}  # fmt: skip
+
+
+def test_configurations_of_older_versions_are_read():
+    """With one set of fields for all things of a kind, and without fields that came later."""
+    config = cfg.read_config(OLD)
+    assert config.task == cfg.task("mlp", batch_size=18, activation="sigmoid")
+    assert config.optimizer == cfg.optimizer("sgdm", learning_rate=0.01, momentum=0.8)
+    base = cfg.estimator("bptt", num_particles=8)
+    assert config.estimator == HybridES(
+        base=base, refresh_every=3, mode="select", sigma=2.0, replay_log=True
+    )
+    assert config.meta == cfg.meta_optimizer("sgd", learning_rate=3.0)
+    plain = OLD | {"trains": "optimizer", "inner": {"horizon": 20}}
+    plain["estimator"] = OLD["estimator"] | {"name": "guided_es", "num_particles": 4}
+    assert cfg.read_config(plain).estimator == cfg.estimator(
+        "guided_es", num_particles=4, truncation=1, sigma=2.0
+    )
+
+
+def test_contradictions_name_the_flag():
+    saved = choices.to_dict(cfg.Config())
+    config = cfg.Config(num_steps=2000, estimator=cfg.estimator("nres", sigma=0.1, chunk=4))
+    assert cfg.contradictions(config, saved) == [
+        "--cfg.estimator: the checkpoint has 'pes', this command 'nres'",
+        "--cfg.estimator.sigma: the checkpoint has 0.01, this command 0.1",
+    ]
+
+
+def test_wrong_words_are_refused_before_anything_is_imported():
+    """As seen from the modules that a refused command has imported."""
+    code = """
+import sys
+from launch import command_line
+sys.argv = ["train", "--workdir=x", "--cfg.num_steps=abc"]
+try:
+    command_line.run(print)
+finally:
+    assert not {"jax", "flax", "numpy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --cfg.num_steps must be")
+
+
+def test_help_lists_every_field_with_its_words():
+    text = " ".join(command_line.help_text(cfg.Config()).split())
+    assert "!!python" not in text
+    assert "--cfg.estimator.sigma=0.01" in text and "standard deviation of the perturb" in text
+    assert "--cfg.task.hidden_sizes=(32,)" in text and "--workdir" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("num_steps", "--cfg.num_steps"),
+        ("wrokdir", "--workdir"),
+        ("horizon", "--cfg.inner.horizon"),
+    ],
+)
+def test_unknown_flags_say_what_was_meant(flag, meant):
+    assert f"Did you mean {meant}?" in command_line._unknown_flag(flag, cfg.Config)
+
+
+COMMANDS = ("train", "evaluate", "demo", "replay", "reproduce", "benchmark")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_an_unknown_flag_at_once(name, tmp_path):
+    """Before anything slow is imported, and before anything is made; and it says what was meant."""
+    code = f"""
+import sys
+from launch import {name}
+sys.argv = [{name!r}, "--workdir={tmp_path}/job", "--wrokdir=x"]
+try:
+    {name}.cli()
+finally:
+    slow = {{"jax", "flax", "wandb", "matplotlib", "tensorflow_datasets"}}
+    print(sorted(slow & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: unknown flag --wrokdir"), done.stderr
+    assert "Did you mean --workdir?" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stdout == "[]\n"
+    assert not (tmp_path / "job").exists()

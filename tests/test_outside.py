@@ -1,0 +1,205 @@
+"""A task, an optimizer and an estimator from outside the repository, from train to evaluate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+SOURCE = '''
+"""Things of somebody else's."""
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt import LearnedOptimizer, OptimizerConfig
+from meta_train.estimators import full_es
+from tasks import Task
+
+
+def bowl(dim=4, depth=1.0):
+    """A bowl.
+
+    Args:
+      dim: of the bowl.
+      depth: of the bowl.
+    """
+    return Task(
+        sample=lambda key: (),
+        init=lambda instance, key: jax.random.normal(key, (dim,)),
+        batch=lambda instance, key, split: jax.random.normal(key, (dim,)),
+        loss=lambda params, instance, batch, key: depth * jnp.mean((params - 0.1 * batch) ** 2),
+    )
+
+
+@dataclass(frozen=True)
+class SignDescent(OptimizerConfig):
+    """Steps of one size.
+
+    Attributes:
+      rate: the size at the start.
+    """
+
+    rate: float = 0.01
+
+    def make(self):
+        def bind(theta, num_steps):
+            chain = optax.chain(optax.scale_by_sign(), optax.scale(-jnp.exp(theta["log_rate"])))
+            return optax.with_extra_args_support(chain)
+
+        return LearnedOptimizer(lambda key: {"log_rate": jnp.log(jnp.float32(self.rate))}, bind)
+
+
+def wide_es(system, horizons, num_particles=4, sigma=0.1):
+    """Full ES.
+
+    Args:
+      num_particles: antithetic pairs.
+      sigma: of the perturbations.
+    """
+    return full_es(system, num_pairs=num_particles, horizons=horizons, sigma=sigma)
+'''
+WORDS = (
+    "--cfg.task.dim=3",
+    "--cfg.task=mything:bowl",
+    "--cfg.optimizer=mything:SignDescent",
+    "--cfg.estimator=mything:wide_es",
+    "--cfg.estimator.sigma=0.2",
+    "--cfg.inner.horizon=5",
+    "--cfg.checkpoint_every=50",
+    "--cfg.eval_every=0",
+    "--cfg.log_every=1",
+    "--cfg.num_devices=2",
+    "--cfg.wandb_mode=disabled",
+)
+NUM_STEPS = 2000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the user works: their module, and jobs."""
+    path = tmp_path_factory.mktemp("outside")
+    (path / "mything.py").write_text(textwrap.dedent(SOURCE))
+    return path
+
+
+def start(folder, *words):
+    # The job makes its own devices, whatever this test process has.
+    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=env | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *words):
+    process = start(folder, *words)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+def train(workdir, *words, num_steps=NUM_STEPS):
+    return ("launch.train", f"--workdir={workdir}", f"--cfg.num_steps={num_steps}", *WORDS, *words)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A job never stopped."""
+    code, _, error = run(folder, *train("whole"))
+    assert code == 0, error
+    return folder / "whole"
+
+
+def test_a_killed_job_continues_to_the_same_theta(folder, whole):
+    process = start(folder, *train("parted"))
+    rows = folder / "parted/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and (not rows.exists() or rows.read_text().count("\n") < 300):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, _, error = run(folder, *train("parted"))
+    assert code == 0 and "Continuing" in error, error
+    found, expected = (
+        load_file(f"{job}/optimizer/theta.safetensors") for job in (folder / "parted", whole)
+    )
+    np.testing.assert_array_equal(found["log_rate"], expected["log_rate"])
+    assert abs(expected["log_rate"] - np.log(0.01)) > 0.5  # It learned a rate.
+
+
+def test_the_export_says_how_to_repeat_the_job(whole):
+    card = json.loads((whole / "optimizer/config.json").read_text())
+    assert card["name"] == "mything:SignDescent" and card["arguments"] == {"rate": 0.01}
+    assert card["training"]["task"] == {"name": "mything:bowl", "dim": 3, "depth": 1.0}
+    origin = card["training"]["provenance"]
+    assert origin["config"]["estimator"] == {
+        "name": "mything:wide_es",
+        "num_particles": 4,
+        "sigma": 0.2,
+    }
+    assert "--cfg.task=mything:bowl" in origin["command"] and origin["config"]["seed"] == 0
+    assert {"jax", "optax", "learned-opt"} <= origin["versions"].keys()
+
+
+def test_it_loads_only_what_was_imported(folder, whole):
+    code = "import learned_opt; print(learned_opt.load('whole/optimizer')[1]['log_rate'].shape)"
+    failed, _, error = _python(folder, code)
+    assert failed and "import mything first" in error
+    worked, out, error = _python(folder, f"import mything; {code}")
+    assert worked == 0 and out == "()\n", error
+
+
+def _python(folder, code):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_it_is_evaluated_on_the_task_of_training_and_another(folder, whole):
+    words = ("launch.evaluate", "--optimizer=whole/optimizer", "--horizons=5", "--seeds=3")
+    code, _, error = run(folder, *words, "--workdir=refused")
+    assert code == 2 and "--import=mything" in error and len(error.splitlines()) == 1
+    code, out, error = run(folder, *words, "--workdir=evaluated", "--import=mything")
+    assert code == 0 and "Task: mything:bowl (dim 3, depth 1.0)" in out, error
+    code, out, error = run(
+        folder, *words, "--workdir=other", "--import=mything", "--cfg.task=quadratic"
+    )
+    assert code == 0 and "Task: quadratic (dim 10" in out, error
+
+
+def test_a_job_starts_from_an_export(folder, whole):
+    """Theta begins as the export's, for the same optimizer; another one is refused."""
+    warm = "--cfg.init_from=whole/optimizer"
+    code, _, error = run(folder, *train("warm", warm, num_steps=1))
+    assert code == 0, error
+    first, exported = (
+        load_file(folder / path / "theta.safetensors")["log_rate"]
+        for path in ("warm/optimizer_initial", "whole/optimizer")
+    )
+    assert first == exported
+    card = json.loads((folder / "warm/optimizer/config.json").read_text())
+    assert card["training"]["init_from"] == "whole/optimizer"
+    code, _, error = run(folder, *train("cold", warm, "--cfg.optimizer=sgdm", num_steps=1))
+    assert code == 2 and "--cfg.optimizer is 'mything:SignDescent' there, 'sgdm' here" in error
+    assert not (folder / "cold").exists()
