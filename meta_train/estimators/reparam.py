@@ -124,12 +124,12 @@ def reparam_es(
         return jnp.arange(num_particles, dtype=jnp.int32)
 
     def group(theta, key, particle_id):
-        key = jax.random.fold_in(key, particle_id)
-        keys = jax.random.split(key, pairs_per_particle).reshape(2, -1)
+        key_pairs, key_blocks = jax.random.split(jax.random.fold_in(key, particle_id))
+        keys = jax.random.split(key_pairs, pairs_per_particle).reshape(2, -1)
 
         def half(which, keys):
             # A block of its own: its weights must not depend on the draws they weigh.
-            perturb = perturbations(theta, jax.random.fold_in(key, which))
+            perturb = perturbations(theta, jax.random.fold_in(key_blocks, which))
 
             def one(key, index):
                 own = partial(perturb, particle_id=index)

@@ -17,7 +17,7 @@ LONGEST, TRUNCATION = 8, 4
 USES = np.eye(4, dtype=np.float32)
 THETA = jnp.array([0.3, -0.2, 0.5], jnp.float32)
 # A large sigma, so that what is drawn shows where the rest of an estimate is exact.
-NOISY = {name: {"sigma": 0.5} for name in ("reparam_es", "pes_analytic", systems.HYBRID)}
+NOISY = {name: {"sigma": 0.5} for name in ("reparam", "reparam_es", "pes_analytic", systems.HYBRID)}
 # With theta held and all data alike, these give the same estimate again and again.
 EXACT = ("bptt", "tbptt", "rtrl", "reversible")
 
@@ -120,7 +120,12 @@ def test_every_outer_step_draws_a_block_anew(name, fast_compilation):
     """Rows of a block that share nothing but its key: a shift of Sobol points."""
     grads, _ = outer_steps(
         lambda system: systems.on_system(
-            name, system, estimators.fixed_horizon(LONGEST), TRUNCATION, sampler="sobol"
+            name,
+            system,
+            estimators.fixed_horizon(LONGEST),
+            TRUNCATION,
+            sampler="sobol",
+            **NOISY.get(name, {}),
         )
     )
     assert all_differ(grads[2])

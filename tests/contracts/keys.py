@@ -22,7 +22,8 @@ def uses_of(monkeypatch):
     """``{key: uses}`` of all that is compiled from here on, as it runs.
 
     A use is a function of ``jax.random`` and the line that called it. Numbers folded into one key
-    make as many other keys of it, so they are part of that use's name, and not the line.
+    make as many other keys of it, so they are part of that use's name, and not the line. Nor is
+    the line that splits a key: the same split twice gives the same keys, each with its own use.
     """
     found = collections.defaultdict(set)
 
@@ -38,6 +39,8 @@ def uses_of(monkeypatch):
                 if name == "fold_in":
                     found[key].add(name)
                     found[key, int(number[0])].add(use)
+                elif name == "split":
+                    found[key].add((name, int(args[0]) if args else 2))
                 else:
                     found[key].add(use)
 
@@ -53,6 +56,15 @@ def uses_of(monkeypatch):
     return found
 
 
+def with_values(estimator, **values):
+    """The estimator, and the one it is built on, with these values where they have the field."""
+    fields = {field.name for field in dataclasses.fields(estimator)}
+    own = {name: value for name, value in values.items() if name in fields}
+    if "base" in fields:
+        own["base"] = with_values(estimator.base, **values)
+    return dataclasses.replace(estimator, **own)
+
+
 @pytest.mark.parametrize(
     ("name", "hybrid", "sampler"),
     [(name, {}, "normal") for name in ESTIMATORS]
@@ -63,7 +75,7 @@ def uses_of(monkeypatch):
 def test_every_key_has_one_use(name, hybrid, sampler, uses_of, fast_compilation):
     """From the seed on: no two draws share a key, nor a draw and what is derived from its key."""
     config = small_job(name, inner={"min_horizon": 4}, hybrid=hybrid)
-    few = dataclasses.replace(config.estimator, num_particles=16, sampler=sampler)
+    few = with_values(config.estimator, num_particles=16, sampler=sampler)
     job = build(dataclasses.replace(config, estimator=few, num_devices=1), None)
     state = devices.place(job.init(), job.num_devices, job.axes)
     num_used = []
