@@ -11,6 +11,9 @@ from meta_train.estimators import base
 from meta_train.estimators.hybrid.messages import Costs, Sends
 from meta_train.estimators.hybrid.searches import Search, Setting, perturbation, weighted_sum
 
+# The address of the draws within the span of past surrogates; no row has this index.
+_WITHIN = 2**32 - 4
+
 
 def control_variate() -> Search:
     """``g = d + mean_p (D_p - d . e_p) e_p / sigma^2``.
@@ -56,7 +59,7 @@ def guided(*, num_surrogates: int = 1, alpha: float = 0.5) -> Search:
 
     def direction(setting, draws, row):
         eps = draws.row(row)
-        key = jax.random.fold_in(jax.random.fold_in(draws.key, row), 1)
+        key = jax.random.fold_in(jax.random.fold_in(draws.key, _WITHIN), row)
         within = jax.random.normal(key, (num_surrogates,), eps.dtype)
         stretch = jnp.sqrt((1 - alpha) * eps.size / num_surrogates)
         eps = jnp.sqrt(alpha) * eps + stretch * within @ setting.directions
