@@ -140,10 +140,11 @@ def test_nonfinite_meta_gradient_leaves_theta_alone():
 @pytest.mark.parametrize(
     ("argument", "environment", "expected"),
     [
-        (3, {}, "3 True"),
+        (1, {}, "1 True"),
+        (4096, {}, f"{len(os.sched_getaffinity(0))} True"),  # At most one per core.
         (0, {}, f"{len(os.sched_getaffinity(0))} True"),
         (3, {"JAX_NUM_CPU_DEVICES": "2"}, "2 True"),
-        (3, {"XLA_FLAGS": ""}, "3 False"),
+        (1, {"XLA_FLAGS": ""}, "1 False"),
     ],
 )
 def test_the_cpu_is_split_as_asked_unless_the_user_did(argument, environment, expected):

@@ -787,7 +787,7 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
 @pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "nres", "reversible"])
 def test_the_gradients_are_those_of_the_base(base):
     """Two workers' refresh is the base's own estimate, its population goes on as alone."""
-    sizes = {"num_particles": 8} | ({"truncation": 2} if base in ("tbptt", "pes") else {})
+    sizes = {"num_particles": 8} | ({"truncation": 2} if base in ("tbptt", "pes", "nres") else {})
     config = cfg.Config(
         task=cfg.task("quadratic"),
         optimizer=cfg.optimizer(
