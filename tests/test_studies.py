@@ -57,7 +57,7 @@ def test_every_study_is_found_and_has_a_name_of_its_own(tmp_path, monkeypatch):
     names = reproduce.study_names()
     defining = [path.stem for path in STUDIES.rglob("*.py") if "\nSTUDY = " in path.read_text()]
     assert sorted(defining) == names and len(names) > 20 and set(names) >= LONG
-    (tmp_path / f"{names[0]}.py").write_text("STUDY = ()")
+    (tmp_path / f"{names[0]}.py").write_text("\nSTUDY = ()")
     folders = [*reproduce.launch.studies.__path__, str(tmp_path)]
     monkeypatch.setattr("launch.studies.__path__", folders)
     with pytest.raises(RuntimeError, match=f"two studies are called `{names[0]}`"):
