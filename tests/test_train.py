@@ -332,7 +332,7 @@ def test_evaluate_command(tmp_path, reference):
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(document["results"]) == {"10", "20"}
-    assert len(document["learning_rates_swept"]) >= 12
+    assert len(document["baselines"]["learning_rates_swept"]) >= 12
     assert document["task"]["hidden_sizes"] == [8]  # That of training.
     names = [entry["name"] for entry in document["results"]["20"]]
     assert names == ["job/optimizer", "adam", "sgdm"]
