@@ -303,7 +303,7 @@ def test_decays_off_the_grid_are_refused():
 
 @pytest.mark.parametrize("bad", [{"hidden_sizes": ()}, {"step_mult": 0.0}])
 def test_bad_sizes_are_refused(bad):
-    with pytest.raises(ValueError, match="hidden_sizes"):
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must"):
         reversible_mlp_optimizer(**bad)
 
 
