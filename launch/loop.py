@@ -60,11 +60,17 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
     workdirs.refuse_contradictions(config, surroundings, workdir)
     if not workdirs.find_start(workdir).record:
         job.subject.start()  # Refuses to start from another optimizer.
-    with workdirs.claim(workdir):
-        return _run(job, spec, surroundings, workdir)
+    with workdirs.claim(workdir), _StopSignals() as stop:
+        return _run(job, spec, surroundings, workdir, stop)
 
 
-def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path) -> Outcome:
+def _run(
+    job: Job,
+    spec: TrainState,
+    surroundings: dict[str, Any],
+    workdir: Path,
+    stop: "_StopSignals",
+) -> Outcome:
     config = job.config
     start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
     step, marks = start.step, start.record.get("files", {})
@@ -108,28 +114,27 @@ def _run(job: Job, spec: TrainState, surroundings: dict[str, Any], workdir: Path
         save(0, state)
         checkpoints.wait()  # So that there are no metrics without a checkpoint.
 
-    with _StopSignals() as stop:
-        if step < config.num_steps:
-            # Ahead, so that no step's time is that of compiling it.
-            train_step = job.step.lower(state).compile()
-            devices.trim_memory()
-        pending = Pending(devices.max_in_flight())
-        while step < config.num_steps and not (stop.requested or rows.hopeless):
-            pending.wait_for_room()
-            state, metrics = train_step(state)
-            step += 1
-            rows.write(pending)  # While the devices work on the next step.
-            pending.add(step, metrics)
-            if config.eval_every and step % config.eval_every == 0:
-                with pending.apart():
-                    theta = devices.first_replica(state.theta)
-                    metrics |= jax.block_until_ready(job.evaluate(theta))
-            if step % config.checkpoint_every == 0:
-                with pending.apart():
-                    # Before the checkpoint, so that no checkpoint is ahead of the metrics.
-                    rows.write(pending)
-                    save(step, state)
-        preempted = stop.requested and step < config.num_steps
+    if step < config.num_steps:
+        # Ahead, so that no step's time is that of compiling it.
+        train_step = job.step.lower(state).compile()
+        devices.trim_memory()
+    pending = Pending(devices.max_in_flight())
+    while step < config.num_steps and not (stop.requested or rows.hopeless):
+        pending.wait_for_room()
+        state, metrics = train_step(state)
+        step += 1
+        rows.write(pending)  # While the devices work on the next step.
+        pending.add(step, metrics)
+        if config.eval_every and step % config.eval_every == 0:
+            with pending.apart():
+                theta = devices.first_replica(state.theta)
+                metrics |= jax.block_until_ready(job.evaluate(theta))
+        if step % config.checkpoint_every == 0:
+            with pending.apart():
+                # Before the checkpoint, so that no checkpoint is ahead of the metrics.
+                rows.write(pending)
+                save(step, state)
+    preempted = stop.requested and step < config.num_steps
     with pending.apart():
         rows.write(pending)
         host_state = save(step, state)

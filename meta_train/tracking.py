@@ -56,6 +56,9 @@ class Tracker:
         self._file = Journal(path, mark, lambda data: whole_rows(data, start_step))
         # Of the job, not of this process.
         self._began = time.perf_counter() - (last_row(path).get("time/wall_seconds") or 0.0)
+        # A service of the job's own: one inherited from whoever started it outlives a killed
+        # job, whose run id is then still in use when the job is started again.
+        os.environ.pop("WANDB_SERVICE", None)
         self._run = wandb.init(
             project=project,
             id=run_id,

@@ -243,10 +243,8 @@ def test_guided(x64):
     grad = one_step(estimator, state=state)[0]
     rows, key = draws(8)
     basis = np.linalg.qr(past.T)[0]
-    within = [
-        jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), 1), (2,), jnp.float64)
-        for i in range(8)
-    ]
+    inner = jax.random.fold_in(key, 2**32 - 4)  # An address of its own, beside the rows'.
+    within = [jax.random.normal(jax.random.fold_in(inner, i), (2,), jnp.float64) for i in range(8)]
     eps = 0.1 * (np.sqrt(0.3) * rows + np.sqrt(0.7 * SIZE / 2) * np.array(within) @ basis.T)
     differences = cost(THETA + eps) - cost(THETA - eps)
     # The basis of a span is known up to signs of its vectors, which LAPACK fixes alike.
