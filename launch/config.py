@@ -167,13 +167,14 @@ class Config:
 
     def horizons(self) -> Horizons:
         """The distribution of episode lengths."""
-        from meta_train.estimators import base
+        from meta_train.checks import check_multiple
+        from meta_train.estimators.horizons import fixed_horizon, log_uniform_horizons
 
         inner, multiple = self.inner, self.estimator.horizon_multiple
-        base.check_multiple(inner.horizon, multiple)
+        check_multiple(inner.horizon, multiple)
         if not inner.min_horizon:
-            return base.fixed_horizon(inner.horizon)
-        return base.log_uniform_horizons(inner.min_horizon, inner.horizon, multiple)
+            return fixed_horizon(inner.horizon)
+        return log_uniform_horizons(inner.min_horizon, inner.horizon, multiple)
 
     def inner_steps(self) -> float:
         """Forward inner steps of one outer step, all particles counted; on average."""

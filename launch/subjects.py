@@ -84,7 +84,6 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
     system = (reversible_inner_training if undone else inner_training)(
         task,
         optimizer,
-        num_steps=inner.horizon,
         meta_loss=inner.meta_loss,
         reduction="mean" if inner.reduction == "telescoped" else inner.reduction,
         loss_ceiling=inner.loss_ceiling or None,

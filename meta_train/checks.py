@@ -3,8 +3,10 @@
 Every check raises a ``ValueError`` that names the argument, what was given and what to do.
 """
 
+import inspect
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,9 @@ from jax.tree_util import keystr, tree_flatten_with_path
 # Counts, lengths and what is added to them once more stay below 2^31 - 1, the largest int32.
 MAX_LENGTH = 2**30
 MAX_COUNT = 2**29
+
+# What ``UnrolledSystem.init`` is told of the length of an episode.
+HORIZON = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def check_positive(**values: float) -> None:
@@ -98,12 +103,13 @@ def check_system(system: Any, theta: Any, key: jax.Array) -> None:
     """Asks what types ``system`` makes of theta; nothing is computed.
 
     Raises:
-      ValueError: if theta is empty or not of real floats, ``step`` does not return a pair, its
-        state has not the structure, shapes and dtypes of the one from ``init``, or its loss is
-        no real float scalar.
+      ValueError: if theta is empty or not of real floats, ``init`` does not take the horizon,
+        ``step`` does not return a pair, its state has not the structure, shapes and dtypes of the
+        one from ``init``, or its loss is no real float scalar.
     """
     check_theta(theta)
-    state = jax.eval_shape(lambda *args: fixed_types(system.init(*args)), theta, key)
+    _check_init(system.init)
+    state = jax.eval_shape(lambda *args: fixed_types(system.init(*args)), theta, key, HORIZON)
     result = jax.eval_shape(system.step, theta, state, key)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise ValueError(
@@ -112,6 +118,20 @@ def check_system(system: Any, theta: Any, key: jax.Array) -> None:
         )
     check_same_types("system.step", state, result[0])
     check_loss("system.step", result[1])
+
+
+def _check_init(init: Callable) -> None:
+    """Raises ``ValueError`` unless ``init`` takes ``(theta, key, horizon)``."""
+    try:
+        inspect.signature(init).bind(None, None, None)
+    except TypeError:
+        raise ValueError(
+            "`system.init` must take (theta, key, horizon), got one that takes "
+            f"{inspect.signature(init)}; the horizon is the number of steps of the episode that "
+            "starts, for schedules. Add it, and ignore it if nothing depends on it."
+        ) from None
+    except ValueError:  # Nothing is known of the arguments of some functions not in Python.
+        return
 
 
 def check_theta(theta: Any) -> None:

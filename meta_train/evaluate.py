@@ -112,11 +112,11 @@ def inner_runs(
 
     Run ``i`` of every optimizer gets the same task instance, initialization and batches.
     """
-    system = inner_training(task, optimizer, num_steps=num_steps)
+    system = inner_training(task, optimizer)
 
     def run(key):
         key_init, key_data = jax.random.split(key)
-        state = system.init(theta, key_init)
+        state = system.init(theta, key_init, num_steps)
         state, losses = unroll(system, theta, state, key_data, num_steps)
         scores = task.score(state.params, state.instance, "test") if task.score else {}
         return losses, scores

@@ -19,6 +19,6 @@ def supervised_training(loss: Callable[[object, jax.Array], jax.Array]) -> Unrol
         key)``.
     """
     return UnrolledSystem(
-        init=lambda theta, key: (),
+        init=lambda theta, key, horizon: (),
         step=lambda theta, state, key: ((), loss(theta, key)),
     )

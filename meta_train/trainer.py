@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.checks import fixed_types
-from meta_train.estimators.base import GradientEstimator, Metrics, select
+from meta_train.estimators.base import GradientEstimator, Metrics
 from meta_train.reversible.isolation import always, isolated
 
 
@@ -132,10 +132,10 @@ def _move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad:
     updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
     grad_norm = optax.tree.norm(grad)
     usable = jnp.isfinite(grad_norm)
-    updates = select(usable, updates, jax.tree.map(jnp.zeros_like, updates))
+    updates = optax.tree.where(usable, updates, jax.tree.map(jnp.zeros_like, updates))
     return Moved(
         optax.apply_updates(state.theta, updates),
-        select(usable, meta_opt_state, state.meta_opt_state),
+        optax.tree.where(usable, meta_opt_state, state.meta_opt_state),
         updates,
         grad_norm,
     )

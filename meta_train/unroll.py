@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from meta_train.checks import check_theta
 
@@ -14,14 +15,15 @@ State = Any
 
 
 class UnrolledSystem(NamedTuple):
-    """``s_{t+1}, L_t = step(theta, s_t, key_t)`` from ``s_0 = init(theta, key)``.
+    """``s_{t+1}, L_t = step(theta, s_t, key_t)`` from ``s_0 = init(theta, key, horizon)``.
 
     Training an RNN, tuning a schedule, meta-training a learned optimizer, learning a
     control policy: each is one of these, and every gradient estimator estimates the
     gradient of the mean of ``L_t`` over an episode with respect to ``theta``.
 
     Attributes:
-      init: ``(theta, key) -> state``. The state at the start of an episode.
+      init: ``(theta, key, horizon) -> state``. The state at the start of an episode of
+        ``horizon`` steps, an int32 scalar: what depends on the length keeps it in the state.
       step: ``(theta, state, key) -> (state, loss)``. One step. The new state has the structure,
         shapes and dtypes of the old one; ``loss`` is a real float of shape (). All randomness
         comes from ``key``, so equal keys give equal draws for any ``theta`` (common random
@@ -30,7 +32,7 @@ class UnrolledSystem(NamedTuple):
         there is one: a ``meta_train.reversible.system.ReversibleForm``.
     """
 
-    init: Callable[[Theta, jax.Array], State]
+    init: Callable[[Theta, jax.Array, ArrayLike], State]
     step: Callable[[Theta, State, jax.Array], tuple[State, jax.Array]]
     reversible: Any = None
 
@@ -77,7 +79,7 @@ def with_flat_theta(
     check_theta(theta_spec)
     unravel = theta_tree(theta_spec)
     flat_system = UnrolledSystem(
-        lambda theta, key: system.init(unravel(theta), key),
+        lambda theta, key, horizon: system.init(unravel(theta), key, horizon),
         lambda theta, state, key: system.step(unravel(theta), state, key),
         system.reversible and system.reversible.of(unravel),
     )

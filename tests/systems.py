@@ -31,7 +31,7 @@ def linear(seed, state_size=4, theta_size=3, radius=0.9):
     b = rng.normal(size=(state_size, theta_size)) / np.sqrt(theta_size)
     target, start = rng.normal(size=(2, state_size))
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         return jnp.asarray(start)
 
     def step(theta, state, key):
@@ -53,7 +53,7 @@ def nonlinear(seed):
         "scale": jnp.asarray(rng.normal()),
     }
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         noise = cheap_noise(key, 3).astype(theta["start"].dtype)
         return {
             "x": jnp.concatenate([theta["start"], noise]),
@@ -82,7 +82,7 @@ def cheap_noise(key, size):
 def quartic(horizon):
     """``s <- s + theta`` from 0, ``L = s^4`` at the last step and 0 before; theta is a scalar."""
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         return jnp.zeros_like(theta), jnp.int32(0)
 
     def step(theta, state, key):
@@ -105,7 +105,7 @@ def window_gradients(system, theta, horizon, truncation):
             state, losses = unroll(system, theta, state, key, truncation)
             return state, jnp.sum(losses)
 
-        return jax.lax.scan(window, system.init(thetas[0], key), thetas)[1]
+        return jax.lax.scan(window, system.init(thetas[0], key, horizon), thetas)[1]
 
     return np.asarray(jax.jacobian(losses)(jnp.tile(theta, (windows, 1))))
 
@@ -220,12 +220,12 @@ def flat_estimates(name, system, theta, horizons, truncation, num_steps=4, seed=
 def undoable(start, move, observe, dtype=jnp.float32):
     """A system that every estimator can run, ``reversible`` too.
 
-    Three weights ``w <- w + move(theta, step)`` from ``start(theta, key)``, and losses
+    Three weights ``w <- w + move(theta, step)`` from ``start(theta, key, horizon)``, and losses
     ``observe(theta, w, step, key)``.
     """
 
-    def begin(theta, key):
-        return Start((), start(theta, key), jnp.zeros((1, 3), dtype))
+    def begin(theta, key, horizon):
+        return Start((), start(theta, key, horizon), jnp.zeros((1, 3), dtype))
 
     dynamics = Dynamics(
         loss=lambda theta, weights, x: jnp.sum(weights**2),
@@ -246,7 +246,7 @@ def shown_draws(weights):
     """
     batch, start, cubed, constant = weights
 
-    def begin(theta, key):
+    def begin(theta, key, horizon):
         return 1 + start * cheap_noise(key, 3)
 
     def observe(theta, state, step, key):

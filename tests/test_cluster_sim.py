@@ -143,7 +143,7 @@ def quadratic():
     def step(theta, state, key):
         return state, jnp.sum((a @ theta - y - 0.01 * jax.random.normal(key, (SIZE,))) ** 2) / 2
 
-    return UnrolledSystem(lambda theta, key: (), step)
+    return UnrolledSystem(lambda theta, key, horizon: (), step)
 
 
 def build(num_workers):

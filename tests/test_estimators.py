@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from meta_train import estimators
+from meta_train.estimators.particles import init_particles
 from meta_train.unroll import UnrolledSystem, unroll
 
 STATE, THETA, HORIZON, WINDOW = 4, 3, 12, 3
@@ -24,7 +25,7 @@ def linear_system(seed=0):
         state = a @ state + b @ vector
         return state, 0.5 * jnp.sum((state - y) ** 2)
 
-    return UnrolledSystem(lambda theta, key: jnp.ones(STATE), step), (a, b, y)
+    return UnrolledSystem(lambda theta, key, horizon: jnp.ones(STATE), step), (a, b, y)
 
 
 THETA0 = {"x": np.array([0.3, -0.2]), "y": np.array(0.5)}
@@ -97,7 +98,7 @@ def test_bptt_against_central_differences(x64):
         state = jnp.tanh(state * theta["x"][0] + theta["x"][1] + jax.random.normal(key))
         return state, jnp.sin(state) * theta["y"]
 
-    system = UnrolledSystem(lambda theta, key: jax.random.normal(key), step)
+    system = UnrolledSystem(lambda theta, key, horizon: jax.random.normal(key), step)
     estimator = estimators.bptt(system, num_particles=3, horizons=FIXED)
     ids, key = estimator.init(THETA0, jax.random.key(0)), jax.random.key(1)
 
@@ -228,7 +229,7 @@ def test_halves_of_a_pair_share_everything(x64):
         state = state + jax.random.normal(key) * jnp.sum(theta["x"])
         return state, state
 
-    system = UnrolledSystem(lambda theta, key: jax.random.normal(key), step)
+    system = UnrolledSystem(lambda theta, key, horizon: jax.random.normal(key), step)
     estimator = estimators.pes(system, num_pairs=5, truncation=WINDOW, horizons=FIXED, sigma=1e-150)
     theta = jax.tree.map(jnp.zeros_like, THETA0)  # Which so small a sigma still moves.
     _, particles, metrics = estimator.estimate(
@@ -263,8 +264,8 @@ def test_phases_are_spread_evenly():
 def test_phases_are_exact_however_large(horizon, truncation, num):
     """``windows * index`` does not fit int32 here."""
     particles = jax.jit(
-        lambda key: estimators.base.init_particles(
-            num, estimators.fixed_horizon(horizon), truncation, key, lambda key: (), ()
+        lambda key: init_particles(
+            num, estimators.fixed_horizon(horizon), truncation, key, lambda *_: (), ()
         )
     )(jax.random.key(0))
     windows = -(-horizon // truncation)
@@ -337,7 +338,7 @@ def test_artbp_leaves_an_infinite_state_alone(x64):
         best = jnp.minimum(best, x**2)
         return (x, best), best + x
 
-    system = UnrolledSystem(lambda theta, key: (jnp.ones(()), jnp.asarray(jnp.inf)), step)
+    system = UnrolledSystem(lambda theta, key, horizon: (jnp.ones(()), jnp.asarray(jnp.inf)), step)
     shared = {"num_particles": 2, "horizons": FIXED}
     exact = run_episode(estimators.bptt(system, **shared))
     uncut = run_episode(estimators.artbp(system, mean_truncation=1e13, **shared))
@@ -351,7 +352,7 @@ def test_nonfinite_particles_contribute_zero_and_restart():
         bad, value = state
         return (bad, value + 1.0), jnp.where(bad & (value >= 2), jnp.nan, theta["y"] * value)
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         return jax.random.bernoulli(key, 0.5), jnp.zeros([])
 
     system = UnrolledSystem(init, step)

@@ -110,7 +110,7 @@ def test_bptt_is_jax_grad_of_a_plain_loop(x64):
 
     def loss(theta, particle_id):
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
-        state = system.init(theta, jax.random.split(key_restart)[1])
+        state = system.init(theta, jax.random.split(key_restart)[1], T)
         total = 0.0
         for step_key in jax.random.split(key_data, T):
             state, loss = system.step(theta, state, step_key)
@@ -314,7 +314,7 @@ def test_artbp_cuts_as_often_as_it_says(x64, alpha, uncut):
     def step(theta, state, key):
         return (state[0], state[1] + 1), jnp.where(state[1] == horizon, state[0], 0.0)
 
-    system = UnrolledSystem(lambda theta, key: (theta, jnp.int32(0)), step)
+    system = UnrolledSystem(lambda theta, key, horizon: (theta, jnp.int32(0)), step)
     estimator = est.artbp(
         system, num_particles=1, horizons=fixed_horizon(horizon + 1), mean_truncation=3, alpha=alpha
     )
@@ -357,8 +357,8 @@ def test_truncated_es_expects_truncated_backpropagation(x64, exact):
 def test_theta_counts_where_it_enters_the_start(x64, name):
     linear, theta = systems.linear(0)
     start = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))
-    system = UnrolledSystem(lambda theta, key: start @ theta, linear.step)
-    constant = UnrolledSystem(lambda _, key: start @ theta, linear.step)
+    system = UnrolledSystem(lambda theta, key, horizon: start @ theta, linear.step)
+    constant = UnrolledSystem(lambda _, key, horizon: start @ theta, linear.step)
     expected, other = (
         np.einsum("ttp->p", g) / T if name == "truncated_es" else g.sum((0, 1)) / T
         for g in (systems.window_gradients(s, theta, T, K) for s in (system, constant))
@@ -537,8 +537,8 @@ def test_shards_in_chunks_agree_with_the_whole(name):
 def diverging(system):
     """The system, half of whose episodes have an infinite loss at the third step."""
 
-    def init(theta, key):
-        return system.init(theta, key), jax.random.bernoulli(key)
+    def init(theta, key, horizon):
+        return system.init(theta, key, horizon), jax.random.bernoulli(key)
 
     def step(theta, state, key):
         third = state[0]["count"] == 2
@@ -577,7 +577,7 @@ def test_what_comes_after_a_drawn_horizon_is_harmless(x64, name):
     def step(theta, state, key):
         return state**3 * theta, theta @ state
 
-    system = UnrolledSystem(lambda theta, key: jnp.ones_like(theta), step)
+    system = UnrolledSystem(lambda theta, key, horizon: jnp.ones_like(theta), step)
     horizons = est.Horizons(np.array([3, T]), np.array([1.0, 0.0]))
     theta = jnp.array([1.5, 1.5])
     grad, state = estimate(build(name, system, 8, horizons, sigma=1e-4), theta)
@@ -619,7 +619,7 @@ def driven(by):
         first, second = state
         return (first + by(jnp.sum(theta)), first), second**2
 
-    return UnrolledSystem(lambda theta, key: (jnp.ones([]), jnp.ones([])), step)
+    return UnrolledSystem(lambda theta, key, horizon: (jnp.ones([]), jnp.ones([])), step)
 
 
 def test_a_state_that_theta_moves_in_jumps_is_refused():
@@ -634,7 +634,7 @@ def test_reparam_es_without_finite_backpropagation_is_es(x64):
     def step(theta, state, key):  # The derivative of the root is 0 * inf below zero.
         return state, theta + jnp.sqrt(jnp.maximum(theta, 0.0))
 
-    system = UnrolledSystem(lambda theta, key: (), step)
+    system = UnrolledSystem(lambda theta, key, horizon: (), step)
     estimator = build("reparam_es", system, 200, fixed_horizon(1), sigma=0.1)
     theta = jnp.asarray(-3.0)
     assert np.isnan(jax.grad(lambda t: step(t, (), None)[1])(theta))

@@ -54,7 +54,7 @@ def quadratic(noise=0.0):
             slope * theta
         )
 
-    return UnrolledSystem(lambda theta, key: (), step)
+    return UnrolledSystem(lambda theta, key, horizon: (), step)
 
 
 def fixed_surrogate(gradient=STALE, num=8):
@@ -155,7 +155,7 @@ def test_candidates_that_are_not_finite_are_never_chosen(x64):
     def step(theta, state, key):
         return state, jnp.where(theta[0] > -1.2, jnp.nan, jnp.sum(theta))
 
-    system = UnrolledSystem(lambda theta, key: (), step)
+    system = UnrolledSystem(lambda theta, key, horizon: (), step)
     estimator = build(system=system, search=tried(combine="rank"))
     grad, _, metrics = one_step(estimator)
     costs = np.asarray(metrics["message"].costs.costs)
@@ -163,7 +163,9 @@ def test_candidates_that_are_not_finite_are_never_chosen(x64):
         16 * (1 - metrics["finite"])
     )
     assert THETA[0] - 0.5 * float(grad[0]) <= -1.2  # A mean of candidates that were finite.
-    lost = UnrolledSystem(lambda theta, key: (), lambda theta, state, key: (state, jnp.nan))
+    lost = UnrolledSystem(
+        lambda theta, key, horizon: (), lambda theta, state, key: (state, jnp.nan)
+    )
     np.testing.assert_array_equal(one_step(build(system=lost))[0], 0)
 
 
@@ -193,7 +195,9 @@ def test_control_variate_has_the_gradient_of_the_smoothed_loss(x64, fraction):
     """``E sum (theta + e)^4`` has slope ``4 theta^3 + 12 sigma^2 theta``; what a mask leaves out
     is the stale gradient's share."""
     sigma = 0.4
-    system = UnrolledSystem(lambda theta, key: (), lambda theta, s, key: (s, jnp.sum(theta**4)))
+    system = UnrolledSystem(
+        lambda theta, key, horizon: (), lambda theta, s, key: (s, jnp.sum(theta**4))
+    )
     noise = estimators.Noise(sigma, mask="random", fraction=fraction)
     estimator = build(search=control_variate(), system=system, noise=noise)
     sample = jax.vmap(lambda k: estimator.estimate(jnp.asarray(THETA), in_between(estimator), k)[0])
@@ -764,7 +768,9 @@ def test_a_mask_of_the_largest_is_no_larger_where_entries_are_equal():
 
 
 def test_masked_select_without_a_finite_candidate_is_zero(x64):
-    system = UnrolledSystem(lambda theta, key: (), lambda theta, s, key: (s, jnp.nan * theta[0]))
+    system = UnrolledSystem(
+        lambda theta, key, horizon: (), lambda theta, s, key: (s, jnp.nan * theta[0])
+    )
     noise = estimators.Noise(0.1, mask="random", fraction=0.5)
     estimator = build(system=system, noise=noise)
     grad = jit(estimator.estimate)(jnp.asarray(THETA), in_between(estimator), jax.random.key(1))[0]

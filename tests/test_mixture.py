@@ -109,7 +109,8 @@ def test_drawn_parts_count_for_those_that_are_not():
 def test_a_part_that_is_not_finite_contributes_nothing():
     estimators, theta = parts()
     broken = UnrolledSystem(
-        lambda theta, key: jnp.zeros(2), lambda theta, state, key: (state, jnp.sum(theta) * jnp.inf)
+        lambda theta, key, horizon: jnp.zeros(2),
+        lambda theta, state, key: (state, jnp.sum(theta) * jnp.inf),
     )
     bad = tbptt(broken, num_particles=4, truncation=3, horizons=HORIZON)
     mixed = mixture([estimators[0], bad], names=NAMES, normalize=True)

@@ -43,7 +43,7 @@ def regression(dtype=np.float32):
 def make(dtype=np.float32, step_mult=0.01, kind=reversible_inner_training, **kwargs):
     optimizer = reversible_mlp_optimizer((8,), step_mult=step_mult)
     theta = jax.tree.map(lambda x: x.astype(dtype), optimizer.init(jax.random.key(1)))
-    return kind(regression(dtype), optimizer, **{"num_steps": 60} | kwargs), theta
+    return kind(regression(dtype), optimizer, **kwargs), theta
 
 
 def relative_error(a, b):
@@ -80,7 +80,7 @@ def test_estimate_equals_bptt_in_double(x64):
 )
 def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64):
     """Two implementations of the inner run, with the same keys."""
-    kwargs = {"dtype": np.float64, "step_mult": 0.003, "num_steps": 30} | kwargs
+    kwargs = {"dtype": np.float64, "step_mult": 0.003} | kwargs
     system, theta = make(**kwargs, fixed=DOUBLE)
     plain, _ = make(**kwargs, kind=inner_training)
     population = {"num_particles": 2, "horizons": fixed_horizon(30)}
@@ -90,7 +90,7 @@ def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64
     assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-9)
     assert relative_error(grad, expected) < 1e-7
     if "loss_ceiling" in kwargs:
-        state = plain.init(theta, jax.random.key(0))
+        state = plain.init(theta, jax.random.key(0), 30)
         capped = unroll(plain, theta, state, jax.random.key(1), 30)[1] == kwargs["loss_ceiling"]
         assert 3 < np.sum(capped) < 27, "a ceiling that caps all or nothing proves nothing"
 
@@ -122,7 +122,7 @@ def test_memory_of_thousands_of_inner_steps_is_far_below_backpropagation():
     """Compiled only. ``bptt`` stores the states alone, and recomputes every step."""
     task = mlp_classifier(load_images("digits", None), hidden_sizes=(32,), batch_size=8)
     optimizer = reversible_mlp_optimizer((8,))
-    system = reversible_inner_training(task, optimizer, num_steps=2000)
+    system = reversible_inner_training(task, optimizer)
     theta = optimizer.init(jax.random.key(0))
     ours, theirs = (
         memory(kind(system, num_particles=1, horizons=fixed_horizon(2000)), theta)
@@ -201,9 +201,9 @@ def test_a_program_that_replays_differently_poisons_the_whole_estimate():
 
 
 def test_diverged_losses_count_as_the_ceiling(x64):
-    system, theta = make(np.float64, step_mult=1e30, num_steps=20, loss_ceiling=3.0)
+    system, theta = make(np.float64, step_mult=1e30, loss_ceiling=3.0)
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
-    value, grad, report = episode_gradient(system.reversible, theta, key, keys, jnp.mean)
+    value, grad, report = episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
     assert not report.ok
     assert value == pytest.approx(3.0, rel=0.06)  # all but the first step
     assert np.all(np.isnan(ravel_pytree(grad)[0]))
@@ -213,8 +213,8 @@ def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
     inner = make(np.float64, fixed=DOUBLE)[0].reversible
     theta = make(np.float64)[1]
 
-    def begin(theta, key):
-        start = inner.begin(theta["optimizer"], key)
+    def begin(theta, key, horizon):
+        start = inner.begin(theta["optimizer"], key, horizon)
         return start._replace(weights=start.weights * theta["scale"])
 
     def dynamics(context):
@@ -227,11 +227,11 @@ def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
     system = reversible_system(begin, dynamics, inner.decays, DOUBLE)
     theta = {"optimizer": theta, "scale": jnp.float64(1.2)}
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 30)
-    value, grad, report = episode_gradient(system.reversible, theta, key, keys, jnp.mean)
+    value, grad, report = episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
     assert explain(report) == "exact: no failure."
 
     def by_backpropagation(theta):
-        state = system.init(theta, key)
+        state = system.init(theta, key, len(keys))
         return jnp.mean(jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)[1])
 
     expected_value, expected = jax.value_and_grad(by_backpropagation)(theta)
@@ -245,7 +245,7 @@ def test_systems_that_cannot_be_undone_are_refused():
     with pytest.raises(ValueError, match=r"`system` must have a reversible form.*bptt"):
         reversible(plain, num_particles=1, horizons=fixed_horizon(10))
     with pytest.raises(ValueError, match=r"`learned_optimizer` must have a reversible form"):
-        reversible_inner_training(regression(), mlp_optimizer(), num_steps=5)
+        reversible_inner_training(regression(), mlp_optimizer())
 
 
 def test_tasks_whose_parameters_have_no_one_format_are_refused():
@@ -254,7 +254,7 @@ def test_tasks_whose_parameters_have_no_one_format_are_refused():
         init=lambda instance, key: task.init(instance, key) | {"h": jnp.zeros(3, jnp.bfloat16)}
     )
     with pytest.raises(ValueError, match=r"`task`.*\['bfloat16', 'float32'\].*Cast them"):
-        reversible_inner_training(mixed, reversible_mlp_optimizer(), num_steps=5)
+        reversible_inner_training(mixed, reversible_mlp_optimizer())
 
 
 def test_other_estimators_take_the_system_as_it_is():
@@ -275,9 +275,9 @@ def test_bound_optimizer_takes_the_steps_of_the_system(x64):
     """The optax form that a user runs, against the system that is meta-trained."""
     task, optimizer = regression(np.float64), reversible_mlp_optimizer((8,), step_mult=0.01)
     theta = jax.tree.map(lambda x: x.astype(np.float64), optimizer.init(jax.random.key(1)))
-    system = reversible_inner_training(task, optimizer, num_steps=12, fixed=DOUBLE)
+    system = reversible_inner_training(task, optimizer, fixed=DOUBLE)
     state, losses = unroll(
-        system, theta, system.init(theta, jax.random.key(5)), jax.random.key(6), 12
+        system, theta, system.init(theta, jax.random.key(5), 12), jax.random.key(6), 12
     )
 
     key_sample, key_init = jax.random.split(jax.random.key(5))
@@ -310,7 +310,10 @@ def test_bad_sizes_are_refused(bad):
 def test_automatic_derivatives_of_an_exact_gradient_are_refused():
     system, theta = make()
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
-    value = lambda theta: episode_gradient(system.reversible, theta, key, keys, jnp.mean)[0]  # noqa: E731
+
+    def value(theta):
+        return episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)[0]
+
     assert np.isfinite(value(theta))
     with pytest.raises(TypeError, match="the estimator `reversible`"):
         jax.grad(value)(theta)
@@ -322,7 +325,7 @@ def test_a_task_with_an_empty_tensor_is_trained_as_without_it():
         init=lambda instance, key: task.init(instance, key) | {"a": jnp.zeros((0, 2))}
     )
     optimizer = reversible_mlp_optimizer((8,), step_mult=0.01)
-    with_empty = reversible_inner_training(fuller, optimizer, num_steps=60)
+    with_empty = reversible_inner_training(fuller, optimizer)
     kwargs = {"num_particles": 1, "horizons": fixed_horizon(5)}
     grads = [
         estimates(reversible(s, **kwargs), theta, jax.random.key(7))[0]
@@ -331,4 +334,4 @@ def test_a_task_with_an_empty_tensor_is_trained_as_without_it():
     assert relative_error(*grads) < 1e-5
     nothing = task._replace(init=lambda instance, key: {"a": jnp.zeros((0, 2))})
     with pytest.raises(ValueError, match="`task` must have at least one parameter"):
-        reversible_inner_training(nothing, optimizer, num_steps=5)
+        reversible_inner_training(nothing, optimizer)

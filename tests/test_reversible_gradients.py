@@ -188,7 +188,7 @@ def system_of(index):
         move=lambda theta, hyper, a, x: theta["rate"] * a[0] / jnp.sqrt(0.1 + a[1]),
     )
     return reversible_system(
-        lambda theta, key: Start((), jnp.array([1.3, 0.12, -0.7]), jnp.full((2, 3), 0.1)),
+        lambda theta, key, horizon: Start((), jnp.array([1.3, 0.12, -0.7]), jnp.full((2, 3), 0.1)),
         lambda context: dynamics,
         np.array([0.5, 0.75]),
         DOUBLE,
@@ -201,10 +201,10 @@ def episodes(index, theta):
     keys = jax.random.split(jax.random.key(1), NUM_STEPS)
 
     def by_backpropagation(theta):
-        state = system.init(theta, key)
+        state = system.init(theta, key, len(keys))
         return jnp.mean(jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)[1])
 
-    exact = episode_gradient(system.reversible, theta, key, keys, jnp.mean)
+    exact = episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
     return exact, jax.value_and_grad(by_backpropagation)(theta)
 
 

@@ -194,7 +194,7 @@ def quadratic_system(scale):
         move=lambda theta, hyper, velocity, x: jnp.exp(theta) / scale * velocity[0],
     )
     return reversible_system(
-        lambda theta, key: Start((), jnp.array([1.0, -0.5, 0.3]), jnp.zeros((1, 3))),
+        lambda theta, key, horizon: Start((), jnp.array([1.0, -0.5, 0.3]), jnp.zeros((1, 3))),
         lambda context: dynamics,
         np.array([0.5]),
     )

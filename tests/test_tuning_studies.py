@@ -60,7 +60,7 @@ def test_twenty_nine_hyperparameters_within_their_ranges():
 
 
 def test_every_group_of_the_29_matters():
-    system = many_hyperparameters.inner_system(None, 10)
+    system = many_hyperparameters.inner_system(None)
     theta = many_hyperparameters.draw_theta(many_hyperparameters.START, jax.random.key(0))
     theta = theta.at[:12].set(jnp.log(0.1))  # Fast enough to see in ten steps.
     places = {"a rate": 3, "a momentum": 12 + 3, "a share": 24 + 1}
@@ -73,9 +73,9 @@ def test_schedule_system_is_inner_training_with_the_schedule():
     """The first parameter is the log of the first rate, the second that of the exponent."""
     task = mlp_classifier(load_images("digits"), hidden_sizes=(16, 16), batch_size=16)
     rate, decay, num_steps = 0.2, 3.0, 12
-    system = lr_schedule.inner_system(None, num_steps)
+    system = lr_schedule.inner_system(None)
     theta, key = jnp.log(jnp.array([rate, decay])), jax.random.key(0)
-    state = system.init(theta, key)
+    state = system.init(theta, key, num_steps)
     params, velocity = state.params, jax.tree.map(jnp.zeros_like, state.params)
     for step in range(num_steps):
         key_step = jax.random.fold_in(key, step)
@@ -93,7 +93,7 @@ def test_schedule_system_is_inner_training_with_the_schedule():
 def counting_system():
     """The loss of step ``t`` is ``theta * t``, of every run."""
     return UnrolledSystem(
-        lambda theta, key: jnp.zeros([]),
+        lambda theta, key, horizon: jnp.zeros([]),
         lambda theta, state, key: (state + 1, theta[0] * state),
     )
 
@@ -106,9 +106,7 @@ def test_held_out_losses_keep_names_and_shapes():
 
 
 def test_descents_may_start_elsewhere():
-    system = inner_training(
-        quadratic_family(dim=3, condition=10.0, noise=0.0), learnable_sgdm(), num_steps=4
-    )
+    system = inner_training(quadratic_family(dim=3, condition=10.0, noise=0.0), learnable_sgdm())
     theta = learnable_sgdm().init(jax.random.key(0))
     estimator = est.pes(system, num_pairs=2, truncation=2, horizons=est.fixed_horizon(4), sigma=0.1)
 

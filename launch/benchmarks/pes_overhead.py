@@ -20,6 +20,8 @@ from jax.flatten_util import ravel_pytree
 from launch.config import Config
 from launch.subjects import make_system
 from meta_train import devices, estimators, trainer
+from meta_train.estimators.base import map_particles
+from meta_train.estimators.particles import antithetic_starts
 from meta_train.unroll import UnrolledSystem, unroll, with_flat_theta
 
 LIMITS = {"truncated_es": 1.10, "forward_unrolls": 1.15}
@@ -42,13 +44,15 @@ class Runs(NamedTuple):
     windows: jax.Array
 
 
-def begin_runs(system: UnrolledSystem, theta: jax.Array, num_pairs: int, sigma: float) -> Runs:
+def begin_runs(
+    system: UnrolledSystem, theta: jax.Array, num_pairs: int, sigma: float, horizon: int
+) -> Runs:
     """The pairs at the start of their inner runs."""
 
     def one(index):
         key_eps, key_begin = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
         eps = sigma * jax.random.normal(key_eps, theta.shape, theta.dtype)
-        states = estimators.base.antithetic_starts(system, theta, eps)(key_begin)
+        states = antithetic_starts(system, theta, eps)(key_begin, horizon)
         return Runs(index, jnp.stack([theta + eps, theta - eps]), states, jnp.int32(0))
 
     return jax.vmap(one)(jnp.arange(num_pairs, dtype=jnp.int32))
@@ -65,7 +69,7 @@ def forward_unrolls(system: UnrolledSystem, truncation: int, chunk: int | None) 
         return runs._replace(states=states, windows=runs.windows + 1), jnp.mean(losses)
 
     def step(runs):
-        runs, losses = estimators.base.map_particles(window, runs, chunk)
+        runs, losses = map_particles(window, runs, chunk)
         return runs, devices.device_mean(jnp.mean(losses))
 
     return step
@@ -107,7 +111,9 @@ def measure(num_devices: int) -> dict[str, Any]:
         return devices.population_map(step, num_devices, axes), state
 
     theta = init_theta(jax.random.key(0))
-    runs = jax.jit(lambda: begin_runs(system, theta, num_pairs, settings.sigma))()
+    runs = jax.jit(
+        lambda: begin_runs(system, theta, num_pairs, settings.sigma, config.inner.horizon)
+    )()
     seconds = in_turns(
         {
             "pes": outer_step(estimators.pes),

@@ -2,20 +2,16 @@
 
 from meta_train.estimators.artbp import ARTBP, artbp
 from meta_train.estimators.backprop import BPTT, TBPTT, bptt, tbptt
-from meta_train.estimators.base import (
-    GradientEstimator,
-    Horizons,
-    fixed_horizon,
-    log_uniform_horizons,
-    synchronized,
-)
+from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.config import ALONE, Context, EstimatorConfig, Exchange
 from meta_train.estimators.es import FullES, TruncatedES, full_es, truncated_es
 from meta_train.estimators.forward import RTRL, UORO, ForwardGradient, forward_gradient, rtrl, uoro
 from meta_train.estimators.gpes import GPES, NRES, es_single, gpes, nres
 from meta_train.estimators.guided import GuidedES, guided_es
+from meta_train.estimators.horizons import Horizons, fixed_horizon, log_uniform_horizons
 from meta_train.estimators.hybrid import HybridES, Noise, hybrid_es, learned_features
 from meta_train.estimators.mixture import Mixture, mixture
+from meta_train.estimators.particles import synchronized
 from meta_train.estimators.pes import PES, pes
 from meta_train.estimators.pes_analytic import PESAnalytic, pes_analytic
 from meta_train.estimators.reparam import Reparam, ReparamES, reparam, reparam_es

@@ -6,9 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.checks import check_positive
+from meta_train.estimators.base import GradientEstimator, checked, map_particles, population_mean
 from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
-from meta_train.estimators.derivatives import float_leaves, replace_floats
+from meta_train.estimators.derivatives import float_leaves, replace_floats, resting_after_horizon
+from meta_train.estimators.horizons import Horizons, episode_loss
+from meta_train.estimators.particles import check_population
 from meta_train.unroll import UnrolledSystem
 
 
@@ -17,10 +20,10 @@ def artbp(
     *,
     num_particles: int,
     mean_truncation: float,
-    horizons: base.Horizons,
+    horizons: Horizons,
     alpha: float = 6.0,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Truncated backpropagation with random, compensated cuts: unbiased, as ``bptt`` is.
 
     After each inner step the backward pass is cut with probability ``c`` and multiplied by
@@ -41,7 +44,7 @@ def artbp(
       mean_truncation: ``l``, mean steps between cuts; above 1.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
       alpha: tail exponent of the segment lengths, above 1.
-      chunk: episodes computed at a time; see ``base.map_particles``.
+      chunk: episodes computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a non-positive number, ``mean_truncation`` or ``alpha`` not above 1, or
@@ -50,8 +53,8 @@ def artbp(
     Source: Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time".
     Their ``c``; that its mean segment is ``l`` follows from a telescoping sum.
     """
-    base.check_population(num_particles, chunk)
-    base.check_positive(mean_truncation=mean_truncation)
+    check_population(num_particles, chunk)
+    check_positive(mean_truncation=mean_truncation)
     for name, value in {"mean_truncation": mean_truncation, "alpha": alpha}.items():
         if not value > 1:
             raise ValueError(
@@ -69,7 +72,8 @@ def artbp(
     def episode(theta, key, particle_id):
         key_restart, key_data, key_cuts = jax.random.split(jax.random.fold_in(key, particle_id), 3)
         key_horizon, key_begin = jax.random.split(key_restart)
-        run = base.ending(system, horizons, key_horizon)
+        horizon = horizons.draw(key_horizon)
+        run = resting_after_horizon(system, horizons, horizon)
 
         def body(theta, carry, keys):
             state, since_cut = carry
@@ -81,22 +85,22 @@ def artbp(
             return (_scale_backward(weight, state), jnp.where(cut, 1, since_cut + 1)), loss
 
         def loss(theta):
-            start = run.init(theta, key_begin), jnp.int32(1)
+            start = run.init(theta, key_begin, horizon), jnp.int32(1)
             keys = (
                 jax.random.split(key_data, horizons.max),
                 jax.random.split(key_cuts, horizons.max),
             )
             losses = jax.lax.scan(partial(body, theta), start, keys)[1]
-            return base.episode_loss(losses, horizons, key_horizon)
+            return episode_loss(losses, horizons, horizon)
 
         return jax.value_and_grad(loss)(theta)
 
     def estimate(theta, ids, key):
-        losses, grads = base.map_particles(partial(episode, theta, key), ids, chunk)
-        grad, _, metrics = base.population_mean(grads, losses)
+        losses, grads = map_particles(partial(episode, theta, key), ids, chunk)
+        grad, _, metrics = population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.checked("artbp", system, init, estimate, differentiates=True)
+    return checked("artbp", system, init, estimate, differentiates=True)
 
 
 def _scale_backward(weight: jax.Array, state):

@@ -6,8 +6,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.estimators.base import GradientEstimator, checked, map_particles, population_mean
 from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig, TruncatedConfig
+from meta_train.estimators.derivatives import resting_after_horizon, unroll_window
+from meta_train.estimators.horizons import Horizons, check_truncation, episode_loss
+from meta_train.estimators.particles import (
+    check_population,
+    end_if_nonfinite,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import Theta
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -25,7 +35,7 @@ def rematerialized(system: UnrolledSystem) -> UnrolledSystem:
     return UnrolledSystem(system.init, step)
 
 
-def own_thetas(theta: base.Theta, particles) -> base.Theta:
+def own_thetas(theta: Theta, particles) -> Theta:
     """A copy of theta for every particle, ``[N, ...]``.
 
     Each particle's gradient is wanted on its own. Differentiating one shared theta under
@@ -40,9 +50,9 @@ def bptt(
     system: UnrolledSystem,
     *,
     num_particles: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Backpropagation through time over whole episodes: the exact gradient of each.
 
     Unbiased for the mean of the derivative of the mean per-step loss, which is the derivative of
@@ -55,14 +65,14 @@ def bptt(
     Args:
       num_particles: ``N``, episodes per outer step.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
-      chunk: episodes computed at a time; see ``base.map_particles``.
+      chunk: episodes computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a non-positive number, or (from ``init``) a loss without a derivative.
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_population(num_particles, chunk)
+    check_population(num_particles, chunk)
 
     def init(theta, key):
         del theta, key
@@ -72,24 +82,23 @@ def bptt(
         theta, particle_id = theta_and_id
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
+        horizon = horizons.draw(key_horizon)
 
-        run = rematerialized(base.ending(system, horizons, key_horizon))
+        run = rematerialized(resting_after_horizon(system, horizons, horizon))
 
         def loss(theta):
-            state = run.init(theta, key_begin)
+            state = run.init(theta, key_begin, horizon)
             losses = unroll(run, theta, state, key_data, horizons.max)[1]
-            return base.episode_loss(losses, horizons, key_horizon)
+            return episode_loss(losses, horizons, horizon)
 
         return jax.value_and_grad(loss)(theta)
 
     def estimate(theta, ids, key):
-        losses, grads = base.map_particles(
-            partial(episode, key), (own_thetas(theta, ids), ids), chunk
-        )
-        grad, _, metrics = base.population_mean(grads, losses)
+        losses, grads = map_particles(partial(episode, key), (own_thetas(theta, ids), ids), chunk)
+        grad, _, metrics = population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.checked("bptt", system, init, estimate, differentiates=True)
+    return checked("bptt", system, init, estimate, differentiates=True)
 
 
 def tbptt(
@@ -97,9 +106,9 @@ def tbptt(
     *,
     num_particles: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Truncated backpropagation through time: exact within a truncation, blind beyond it.
 
     The inner state crosses a truncation as a constant, so the effect of theta on later
@@ -114,7 +123,7 @@ def tbptt(
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
-      chunk: particles computed at a time; see ``base.map_particles``.
+      chunk: particles computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a non-positive number, or
@@ -122,12 +131,12 @@ def tbptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    base.check_population(num_particles, chunk)
-    base.check_truncation(horizons, truncation)
+    check_population(num_particles, chunk)
+    check_truncation(horizons, truncation)
 
     def init(theta, key):
         begin = partial(system.init, theta)
-        return base.init_particles(num_particles, horizons, truncation, key, begin, ())
+        return init_particles(num_particles, horizons, truncation, key, begin, ())
 
     remat_system = rematerialized(system)
 
@@ -136,13 +145,11 @@ def tbptt(
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle.id))
 
         def loss(theta):
-            started = base.restart_if_done(
-                particle, horizons, key_restart, partial(system.init, theta)
-            )
-            state, losses = base.unroll_window(
+            started = restart_if_done(particle, horizons, key_restart, partial(system.init, theta))
+            state, losses = unroll_window(
                 remat_system, theta, started, horizons, key_data, truncation
             )
-            return base.window_loss(started, horizons, losses), started._replace(
+            return window_loss(started, horizons, losses), started._replace(
                 states=state, position=started.position + truncation
             )
 
@@ -150,13 +157,13 @@ def tbptt(
         return grad, advanced, mean_loss
 
     def estimate(theta, particles, key):
-        grads, particles, losses = base.map_particles(
+        grads, particles, losses = map_particles(
             partial(window, key), (own_thetas(theta, particles), particles), chunk
         )
-        grad, finite, metrics = base.population_mean(grads, losses)
-        return grad, base.end_if_nonfinite(particles, finite), metrics
+        grad, finite, metrics = population_mean(grads, losses)
+        return grad, end_if_nonfinite(particles, finite), metrics
 
-    return base.checked("tbptt", system, init, estimate, differentiates=True)
+    return checked("tbptt", system, init, estimate, differentiates=True)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from meta_train.checks import check_whole
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole
+from meta_train.estimators.base import GradientEstimator
+from meta_train.estimators.horizons import Horizons
 from meta_train.samplers import sampler_named
 from meta_train.unroll import UnrolledSystem
 
@@ -75,8 +76,8 @@ class EstimatorConfig:
     """
 
     def make(
-        self, system: UnrolledSystem, horizons: base.Horizons, context: Context = ONE_DEVICE
-    ) -> base.GradientEstimator:
+        self, system: UnrolledSystem, horizons: Horizons, context: Context = ONE_DEVICE
+    ) -> GradientEstimator:
         """The estimator for this system."""
         raise NotImplementedError(f"{type(self).__name__} must define `make`.")
 
@@ -181,7 +182,7 @@ class PairsConfig(ParticlesConfig):
                 "`num_particles` must be even, since an antithetic estimator pairs inner runs up, "
                 f"got num_particles={self.num_particles}. Try {self.num_particles + 1}."
             )
-        base.check_positive(sigma=self.sigma)
+        check_positive(sigma=self.sigma)
         sampler_named(self.sampler)
 
     @property

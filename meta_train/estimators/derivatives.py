@@ -15,10 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax.extend.core import Literal
 
-from meta_train.checks import dtype_of
-from meta_train.unroll import UnrolledSystem
+from meta_train.checks import HORIZON, dtype_of
+from meta_train.estimators.horizons import Horizons
+from meta_train.estimators.particles import Particle
+from meta_train.unroll import UnrolledSystem, unroll
 
 
 def float_leaves(tree: Any) -> list[jax.Array]:
@@ -82,20 +86,20 @@ def check_differentiable(name: str, system: UnrolledSystem, theta: Any, key: jax
     of a count, an accuracy or a discrete action does not.
     """
 
-    def tangents(key, dtheta, dfloats):
+    def tangents(key, horizon, dtheta, dfloats):
         def start(theta):
-            return float_leaves(system.init(theta, key))
+            return float_leaves(system.init(theta, key, horizon))
 
-        initial = system.init(theta, key)
+        initial = system.init(theta, key, horizon)
         step = step_on_floats(system, initial, key)
         begun = jax.linearize(start, theta)[1](dtheta)
         _, pushforward, _ = jax.linearize(step, theta, float_leaves(initial), has_aux=True)
         return begun, pushforward(dtheta, dfloats)
 
-    shapes = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key)
+    shapes = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key, HORIZON)
     num = len(shapes)
-    jaxpr = jax.make_jaxpr(tangents)(key, theta, shapes).jaxpr
-    inputs = jaxpr.invars[1:]
+    jaxpr = jax.make_jaxpr(tangents)(key, HORIZON, theta, shapes).jaxpr
+    inputs = jaxpr.invars[2:]
     thetas, floats = inputs[: len(inputs) - num], inputs[len(inputs) - num :]
     moved: set = set()  # States that move with theta, after some step or other.
     while True:
@@ -110,3 +114,49 @@ def check_differentiable(name: str, system: UnrolledSystem, theta: Any, key: jax
         f"`{name}` differentiates the loss, but the derivative of this loss is zero wherever it "
         "exists; use an estimator that only evaluates it, such as `pes`, `nres` or `full_es`."
     )
+
+
+def resting_after_horizon(
+    system: UnrolledSystem, horizons: Horizons, horizon: jax.Array
+) -> UnrolledSystem:
+    """The system, resting in the last state of an episode of ``horizon`` steps.
+
+    For backpropagation: ``episode_loss`` masks the losses of later steps, but a derivative of
+    theirs that is not finite would make its product with zero not a number.
+    """
+    if len(horizons.values) == 1:
+        return system
+    run = _resting(system, horizon)
+    return run._replace(init=lambda *args: (system.init(*args), jnp.int32(0)))
+
+
+def unroll_window(
+    system: UnrolledSystem,
+    theta: Any,
+    particle: Particle,
+    horizons: Horizons,
+    key: jax.Array,
+    truncation: int,
+) -> tuple[Any, jax.Array]:
+    """``unroll`` through a particle's next truncation, for backpropagation.
+
+    Where its episode ends within the truncation, the system rests: see ``resting_after_horizon``.
+    """
+    if not np.any(horizons.values % truncation):
+        return unroll(system, theta, particle.states, key, truncation)
+    run = _resting(system, particle.horizon)
+    start = particle.states, particle.position
+    (state, _), losses = unroll(run, theta, start, key, truncation)
+    return state, losses
+
+
+def _resting(system: UnrolledSystem, horizon: jax.Array) -> UnrolledSystem:
+    """The system with states ``(state, position)``, which takes the last of ``horizon`` steps
+    again and again: what is finite there stays so."""
+
+    def step(theta, state, key):
+        inner, position = state
+        moved, loss = system.step(theta, inner, key)
+        return (optax.tree.where(position + 1 < horizon, moved, inner), position + 1), loss
+
+    return UnrolledSystem(system.init, step)

@@ -6,8 +6,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.checks import check_positive
+from meta_train.estimators.base import (
+    GradientEstimator,
+    checked,
+    estimate_perturbed_windows,
+    map_particles,
+    population_mean,
+)
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig, TruncatedPairsConfig
+from meta_train.estimators.horizons import Horizons, check_truncation, episode_loss
+from meta_train.estimators.particles import (
+    check_population,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -15,11 +30,11 @@ def full_es(
     system: UnrolledSystem,
     *,
     num_pairs: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Antithetic evolution strategies over whole episodes.
 
     Unbiased for the gradient of the mean per-step loss smoothed by *one* Gaussian
@@ -34,17 +49,17 @@ def full_es(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a non-positive number.
 
     Source: Vicol et al. 2021, section 3, equation 3 (antithetic form).
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
 
     def init(theta, key):
         del theta, key
@@ -53,25 +68,26 @@ def full_es(
     def episode(perturb, theta, key, particle_id):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle_id), 3)
         key_horizon, key_begin = jax.random.split(key_restart)
+        horizon = horizons.draw(key_horizon)
         eps = perturb(key_eps, particle_id)
 
         def half(sign):
-            theta_i = base.add_scaled(theta, sign, eps)
-            state = system.init(theta_i, key_begin)
+            theta_i = add_scaled(theta, sign, eps)
+            state = system.init(theta_i, key_begin, horizon)
             losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
-            return base.episode_loss(losses, horizons, key_horizon)
+            return episode_loss(losses, horizons, horizon)
 
         positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
-        contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
+        contribution = scaled((positive - negative) / (2 * sigma**2), eps)
         return contribution, (positive + negative) / 2
 
     def estimate(theta, ids, key):
         episodes = partial(episode, perturbations(theta, key), theta, key)
-        contributions, losses = base.map_particles(episodes, ids, chunk)
-        grad, _, metrics = base.population_mean(contributions, losses)
+        contributions, losses = map_particles(episodes, ids, chunk)
+        grad, _, metrics = population_mean(contributions, losses)
         return grad, ids, metrics
 
-    return base.checked("full_es", system, init, estimate, sigma=sigma)
+    return checked("full_es", system, init, estimate, sigma=sigma)
 
 
 def truncated_es(
@@ -79,11 +95,11 @@ def truncated_es(
     *,
     num_pairs: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Antithetic evolution strategies on each truncation alone: biased to short horizons.
 
     Each pair perturbs theta from one shared inner state (at the start of an episode, from the
@@ -97,8 +113,8 @@ def truncated_es(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, or a non-positive number.
@@ -107,35 +123,35 @@ def truncated_es(
     inner state for the whole population; here every pair has its own, so a population
     covers many tasks and phases.
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
-    base.check_truncation(horizons, truncation)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
+    check_truncation(horizons, truncation)
 
     def init(theta, key):
         begin = partial(system.init, theta)
-        return base.init_particles(num_pairs, horizons, truncation, key, begin, ())
+        return init_particles(num_pairs, horizons, truncation, key, begin, ())
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         eps = perturb(key_eps, particle.id)
 
         def branch(sign):
-            theta_i = base.add_scaled(theta, sign, eps)
+            theta_i = add_scaled(theta, sign, eps)
             begin = partial(system.init, theta_i)
-            started = base.restart_if_done(particle, horizons, key_restart, begin)
+            started = restart_if_done(particle, horizons, key_restart, begin)
             states, losses = unroll(system, theta_i, started.states, key_data, truncation)
             position = started.position + truncation
-            loss = base.window_loss(started, horizons, losses)
+            loss = window_loss(started, horizons, losses)
             return started._replace(states=states, position=position), loss
 
         branches, losses = jax.vmap(branch)(jnp.array([1.0, -1.0, 0.0]))
         positive, negative, unperturbed = losses
-        contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
+        contribution = scaled((positive - negative) / (2 * sigma**2), eps)
         return contribution, jax.tree.map(lambda x: x[2], branches), unperturbed
 
-    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
-    return base.checked("truncated_es", system, init, estimate, sigma=sigma)
+    estimate = estimate_perturbed_windows(window, perturbations, chunk)
+    return checked("truncated_es", system, init, estimate, sigma=sigma)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
-from meta_train.estimators import base
+from meta_train.checks import HORIZON
+from meta_train.estimators.base import GradientEstimator, checked, map_particles, population_mean
 from meta_train.estimators.config import ONE_DEVICE, TruncatedConfig
 from meta_train.estimators.derivatives import float_leaves, step_on_floats
+from meta_train.estimators.horizons import Horizons, check_truncation, step_weight
+from meta_train.estimators.particles import (
+    check_population,
+    end_if_nonfinite,
+    in_episode,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import add_scaled, normal_perturbation, scaled
 from meta_train.unroll import UnrolledSystem
 
 UORO_EPS = 1e-7
@@ -30,10 +42,10 @@ def rtrl(
     *,
     num_particles: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     max_bytes: float = 2**31,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Real-time recurrent learning: the exact gradient, forward in time.
 
     Carries ``J = ds/dtheta``, ``[S, P]``: ``J <- F_s J + F_theta``, and the gradient of each
@@ -48,7 +60,7 @@ def rtrl(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
       max_bytes: the largest sensitivity matrix (all particles together) allowed.
-      chunk: particles computed at a time; see ``base.map_particles``.
+      chunk: particles computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
@@ -62,7 +74,7 @@ def rtrl(
         raise ValueError(f"`max_bytes` must be above 0, got max_bytes={max_bytes}.")
 
     def check_size(theta, key):
-        floats = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key)
+        floats = jax.eval_shape(lambda *args: float_leaves(system.init(*args)), theta, key, HORIZON)
         state_size = _size(floats)
         flat = jax.eval_shape(lambda t: ravel_pytree(t)[0], theta)
         num_bytes = num_particles * state_size * flat.size * flat.dtype.itemsize
@@ -74,9 +86,9 @@ def rtrl(
                 "state + theta entries, or `pes`; or raise `max_bytes`."
             )
 
-    def begin(theta, noise_key, key):
+    def begin(theta, noise_key, key, horizon):
         del noise_key
-        state, pushforward = _linear_init(system, theta, key)
+        state, pushforward = _linear_init(system, theta, key, horizon)
         return _Carry(state, jax.vmap(pushforward)(_basis(theta)))
 
     def advance(theta, carry, noise_key, key):
@@ -98,9 +110,9 @@ def uoro(
     *,
     num_particles: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Unbiased online recurrent optimization: a random rank-one sensitivity.
 
     Carries ``s~ [S]`` and ``theta~ [P]`` with ``E[s~ theta~^T] = J``. With signs ``nu``:
@@ -114,7 +126,7 @@ def uoro(
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
-      chunk: particles computed at a time; see ``base.map_particles``.
+      chunk: particles computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
@@ -124,9 +136,9 @@ def uoro(
     authors' code of Vicol et al. 2021 has finite differences.
     """
 
-    def begin(theta, noise_key, key):
+    def begin(theta, noise_key, key, horizon):
         floats, pullback, state = jax.vjp(
-            lambda theta: _init_on_floats(system, theta, key), theta, has_aux=True
+            lambda theta: _init_on_floats(system, theta, key, horizon), theta, has_aux=True
         )
         signs = _signs(noise_key, floats)
         zero_state = jax.tree.map(jnp.zeros_like, floats)
@@ -146,7 +158,7 @@ def uoro(
         signs = _signs(noise_key, new)
         (from_theta, _) = pullback((signs, jnp.zeros_like(loss)))
         (direct, _) = pullback((jax.tree.map(jnp.zeros_like, new), jnp.ones_like(loss)))
-        grad = base.add_scaled(direct, loss_rate, theta_part)
+        grad = add_scaled(direct, loss_rate, theta_part)
         return _Carry(state, _mix(moved, theta_part, signs, from_theta)), loss, grad
 
     return _online("uoro", system, begin, advance, num_particles, truncation, horizons, chunk)
@@ -157,9 +169,9 @@ def forward_gradient(
     *,
     num_particles: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Forward gradients (DODGE): a random directional derivative, carried through the episode.
 
     Draws ``u ~ N(0, I)`` at the start of an episode, carries ``c = J u`` (``c <- F_s c +
@@ -173,7 +185,7 @@ def forward_gradient(
       num_particles: ``N``, inner runs.
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
-      chunk: particles computed at a time; see ``base.map_particles``.
+      chunk: particles computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
@@ -182,9 +194,9 @@ def forward_gradient(
     Source: Silver et al. 2021, "Learning by directional gradient descent".
     """
 
-    def begin(theta, noise_key, key):
-        state, pushforward = _linear_init(system, theta, key)
-        direction = base.perturbation(noise_key, theta, 1.0)
+    def begin(theta, noise_key, key, horizon):
+        state, pushforward = _linear_init(system, theta, key, horizon)
+        direction = normal_perturbation(noise_key, theta, 1.0)
         return _Carry(state, (pushforward(direction), direction))
 
     def advance(theta, carry, noise_key, key):
@@ -194,7 +206,7 @@ def forward_gradient(
         (_, loss), (tangent, loss_rate), state = jax.jvp(
             step, (theta, float_leaves(carry.state)), (direction, tangent), has_aux=True
         )
-        grad = base.scaled(loss_rate, direction)
+        grad = scaled(loss_rate, direction)
         return _Carry(state, (tangent, direction)), loss, grad
 
     return _online(
@@ -216,34 +228,34 @@ def _online(
     advance: Callable,
     num_particles: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None,
     check_size: Callable = lambda theta, key: None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """An estimator that carries a sensitivity through one scan per truncation.
 
     Args:
-      begin: ``(theta, noise_key, key) -> _Carry`` at the start of an episode.
+      begin: ``(theta, noise_key, key, horizon) -> _Carry`` at the start of an episode.
       advance: ``(theta, carry, noise_key, key) -> (carry, loss, grad)``, one inner step and
         the (estimated) total derivative of its loss.
       check_size: ``(theta, key)``; raises if the carry would be too large.
     """
-    base.check_population(num_particles, chunk)
-    base.check_truncation(horizons, truncation)
+    check_population(num_particles, chunk)
+    check_truncation(horizons, truncation)
 
     def init(theta, key):
         check_size(theta, key)
 
-        def fresh(key):
-            return begin(theta, *jax.random.split(key))
+        def fresh(key, horizon):
+            return begin(theta, *jax.random.split(key), horizon)
 
-        return base.init_particles(num_particles, horizons, truncation, key, fresh, ())
+        return init_particles(num_particles, horizons, truncation, key, fresh, ())
 
     def window(theta, key, particle):
         key_restart, key_data, key_noise = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         key_begin, key_steps = jax.random.split(key_noise)
         fresh = partial(begin, theta, key_begin)
-        particle = base.restart_if_done(particle, horizons, key_restart, fresh)
+        particle = restart_if_done(particle, horizons, key_restart, fresh)
 
         zeros = jax.tree.map(jnp.zeros_like, theta)
 
@@ -251,33 +263,33 @@ def _online(
             carry, total = loop
             kept, keys = step
             carry, loss, grad = advance(theta, carry, *keys)
-            return (carry, base.add_scaled(total, 1.0, base.select(kept, grad, zeros))), loss
+            return (carry, add_scaled(total, 1.0, optax.tree.where(kept, grad, zeros))), loss
 
         step_keys = jax.random.split(key_steps, truncation), jax.random.split(key_data, truncation)
-        steps = base.in_episode(particle, truncation), step_keys
+        steps = in_episode(particle, truncation), step_keys
         (carry, total), losses = jax.lax.scan(body, (particle.states, zeros), steps)
-        loss = base.window_loss(particle, horizons, losses)
-        grad = base.scaled(base.step_weight(horizons, truncation), total)
+        loss = window_loss(particle, horizons, losses)
+        grad = scaled(step_weight(horizons, truncation), total)
         particle = particle._replace(states=carry, position=particle.position + truncation)
         return grad, particle, loss
 
     def estimate(theta, particles, key):
-        grads, particles, losses = base.map_particles(partial(window, theta, key), particles, chunk)
-        grad, finite, metrics = base.population_mean(grads, losses)
-        return grad, base.end_if_nonfinite(particles, finite), metrics
+        grads, particles, losses = map_particles(partial(window, theta, key), particles, chunk)
+        grad, finite, metrics = population_mean(grads, losses)
+        return grad, end_if_nonfinite(particles, finite), metrics
 
-    return base.checked(name, system, init, estimate, differentiates=True)
+    return checked(name, system, init, estimate, differentiates=True)
 
 
-def _init_on_floats(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[list, Any]:
-    state = system.init(theta, key)
+def _init_on_floats(system, theta, key, horizon) -> tuple[list, Any]:
+    state = system.init(theta, key, horizon)
     return float_leaves(state), state
 
 
-def _linear_init(system: UnrolledSystem, theta: Any, key: jax.Array) -> tuple[Any, Callable]:
+def _linear_init(system, theta, key, horizon) -> tuple[Any, Callable]:
     """The initial state, and ``dtheta -> d(float leaves)`` (zero where theta does not enter)."""
     _, pushforward, state = jax.linearize(
-        lambda theta: _init_on_floats(system, theta, key), theta, has_aux=True
+        lambda theta: _init_on_floats(system, theta, key, horizon), theta, has_aux=True
     )
     return state, pushforward
 

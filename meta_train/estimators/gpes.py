@@ -4,10 +4,24 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from meta_train.checks import check_whole, is_whole
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole, is_whole
+from meta_train.estimators.base import (
+    GradientEstimator,
+    checked,
+    estimate_perturbed_windows,
+)
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
+from meta_train.estimators.horizons import Horizons, check_truncation, num_windows
+from meta_train.estimators.particles import (
+    antithetic_starts,
+    check_population,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -17,11 +31,11 @@ def gpes(
     num_pairs: int,
     truncation: int,
     noise_period: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Persistent evolution strategies with a perturbation drawn anew every ``noise_period`` steps.
 
     Unbiased for the gradient of the mean per-step loss smoothed by an independent Gaussian
@@ -41,8 +55,8 @@ def gpes(
         ``truncation``.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a noise period that is no
@@ -53,23 +67,23 @@ def gpes(
     truncations; losses are averaged over the truncation, not summed. A particle that starts
     in mid-episode draws its perturbation there.
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
-    base.check_truncation(horizons, truncation)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
+    check_truncation(horizons, truncation)
     if not is_whole(noise_period) or noise_period < 1 or noise_period % truncation:
         raise ValueError(
             f"`noise_period` must be a positive multiple of `truncation`, got noise_period="
             f"{noise_period}, truncation={truncation}; a perturbation lasts whole truncations."
         )
     # Longer than an episode is an episode, and need not fit a position.
-    noise_period = min(noise_period, truncation * base.num_windows(horizons.max, truncation))
+    noise_period = min(noise_period, truncation * num_windows(horizons.max, truncation))
 
     def init(theta, key):
         key_particles, key_eps = jax.random.split(key)
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta, zeros)
-        particles = base.init_particles(
+        begin = antithetic_starts(system, theta, zeros)
+        particles = init_particles(
             num_pairs, horizons, truncation, key_particles, begin, (zeros, zeros)
         )
 
@@ -78,7 +92,7 @@ def gpes(
         def draw(particle):
             eps = perturb(jax.random.fold_in(key_eps, particle.id), particle.id)
             started = particle.position % noise_period != 0
-            eps = base.select(started, eps, zeros)
+            eps = optax.tree.where(started, eps, zeros)
             return particle._replace(memory=(eps, eps))
 
         return jax.vmap(draw)(particles)
@@ -86,26 +100,26 @@ def gpes(
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         drawn = perturb(key_eps, particle.id)
-        begin = base.antithetic_starts(system, theta, drawn)
-        particle = base.restart_if_done(particle, horizons, key_restart, begin)
+        begin = antithetic_starts(system, theta, drawn)
+        particle = restart_if_done(particle, horizons, key_restart, begin)
         xi, eps = particle.memory
         draw = particle.position % noise_period == 0
-        eps = base.select(draw, drawn, eps)
-        xi = base.select(draw, base.add_scaled(xi, 1.0, eps), xi)
+        eps = optax.tree.where(draw, drawn, eps)
+        xi = optax.tree.where(draw, add_scaled(xi, 1.0, eps), xi)
 
         def half(sign, state):
-            return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
+            return unroll(system, add_scaled(theta, sign, eps), state, key_data, truncation)
 
         states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
-        positive, negative = base.window_loss(particle, horizons, losses)
-        contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
+        positive, negative = window_loss(particle, horizons, losses)
+        contribution = scaled((positive - negative) / (2 * sigma**2), xi)
         particle = particle._replace(
             states=states, position=particle.position + truncation, memory=(xi, eps)
         )
         return contribution, particle, (positive + negative) / 2
 
-    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
-    return base.checked("gpes", system, init, estimate, sigma=sigma)
+    estimate = estimate_perturbed_windows(window, perturbations, chunk)
+    return checked("gpes", system, init, estimate, sigma=sigma)
 
 
 def nres(
@@ -113,11 +127,11 @@ def nres(
     *,
     num_pairs: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Noise-reuse ES (ES-Single): one perturbation an episode, used in all its truncations.
 
     Unbiased for the gradient of the mean per-step loss smoothed by *one* Gaussian
@@ -135,12 +149,12 @@ def nres(
 
     Source: Li et al. 2023 (NRES), Vicol 2023 (ES-Single): the same estimator found twice.
     """
-    base.check_truncation(horizons, truncation)
+    check_truncation(horizons, truncation)
     return gpes(
         system,
         num_pairs=num_pairs,
         truncation=truncation,
-        noise_period=truncation * base.num_windows(horizons.max, truncation),
+        noise_period=truncation * num_windows(horizons.max, truncation),
         horizons=horizons,
         sigma=sigma,
         sampler=sampler,

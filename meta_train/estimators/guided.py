@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from meta_train.checks import check_whole
-from meta_train.estimators import base
+from meta_train.checks import check_multiple, check_positive, check_whole
+from meta_train.estimators.base import GradientEstimator, checked, map_particles, population_mean
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig
-from meta_train.estimators.derivatives import float_leaves, replace_floats
+from meta_train.estimators.derivatives import float_leaves, replace_floats, resting_after_horizon
+from meta_train.estimators.horizons import Horizons, episode_loss
+from meta_train.estimators.particles import check_population
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -29,12 +32,12 @@ def guided_es(
     num_pairs: int,
     truncation: int,
     num_surrogates: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     alpha: float = 0.5,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Antithetic ES over whole episodes, with perturbations guided by cheap biased gradients.
 
     With ``U [P, k]`` an orthonormal basis of the pair's last ``k`` surrogate gradients
@@ -57,8 +60,8 @@ def guided_es(
       horizons: distribution of episode lengths, the longest a multiple of ``truncation``.
       sigma: standard deviation of the perturbations, root mean square over directions.
       alpha: share of the isotropic part, in ``(0, 1]``.
-      sampler: distribution of the isotropic part; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: distribution of the isotropic part; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a longest horizon that is no multiple of ``truncation``, a number out of
@@ -68,11 +71,11 @@ def guided_es(
     Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
     means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, chunk, unit="pairs")
     check_whole(num_surrogates=num_surrogates)
-    base.check_positive(sigma=sigma)
-    base.check_multiple(horizons.max, truncation)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
+    check_positive(sigma=sigma)
+    check_multiple(horizons.max, truncation)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
     if not 0 < alpha <= 1:
         raise ValueError(
             f"`alpha` must be above 0 and at most 1, got alpha={alpha}; "
@@ -89,10 +92,10 @@ def guided_es(
         surrogates = jax.random.normal(key, (num_pairs, num_surrogates, flat.size), flat.dtype)
         return GuidedParticle(jnp.arange(num_pairs, dtype=jnp.int32), surrogates)
 
-    def surrogate(theta, key_begin, key_horizon, key_data):
+    def surrogate(theta, key_begin, horizon, key_data):
         """The gradient of the episode with the state held constant every ``truncation`` steps."""
 
-        run = base.ending(system, horizons, key_horizon)
+        run = resting_after_horizon(system, horizons, horizon)
 
         def loss(theta):
             def window(state, keys):
@@ -102,8 +105,8 @@ def guided_es(
 
             keys = jax.random.split(key_data, horizons.max)
             windows = keys.reshape(-1, truncation, *keys.shape[1:])
-            losses = jax.lax.scan(window, run.init(theta, key_begin), windows)[1]
-            return base.episode_loss(losses.reshape(-1), horizons, key_horizon)
+            losses = jax.lax.scan(window, run.init(theta, key_begin, horizon), windows)[1]
+            return episode_loss(losses.reshape(-1), horizons, horizon)
 
         return ravel_pytree(jax.grad(loss)(theta))[0]
 
@@ -111,6 +114,7 @@ def guided_es(
         keys = jax.random.split(jax.random.fold_in(key, particle.id), 4)
         key_restart, key_eps, key_data, key_sub = keys
         key_horizon, key_begin = jax.random.split(key_restart)
+        horizon = horizons.draw(key_horizon)
         flat, unravel = ravel_pytree(theta)
         basis = jnp.linalg.qr(particle.surrogates.T)[0]
         within = jax.random.normal(key_sub, (num_surrogates,), flat.dtype)
@@ -119,14 +123,14 @@ def guided_es(
         eps = unravel(eps + stretch * basis @ within)
 
         def half(sign):
-            theta_i = base.add_scaled(theta, sign, eps)
-            state = system.init(theta_i, key_begin)
+            theta_i = add_scaled(theta, sign, eps)
+            state = system.init(theta_i, key_begin, horizon)
             losses = unroll(system, theta_i, state, key_data, horizons.max)[1]
-            return base.episode_loss(losses, horizons, key_horizon)
+            return episode_loss(losses, horizons, horizon)
 
         positive, negative = jax.vmap(half)(jnp.array([1.0, -1.0]))
-        contribution = base.scaled((positive - negative) / (2 * sigma**2), eps)
-        newest = surrogate(theta, key_begin, key_horizon, key_data)
+        contribution = scaled((positive - negative) / (2 * sigma**2), eps)
+        newest = surrogate(theta, key_begin, horizon, key_data)
         surrogates = jnp.concatenate([newest[None], particle.surrogates[:-1]])
         finite = jnp.all(jnp.isfinite(newest))
         surrogates = jnp.where(finite, surrogates, particle.surrogates)
@@ -134,11 +138,11 @@ def guided_es(
 
     def estimate(theta, particles, key):
         episodes = partial(episode, perturbations(theta, key), theta, key)
-        contributions, particles, losses = base.map_particles(episodes, particles, chunk)
-        grad, _, metrics = base.population_mean(contributions, losses)
+        contributions, particles, losses = map_particles(episodes, particles, chunk)
+        grad, _, metrics = population_mean(contributions, losses)
         return grad, particles, metrics
 
-    return base.checked(
+    return checked(
         "guided_es",
         system,
         init,

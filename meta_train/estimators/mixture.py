@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_train.checks import check_whole
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole
+from meta_train.estimators.base import GradientEstimator
+from meta_train.estimators.perturbations import add_scaled
 
 _DECAY = 0.99  # Of the running squared norm, per step in which the part ran.
 _DRAW = 2**32 - 3  # The address of the draw of parts; no particle has this id.
@@ -43,7 +44,7 @@ class Mixture(NamedTuple):
         gradients that are means over all devices already; what did not run is ignored.
     """
 
-    estimator: base.GradientEstimator
+    estimator: GradientEstimator
     size: int
     drawn: Callable[[jax.Array], jax.Array]
     part: Callable[..., tuple]
@@ -51,7 +52,7 @@ class Mixture(NamedTuple):
 
 
 def mixture(
-    estimators: Sequence[base.GradientEstimator],
+    estimators: Sequence[GradientEstimator],
     *,
     names: Sequence[str],
     weights: Sequence[float] = (),
@@ -91,7 +92,7 @@ def mixture(
             f"`estimators` must have a name each, and a weight each or none, got {size} "
             f"estimators, {len(names)} names, {len(weights)} weights."
         )
-    base.check_positive(**{f"weights[{i}]": weight for i, weight in enumerate(weights)})
+    check_positive(**{f"weights[{i}]": weight for i, weight in enumerate(weights)})
     check_whole(0, drawn=drawn)
     if drawn > size:
         raise ValueError(f"`drawn` must be at most the number of parts, {size}, got {drawn}.")
@@ -132,7 +133,7 @@ def mixture(
         zeros = jax.tree.map(jnp.zeros_like, grads[0])
         grad = zeros
         for i in range(size):
-            grad = base.add_scaled(grad, factors[i], base.select(usable[i], grads[i], zeros))
+            grad = add_scaled(grad, factors[i], optax.tree.where(usable[i], grads[i], zeros))
 
         def of(name):
             return jnp.stack([entry[name] for entry in metrics])
@@ -175,7 +176,7 @@ def mixture(
         return grad, MixtureState(tuple(parts), norms), found
 
     axes: Any = MixtureState(0, None)  # type: ignore[arg-type]
-    whole = base.GradientEstimator(init, estimate, axes)
+    whole = GradientEstimator(init, estimate, axes)
     return Mixture(whole, size, choose, run_part, combine)
 
 

@@ -5,8 +5,22 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.checks import check_positive
+from meta_train.estimators.base import (
+    GradientEstimator,
+    checked,
+    estimate_perturbed_windows,
+)
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
+from meta_train.estimators.horizons import Horizons, check_truncation
+from meta_train.estimators.particles import (
+    antithetic_starts,
+    check_population,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -15,11 +29,11 @@ def pes(
     *,
     num_pairs: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Persistent evolution strategies: no truncation bias, at the price of truncated ES.
 
     Unbiased for the gradient of the mean per-step loss smoothed by an independent
@@ -38,8 +52,8 @@ def pes(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, or a non-positive number.
@@ -48,36 +62,36 @@ def pes(
     between truncations, so no truncation mixes two episodes (one that ends within a truncation
     idles until the next); losses are averaged over the truncation, not summed.
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
-    base.check_truncation(horizons, truncation)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
+    check_truncation(horizons, truncation)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        begin = base.antithetic_starts(system, theta, zeros)
-        return base.init_particles(num_pairs, horizons, truncation, key, begin, zeros)
+        begin = antithetic_starts(system, theta, zeros)
+        return init_particles(num_pairs, horizons, truncation, key, begin, zeros)
 
     def window(perturb, theta, key, particle):
         key_restart, key_eps, key_data = jax.random.split(jax.random.fold_in(key, particle.id), 3)
         eps = perturb(key_eps, particle.id)
-        begin = base.antithetic_starts(system, theta, eps)
-        particle = base.restart_if_done(particle, horizons, key_restart, begin)
-        xi = base.add_scaled(particle.memory, 1.0, eps)
+        begin = antithetic_starts(system, theta, eps)
+        particle = restart_if_done(particle, horizons, key_restart, begin)
+        xi = add_scaled(particle.memory, 1.0, eps)
 
         def half(sign, state):
-            return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
+            return unroll(system, add_scaled(theta, sign, eps), state, key_data, truncation)
 
         states, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), particle.states)
-        positive, negative = base.window_loss(particle, horizons, losses)
-        contribution = base.scaled((positive - negative) / (2 * sigma**2), xi)
+        positive, negative = window_loss(particle, horizons, losses)
+        contribution = scaled((positive - negative) / (2 * sigma**2), xi)
         particle = particle._replace(
             states=states, position=particle.position + truncation, memory=xi
         )
         return contribution, particle, (positive + negative) / 2
 
-    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
-    return base.checked("pes", system, init, estimate, sigma=sigma)
+    estimate = estimate_perturbed_windows(window, perturbations, chunk)
+    return checked("pes", system, init, estimate, sigma=sigma)
 
 
 @dataclass(frozen=True)

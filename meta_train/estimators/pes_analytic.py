@@ -5,9 +5,25 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from meta_train.estimators import base
+from meta_train.checks import check_positive
+from meta_train.estimators.base import (
+    GradientEstimator,
+    checked,
+    estimate_perturbed_windows,
+)
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
+from meta_train.estimators.derivatives import unroll_window
+from meta_train.estimators.horizons import Horizons, check_truncation
+from meta_train.estimators.particles import (
+    antithetic_starts,
+    check_population,
+    init_particles,
+    restart_if_done,
+    window_loss,
+)
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -16,11 +32,11 @@ def pes_analytic(
     *,
     num_pairs: int,
     truncation: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """PES whose noisiest term, the effect of theta on the current truncation, is exact.
 
     Beside each pair runs a state under theta itself. With ``p`` the gradient of the
@@ -43,8 +59,8 @@ def pes_analytic(
       truncation: ``K``, inner steps per outer step.
       horizons: distribution of episode lengths.
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a ``truncation`` longer than any horizon, a non-positive number,
@@ -53,17 +69,17 @@ def pes_analytic(
     Source: Vicol et al. 2021, PES+Analytic. Differs: each pair has a mean state of its own,
     so a population covers many tasks and phases.
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
-    base.check_truncation(horizons, truncation)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
+    check_truncation(horizons, truncation)
 
-    def begin(eps, theta, key):
-        return system.init(theta, key), base.antithetic_starts(system, theta, eps)(key)
+    def begin(eps, theta, key, horizon):
+        return system.init(theta, key, horizon), antithetic_starts(system, theta, eps)(key, horizon)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        return base.init_particles(
+        return init_particles(
             num_pairs, horizons, truncation, key, partial(begin, zeros, theta), zeros
         )
 
@@ -73,31 +89,29 @@ def pes_analytic(
 
         def mean_loss(theta):
             fresh = partial(begin, eps, theta)
-            started = base.restart_if_done(particle, horizons, key_restart, fresh)
+            started = restart_if_done(particle, horizons, key_restart, fresh)
             mean = started._replace(states=started.states[0])
-            mean_state, losses = base.unroll_window(
-                system, theta, mean, horizons, key_data, truncation
-            )
-            return base.window_loss(started, horizons, losses), (started, mean_state)
+            mean_state, losses = unroll_window(system, theta, mean, horizons, key_data, truncation)
+            return window_loss(started, horizons, losses), (started, mean_state)
 
         (loss, (started, mean_state)), direct = jax.value_and_grad(mean_loss, has_aux=True)(theta)
 
         def half(sign, state):
-            return unroll(system, base.add_scaled(theta, sign, eps), state, key_data, truncation)
+            return unroll(system, add_scaled(theta, sign, eps), state, key_data, truncation)
 
         pair, losses = jax.vmap(half)(jnp.array([1.0, -1.0]), started.states[1])
-        positive, negative = base.window_loss(started, horizons, losses)
-        indirect = (positive - negative) / 2 - base.inner(eps, direct)
-        contribution = base.add_scaled(direct, indirect / sigma**2, started.memory)
+        positive, negative = window_loss(started, horizons, losses)
+        indirect = (positive - negative) / 2 - optax.tree.vdot(eps, direct)
+        contribution = add_scaled(direct, indirect / sigma**2, started.memory)
         advanced = started._replace(
             states=(mean_state, pair),
             position=started.position + truncation,
-            memory=base.add_scaled(started.memory, 1.0, eps),
+            memory=add_scaled(started.memory, 1.0, eps),
         )
         return contribution, advanced, loss
 
-    estimate = base.estimate_perturbed_windows(window, perturbations, chunk)
-    return base.checked(
+    estimate = estimate_perturbed_windows(window, perturbations, chunk)
+    return checked(
         "pes_analytic",
         system,
         init,

@@ -5,10 +5,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from meta_train.checks import check_whole
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole
+from meta_train.estimators.base import GradientEstimator, checked, map_particles, population_mean
 from meta_train.estimators.config import ONE_DEVICE, PairsConfig, Population
+from meta_train.estimators.derivatives import resting_after_horizon
+from meta_train.estimators.horizons import Horizons, episode_loss
+from meta_train.estimators.particles import check_population
+from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
 from meta_train.unroll import UnrolledSystem, unroll
 
 VARIANCE_FLOOR = 1e-8
@@ -18,11 +23,11 @@ def reparam(
     system: UnrolledSystem,
     *,
     num_pairs: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """The reparameterization gradient of the smoothed loss: ``mean_i grad L(theta +- eps_i)``.
 
     Unbiased for the gradient of the mean per-step loss smoothed by one Gaussian perturbation
@@ -37,8 +42,8 @@ def reparam(
       num_pairs: ``N``, antithetic pairs; the halves share data and keys.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: pairs computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: pairs computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a non-positive number, or (from ``init``) a loss without a derivative.
@@ -46,9 +51,9 @@ def reparam(
     Source: Metz et al. 2019, "Understanding and correcting pathologies in the training of
     learned optimizers"; Vicol et al. 2021, Table 1.
     """
-    base.check_population(num_pairs, chunk, unit="pairs")
-    base.check_positive(sigma=sigma)
-    perturbations = base.perturbations(sampler, num_pairs, sigma)
+    check_population(num_pairs, chunk, unit="pairs")
+    check_positive(sigma=sigma)
+    perturbations = perturbation_sampler(sampler, num_pairs, sigma)
 
     def init(theta, key):
         del theta, key
@@ -62,12 +67,12 @@ def reparam(
 
     def estimate(theta, ids, key):
         episodes = partial(episode, perturbations(theta, key), theta, key)
-        grads, losses = base.map_particles(episodes, ids, chunk)
-        grad, _, metrics = base.population_mean(grads, losses)
+        grads, losses = map_particles(episodes, ids, chunk)
+        grad, _, metrics = population_mean(grads, losses)
         return grad, ids, metrics
 
     # Its estimates are divided by no sigma: with a small one they are `bptt`'s.
-    return base.checked("reparam", system, init, estimate, differentiates=True)
+    return checked("reparam", system, init, estimate, differentiates=True)
 
 
 def reparam_es(
@@ -75,11 +80,11 @@ def reparam_es(
     *,
     num_particles: int,
     pairs_per_particle: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     sigma: float,
     sampler: str = "normal",
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Reparameterization and ES gradients of the same draws, combined by inverse variance.
 
     Each particle runs ``M`` pairs and combines, for each entry of theta, the two means with
@@ -95,8 +100,8 @@ def reparam_es(
       pairs_per_particle: ``M``, even and at least 4.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
       sigma: standard deviation of the perturbations.
-      sampler: their distribution; see ``base.perturbations``.
-      chunk: particles computed at a time; see ``base.map_particles``.
+      sampler: their distribution; see ``perturbations.perturbation_sampler``.
+      chunk: particles computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a non-positive number, a bad ``pairs_per_particle``, or (from ``init``) a
@@ -109,15 +114,15 @@ def reparam_es(
     With a sampler whose components are not normal the two gradients are those of two different
     smoothings, equal up to quadratic losses.
     """
-    base.check_population(num_particles, chunk)
-    base.check_positive(sigma=sigma)
+    check_population(num_particles, chunk)
+    check_positive(sigma=sigma)
     check_whole(pairs_per_particle=pairs_per_particle)
     if pairs_per_particle < 4 or pairs_per_particle % 2:
         raise ValueError(
             f"`pairs_per_particle` must be even and at least 4, got pairs_per_particle="
             f"{pairs_per_particle}; each half of the pairs weights the other by its variances."
         )
-    perturbations = base.perturbations(sampler, pairs_per_particle // 2, sigma)
+    perturbations = perturbation_sampler(sampler, pairs_per_particle // 2, sigma)
 
     def init(theta, key):
         del theta, key
@@ -141,14 +146,14 @@ def reparam_es(
         both = jax.tree.map(_combine, by_es, by_backprop)
         alone = jax.tree.map(lambda x: jnp.mean(x, axis=(0, 1)), by_es)
         usable = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(by_backprop)])
-        return base.select(jnp.all(usable), both, alone), jnp.mean(losses)
+        return optax.tree.where(jnp.all(usable), both, alone), jnp.mean(losses)
 
     def estimate(theta, ids, key):
-        grads, losses = base.map_particles(partial(group, theta, key), ids, chunk)
-        grad, _, metrics = base.population_mean(grads, losses)
+        grads, losses = map_particles(partial(group, theta, key), ids, chunk)
+        grad, _, metrics = population_mean(grads, losses)
         return grad, ids, metrics
 
-    return base.checked(
+    return checked(
         "reparam_es",
         system,
         init,
@@ -162,19 +167,20 @@ def _pair_estimates(system, theta, key, perturb, horizons, sigma):
     """One pair's ES gradient, its reparameterization gradient, and its mean loss."""
     key_restart, key_eps, key_data = jax.random.split(key, 3)
     key_horizon, key_begin = jax.random.split(key_restart)
+    horizon = horizons.draw(key_horizon)
     eps = perturb(key_eps)
-    run = base.ending(system, horizons, key_horizon)
+    run = resting_after_horizon(system, horizons, horizon)
 
     def loss(theta):
-        state = run.init(theta, key_begin)
+        state = run.init(theta, key_begin, horizon)
         losses = unroll(run, theta, state, key_data, horizons.max)[1]
-        return base.episode_loss(losses, horizons, key_horizon)
+        return episode_loss(losses, horizons, horizon)
 
     def half(sign):
-        return jax.value_and_grad(loss)(base.add_scaled(theta, sign, eps))
+        return jax.value_and_grad(loss)(add_scaled(theta, sign, eps))
 
     (positive, negative), grads = jax.vmap(half)(jnp.array([1.0, -1.0]))
-    by_es = base.scaled((positive - negative) / (2 * sigma**2), eps)
+    by_es = scaled((positive - negative) / (2 * sigma**2), eps)
     by_backprop = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
     return by_es, by_backprop, (positive + negative) / 2
 

@@ -6,8 +6,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.estimators.base import (
+    GradientEstimator,
+    Metrics,
+    checked,
+    map_particles,
+    population_mean,
+)
 from meta_train.estimators.config import ONE_DEVICE, ParticlesConfig
+from meta_train.estimators.horizons import Horizons, episode_loss
+from meta_train.estimators.particles import check_population
 from meta_train.reversible.report import Failure, Report, poison
 from meta_train.reversible.system import episode_gradient
 from meta_train.unroll import UnrolledSystem
@@ -17,9 +25,9 @@ def reversible(
     system: UnrolledSystem,
     *,
     num_particles: int,
-    horizons: base.Horizons,
+    horizons: Horizons,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Reversible backpropagation over whole episodes: the exact gradient of the mean per-step loss.
 
     The same estimate as ``bptt``, with the same keys, up to rounding (so, where the loss jumps in
@@ -50,7 +58,7 @@ def reversible(
       system: from ``reversible_inner_training`` or ``reversible_system``.
       num_particles: ``N``, episodes per outer step.
       horizons: distribution of episode lengths (``T`` is the largest; shorter are masked).
-      chunk: episodes computed at a time; see ``base.map_particles``.
+      chunk: episodes computed at a time; see ``map_particles``.
 
     Raises:
       ValueError: on a system without a reversible form, or a non-positive number.
@@ -58,7 +66,7 @@ def reversible(
     Source: Maclaurin, Duvenaud, Adams 2015; here for any optimizer that moves the weights
     by what its post-update accumulators say.
     """
-    base.check_population(num_particles, chunk)
+    check_population(num_particles, chunk)
     if system.reversible is None:
         raise ValueError(
             "`system` must have a reversible form, got one whose steps cannot be undone. Make it "
@@ -73,25 +81,27 @@ def reversible(
     def episode(theta, key, particle_id):
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
+        horizon = horizons.draw(key_horizon)
         value, grad, report = episode_gradient(
             system.reversible,
             theta,
             key_begin,
+            horizon,
             jax.random.split(key_data, horizons.max),
-            lambda losses: base.episode_loss(losses, horizons, key_horizon),
+            lambda losses: episode_loss(losses, horizons, horizon),
         )
         return value, grad, report
 
     def estimate(theta, ids, key):
-        losses, grads, reports = base.map_particles(partial(episode, theta, key), ids, chunk)
-        grad, _, metrics = base.population_mean(grads, losses)
+        losses, grads, reports = map_particles(partial(episode, theta, key), ids, chunk)
+        grad, _, metrics = population_mean(grads, losses)
         broken = (reports.failure == Failure.REPLAY) | (reports.failure == Failure.START)
         return poison(~jnp.any(broken), grad), ids, metrics | _shares(reports, losses.dtype)
 
-    return base.checked("reversible", system, init, estimate)
+    return checked("reversible", system, init, estimate)
 
 
-def _shares(reports: Report, dtype) -> base.Metrics:
+def _shares(reports: Report, dtype) -> Metrics:
     """How often episodes failed, why and when, from their reports ``[N]``."""
     shares = {
         "exact" if failure == Failure.NONE else f"failed_{failure.name.lower()}": jnp.mean(

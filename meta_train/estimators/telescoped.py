@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.estimators.horizons import Horizons
 from meta_train.unroll import UnrolledSystem
 
 
-def telescoped(system: UnrolledSystem, horizons: base.Horizons) -> UnrolledSystem:
+def telescoped(system: UnrolledSystem, horizons: Horizons) -> UnrolledSystem:
     """A system whose mean per-step loss is the *last* loss of an episode of ``system``.
 
     Its losses are ``(L_t - L_{t-1}) E[horizon]`` with ``L_{-1} = 0``, which telescope; so any
@@ -25,8 +25,8 @@ def telescoped(system: UnrolledSystem, horizons: base.Horizons) -> UnrolledSyste
     with ``xi_{u-1}``; both are unbiased.
     """
 
-    def init(theta, key):
-        state = system.init(theta, key)
+    def init(theta, key, horizon):
+        state = system.init(theta, key, horizon)
         loss = jax.eval_shape(system.step, theta, state, key)[1]
         return state, jnp.zeros(loss.shape, loss.dtype)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from learned_opt.base import LearnedOptimizer
-from meta_train.inner import check_arguments, counted
+from meta_train.inner import check_arguments, check_horizon, counted
 from meta_train.reversible.arithmetic import SINGLE, FixedPoint
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
@@ -18,7 +18,6 @@ def reversible_inner_training(
     task: Task,
     learned_optimizer: LearnedOptimizer,
     *,
-    num_steps: int,
     meta_loss: str = "train",
     reduction: str = "mean",
     loss_ceiling: float | None = None,
@@ -34,7 +33,7 @@ def reversible_inner_training(
     Args:
       task: its parameters all float32, or all float64.
       learned_optimizer: one with a reversible form, from ``learned_opt.reversible``.
-      num_steps, meta_loss, reduction, loss_ceiling: as in ``inner_training``. A validation or
+      meta_loss, reduction, loss_ceiling: as in ``inner_training``. A validation or
         fresh loss costs a forward pass more, and another gradient on the way back; with
         ``reduction="last"`` at the last step only.
       fixed: resolution of the exact state.
@@ -43,7 +42,7 @@ def reversible_inner_training(
       ValueError: on an optimizer without a reversible form, other parameters, decays that
         the fixed-point format cannot express, or as ``inner_training``.
     """
-    check_arguments(num_steps, meta_loss, reduction, loss_ceiling)
+    check_arguments(meta_loss, reduction, loss_ceiling)
     if learned_optimizer.reversible is None:
         raise ValueError(
             "`learned_optimizer` must have a reversible form, got one whose steps cannot be "
@@ -74,14 +73,18 @@ def reversible_inner_training(
         shaped = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
         return jax.tree.unflatten(treedef, shaped)
 
-    def begin(theta, key):
+    def begin(theta, key, horizon):
         del theta
+        check_horizon(horizon)
         key_sample, key_init = jax.random.split(key)
         instance = task.sample(key_sample)
         weights, _ = ravel_pytree(task.init(instance, key_init))
-        return Start(instance, weights, jnp.zeros((len(decays), weights.size), weights.dtype))
+        context = instance, jnp.asarray(horizon, jnp.int32)
+        return Start(context, weights, jnp.zeros((len(decays), weights.size), weights.dtype))
 
-    def dynamics(instance):
+    def dynamics(context):
+        instance, horizon = context
+
         def loss(theta, weights, x):
             del theta
             key_batch, key_loss, _, _ = jax.random.split(x[1], 4)
@@ -109,12 +112,10 @@ def reversible_inner_training(
             del theta
             step, key = x
             if meta_loss != "train" and reduction == "last":
-                loss = jax.lax.cond(
-                    step == num_steps - 1, loss_after, lambda *_: loss, weights, key
-                )
+                loss = jax.lax.cond(step == horizon - 1, loss_after, lambda *_: loss, weights, key)
             elif meta_loss != "train":
                 loss = loss_after(weights, key)
-            return counted(loss, step, num_steps, reduction, loss_ceiling)
+            return counted(loss, step, horizon, reduction, loss_ceiling)
 
         return Dynamics(loss, decay, absorb, move, observe)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from meta_train.reversible.arithmetic import (
     SINGLE,
@@ -49,13 +50,13 @@ class ReversibleForm(NamedTuple):
     """A system in the form whose episodes can be walked back; see ``reversible_system``.
 
     Attributes:
-      begin: ``(theta, key) -> Start``.
+      begin: ``(theta, key, horizon) -> Start``.
       dynamics: ``context -> Dynamics`` with ``hyper = ()`` and inputs ``(step, key)``.
       decays: float ``[K]``, the decays of the accumulators.
       fixed: resolution of the exact state.
     """
 
-    begin: Callable[[Theta, jax.Array], Start]
+    begin: Callable[[Theta, jax.Array, ArrayLike], Start]
     dynamics: Callable[[Any], Dynamics]
     decays: np.ndarray
     fixed: FixedPoint
@@ -63,13 +64,13 @@ class ReversibleForm(NamedTuple):
     def of(self, to_theta: Callable[[Any], Theta]) -> "ReversibleForm":
         """The same system as a function of what ``to_theta`` maps to its theta."""
         return self._replace(
-            begin=lambda theta, key: self.begin(to_theta(theta), key),
+            begin=lambda theta, *rest: self.begin(to_theta(theta), *rest),
             dynamics=lambda context: self.dynamics(context).of(to_theta),
         )
 
 
 def reversible_system(
-    begin: Callable[[Theta, jax.Array], Start],
+    begin: Callable[[Theta, jax.Array, ArrayLike], Start],
     dynamics: Callable[[Any], Dynamics],
     decays: np.ndarray,
     fixed: FixedPoint = SINGLE,
@@ -91,8 +92,8 @@ def reversible_system(
     if np.any(numerators > 2**fixed.decay_bits):
         raise ValueError(f"`decays` must be at most 1, got {decays}.")
 
-    def init(theta, key):
-        return State(*begin(theta, key), jnp.zeros([], jnp.int32))
+    def init(theta, key, horizon):
+        return State(*begin(theta, key, horizon), jnp.zeros([], jnp.int32))
 
     def step(theta, state, key):
         weights, accumulators, loss = float_step(
@@ -119,6 +120,7 @@ def episode_gradient(
     system: ReversibleForm,
     theta: Theta,
     key_begin: jax.Array,
+    horizon: ArrayLike,
     step_keys: jax.Array,
     objective: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, Theta, Report]:
@@ -128,7 +130,8 @@ def episode_gradient(
     one step, and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
 
     Args:
-      step_keys: one key a step, ``[T]``.
+      horizon: int32 scalar, what the start of the episode is told of its length.
+      step_keys: one key a step, ``[T]``, of the longest episode there is.
       objective: ``losses [T] -> scalar``.
 
     Returns:
@@ -138,7 +141,7 @@ def episode_gradient(
       TypeError: when it is itself differentiated.
     """
     (context, weights, accumulators), pull_begin = jax.vjp(
-        lambda theta: system.begin(theta, key_begin), theta
+        lambda theta: system.begin(theta, key_begin, horizon), theta
     )
     num_steps = step_keys.shape[0]
     arguments = (

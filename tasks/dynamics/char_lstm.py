@@ -25,12 +25,12 @@ def char_lstm(symbols: np.ndarray, hidden: int):
     next symbol in nats. An episode has at most ``T`` steps.
 
     Returns:
-      ``init(theta, key) -> state`` and ``step(theta, state, key) -> (state, loss)``.
+      ``init(theta, key, horizon) -> state`` and ``step(theta, state, key) -> (state, loss)``.
     """
     text = jnp.asarray(symbols, jnp.int32)
 
-    def init(theta, key):
-        del key
+    def init(theta, key, horizon):
+        del key, horizon
         zeros = jnp.zeros(hidden, theta["recurrent"].dtype)
         return zeros, zeros, jnp.int32(0)
 

@@ -22,13 +22,13 @@ def influence_balancing(end_of_window: int = 1):
         ``end_of_window``, so a window's mean loss is the loss at its end. 1: every loss.
 
     Returns:
-      ``init(theta, key) -> state`` and ``step(theta, state, key) -> (state, loss)``.
+      ``init(theta, key, horizon) -> state`` and ``step(theta, state, key) -> (state, loss)``.
 
     Source: Tallec and Ollivier 2018; settings of Vicol et al. 2021, section 5.1.
     """
 
-    def init(theta, key):
-        del key
+    def init(theta, key, horizon):
+        del key, horizon
         return jnp.ones(SIZE, jnp.result_type(theta)), jnp.int32(0)
 
     def step(theta, state, key):

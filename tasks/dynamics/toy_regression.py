@@ -18,7 +18,7 @@ def toy_regression(horizon: int = HORIZON):
       horizon: ``T``, inner steps in an episode.
 
     Returns:
-      ``init(theta, key) -> state`` and ``step(theta, state, key) -> (state, loss)``.
+      ``init(theta, key, horizon) -> state`` and ``step(theta, state, key) -> (state, loss)``.
 
     Source: Vicol et al. 2021, section 5.2 and its code.
     """
@@ -33,7 +33,7 @@ def toy_regression(horizon: int = HORIZON):
         by_1 = jnp.sin(2 * x[1]) * decay + 0.25 * jnp.sign(x[1] - 100)
         return jnp.array([by_0, by_1])
 
-    def init(theta, key):
+    def init(theta, key, _):
         del key
         return jnp.ones(2, theta.dtype), jnp.int32(0)
 

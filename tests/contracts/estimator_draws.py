@@ -143,7 +143,7 @@ def test_every_outer_step_masks_other_entries(fast_compilation):
         def step(theta, state, key):
             return state, jnp.sum(slopes * theta**3)
 
-        plain = UnrolledSystem(lambda theta, key: (), step)
+        plain = UnrolledSystem(lambda theta, key, horizon: (), step)
         one = estimators.fixed_horizon(1)
         return systems.on_system(systems.HYBRID, plain, one, 1, refresh_every=100, noise=noise)
 

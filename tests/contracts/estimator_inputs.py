@@ -36,7 +36,7 @@ def plain(
         x = 0.9 * x + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(theta))
         return result(state(x), loss(x))
 
-    return UnrolledSystem(lambda theta, key: jnp.ones(3), step)
+    return UnrolledSystem(lambda theta, key, horizon: jnp.ones(3), step)
 
 
 THETA = {"a": jnp.ones(2), "b": jnp.ones(())}
@@ -71,7 +71,7 @@ def odd(theta):
     """Leaves of shape () and of no entries, Python numbers and None, in theta and the state."""
     dtype = jax.tree.leaves(theta)[-1].dtype
 
-    def begin(theta, key):
+    def begin(theta, key, horizon):
         return 1 + systems.cheap_noise(key, 3).astype(dtype)
 
     def move(theta, step):
@@ -83,8 +83,8 @@ def odd(theta):
 
     reversible = systems.undoable(begin, move, observe, dtype)
 
-    def init(theta, key):
-        inner = reversible.init(theta, key)
+    def init(theta, key, horizon):
+        inner = reversible.init(theta, key, horizon)
         return {"inner": inner, "half": 0.5, "no": None, "none": jnp.zeros((0, 2)), "count": 0}
 
     def step(theta, state, key):
@@ -118,7 +118,7 @@ def test_degenerate_trees(name, fast_compilation):
 def spiral(split):
     """A complex state, or the same as two real ones."""
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         parts = systems.cheap_noise(key, 2).astype(theta.dtype)
         return (parts[0], parts[1]) if split else jax.lax.complex(parts[0], parts[1])
 
@@ -144,7 +144,7 @@ def test_a_complex_state_is_two_real_ones(name, fast_compilation):
 def ending_schedule(rest):
     """A schedule ``sqrt(7 - t)``, which after seven steps is not a number, or rests."""
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         return jnp.sum(theta), jnp.zeros((), theta.dtype)
 
     def step(theta, state, key):

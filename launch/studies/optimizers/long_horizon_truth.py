@@ -45,7 +45,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     data = load_images("mnist" if data_dir else "digits", data_dir)
     task = mlp_classifier(data, hidden_sizes=(8,), activation="tanh", batch_size=16)
     optimizer = reversible_mlp_optimizer((16,), step_mult=1e-3)
-    system = reversible_inner_training(task, optimizer, num_steps=max(horizons))
+    system = reversible_inner_training(task, optimizer)
     theta = optimizer.init(jax.random.key(0))
     rows, exact_share = [], []
     for horizon in progress(horizons, desc="horizons"):

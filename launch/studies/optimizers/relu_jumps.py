@@ -88,13 +88,14 @@ def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
         activation=setting.activation,
         batch_size=setting.batch,
     )
-    system = inner_training(task, optimizer, num_steps=setting.horizon)
+    system = inner_training(task, optimizer)
 
     def at(a):
         return unravel(start + a[0] * v)
 
     return UnrolledSystem(
-        lambda a, key: system.init(at(a), key), lambda a, state, key: system.step(at(a), state, key)
+        lambda a, key, horizon: system.init(at(a), key, horizon),
+        lambda a, state, key: system.step(at(a), state, key),
     )
 
 
@@ -106,7 +107,7 @@ def slopes(setting: Setting, directions: int, num_runs: int) -> np.ndarray:
         key_init, key_steps = jax.random.split(key)
 
         def loss(a):
-            state = system.init(a, key_init)
+            state = system.init(a, key_init, setting.horizon)
             return jnp.mean(unroll(system, a, state, key_steps, setting.horizon)[1])
 
         derivative = jax.jvp(loss, (jnp.zeros(1),), (jnp.ones(1),))[1]

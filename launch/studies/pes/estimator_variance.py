@@ -43,7 +43,7 @@ def gradients_of_windows(theta, horizon: int, truncation: int):
             state, losses = unroll(system, unravel(theta), state, key, truncation)
             return state, jnp.sum(losses)
 
-        return jax.lax.scan(window, system.init(theta, key), thetas)[1]
+        return jax.lax.scan(window, system.init(theta, key, horizon), thetas)[1]
 
     thetas = jnp.tile(flat, (horizon // truncation, 1))
     return jax.jit(lambda symbols: jax.jacrev(losses)(thetas, symbols))

@@ -71,19 +71,18 @@ PAIRS = {10: 20, 100: 5}
 HELD_OUT = 2  # inner runs of an evaluation
 
 
-def inner_system(data_dir: str | None, horizon: int) -> UnrolledSystem:
+def inner_system(data_dir: str | None) -> UnrolledSystem:
     """Inner training as a function of (log of the first rate, log of the decay)."""
     data = load_images("mnist" if data_dir else "digits", data_dir)
     optimizer = learnable_schedule(*START)
     system = inner_training(
         mlp_classifier(data, hidden_sizes=HIDDEN, batch_size=BATCH),
         optimizer,
-        num_steps=horizon,
         meta_loss="fresh",
         loss_ceiling=CEILING,
     )
     named = UnrolledSystem(
-        lambda theta, key: system.init(as_variables(theta), key),
+        lambda theta, *rest: system.init(as_variables(theta), *rest),
         lambda theta, state, key: system.step(as_variables(theta), state, key),
     )
     return named
@@ -131,7 +130,7 @@ def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     setting = QUICK if quick else FULL
-    system = inner_system(data_dir, setting.horizon)
+    system = inner_system(data_dir)
     rates, decays = (np.log(10) * np.linspace(*ends, setting.grid) for ends in (RATES, DECAYS))
     grid = np.stack(np.meshgrid(rates, decays), axis=-1)
     # The paths and the grid in one program.

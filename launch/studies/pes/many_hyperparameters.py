@@ -114,7 +114,7 @@ def units_on(tensor: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.arange(width) < jnp.floor(share * width)
 
 
-def inner_system(data_dir: str | None, horizon: int) -> UnrolledSystem:
+def inner_system(data_dir: str | None) -> UnrolledSystem:
     """Inner training as a function of the 29 numbers."""
     data = load_images("fashion_mnist" if data_dir else "digits", data_dir)
     task = mlp_classifier(data, hidden_sizes=(WIDTH,) * LAYERS, batch_size=BATCH)
@@ -125,15 +125,14 @@ def inner_system(data_dir: str | None, horizon: int) -> UnrolledSystem:
         system = inner_training(
             masked(task, jax.nn.sigmoid(shares)),
             optimizer,
-            num_steps=horizon,
             meta_loss="validation",
             loss_ceiling=CEILING,
         )
         return system, {"params": {"log_learning_rate": rates, "logit_momentum": momenta}}
 
-    def init(theta, key):
+    def init(theta, key, horizon):
         system, variables = of(theta)
-        return system.init(variables, key)
+        return system.init(variables, key, horizon)
 
     def step(theta, state, key):
         system, variables = of(theta)
@@ -184,7 +183,7 @@ def search(system: UnrolledSystem, setting: Setting) -> Recorded:
 
 def run(quick: bool, data_dir: str | None) -> Result:
     setting = QUICK if quick else FULL
-    system = inner_system(data_dir, setting.horizon)
+    system = inner_system(data_dir)
     found = compare(
         {"random search": partial(search, system, setting)} | methods(system, setting),
         lambda thetas: held_out_losses(system, thetas, setting.horizon, HELD_OUT),

@@ -148,7 +148,7 @@ def linear_system() -> tuple[UnrolledSystem, jax.Array]:
         return state, jnp.sum((state - target) ** 2) / 2
 
     theta = jnp.asarray(rng.normal(size=THETA_SIZE))
-    return UnrolledSystem(lambda theta, key: jnp.asarray(start), step), theta
+    return UnrolledSystem(lambda theta, key, horizon: jnp.asarray(start), step), theta
 
 
 def quartic_system() -> UnrolledSystem:
@@ -159,7 +159,7 @@ def quartic_system() -> UnrolledSystem:
         state = state + theta
         return state, jnp.sum(state**4)
 
-    return UnrolledSystem(lambda theta, key: jnp.zeros_like(theta), step)
+    return UnrolledSystem(lambda theta, key, horizon: jnp.zeros_like(theta), step)
 
 
 def sampler(row: Row, system, theta, num: int, replicates: int):
@@ -200,7 +200,7 @@ def exact_gradient(system, theta, final: bool) -> np.ndarray:
     key = jax.random.key(0)
 
     def loss(theta):
-        losses = unroll(system, theta, system.init(theta, key), key, T)[1]
+        losses = unroll(system, theta, system.init(theta, key, T), key, T)[1]
         return losses[-1] if final else jnp.mean(losses)
 
     return np.asarray(jax.grad(loss)(theta))

@@ -39,7 +39,7 @@ def total_loss(theta: jax.Array) -> jax.Array:
     """The summed loss of an episode; it is deterministic."""
     system = UnrolledSystem(*toy_regression())
     key = jax.random.key(0)
-    return jnp.sum(unroll(system, theta, system.init(theta, key), key, HORIZON)[1])
+    return jnp.sum(unroll(system, theta, system.init(theta, key, HORIZON), key, HORIZON)[1])
 
 
 def methods() -> dict[str, est.GradientEstimator]:

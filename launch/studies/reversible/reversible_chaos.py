@@ -63,7 +63,9 @@ def run(quick: bool, data_dir: str | None) -> Result:
     def mean_losses(theta):
         def one(key):
             begin, steps = jax.random.split(key)
-            return jnp.mean(unroll(system, theta, system.init(theta, begin), steps, NUM_STEPS)[1])
+            return jnp.mean(
+                unroll(system, theta, system.init(theta, begin, NUM_STEPS), steps, NUM_STEPS)[1]
+            )
 
         return jax.vmap(one)(jax.random.split(jax.random.key(4), 8 if quick else 16))
 
@@ -116,7 +118,7 @@ def sgd_system(split: classifier.Split, sizes: tuple[int, ...]) -> UnrolledSyste
     """SGD with momentum on a tanh network; theta is the logarithm of its learning rate."""
     unravel = ravel_pytree(classifier.init(jax.random.key(0), sizes))[1]
 
-    def begin(theta, key):
+    def begin(theta, key, horizon):
         del theta
         weights = ravel_pytree(classifier.init(key, sizes))[0]
         return Start((), weights, jnp.zeros((1, weights.size)))

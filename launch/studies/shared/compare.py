@@ -143,7 +143,9 @@ def held_out_losses(
     def one(theta):
         def run(key):
             key_init, key_steps = jax.random.split(key)
-            losses = unroll(system, theta, system.init(theta, key_init), key_steps, num_steps)[1]
+            losses = unroll(
+                system, theta, system.init(theta, key_init, num_steps), key_steps, num_steps
+            )[1]
             return jnp.mean(losses)
 
         return jnp.mean(jax.vmap(run)(keys))

@@ -61,8 +61,8 @@ def dense_system(state_size: int) -> UnrolledSystem:
     matrix = np.random.default_rng(0).normal(size=(state_size, state_size)) / state_size**0.5
     matrix = matrix.astype(np.float32)
 
-    def init(theta, key):
-        del theta
+    def init(theta, key, horizon):
+        del theta, horizon
         return jnp.cos(jax.random.key_data(key)[-1] * jnp.arange(1.0, state_size + 1))
 
     def step(theta, state, key):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.checks import lost_share
-from meta_train.estimators import base
+from meta_train.estimators.base import Metrics
 from meta_train.estimators.config import Exchange
+from meta_train.estimators.horizons import Horizons, episode_loss
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.messages import Costs, Sends
 from meta_train.estimators.hybrid.searches import Draws, Search, Setting
@@ -35,7 +36,7 @@ class Between(NamedTuple):
     prepare: Callable[[Shared, jax.Array], Setting]
     measure: Callable[[Any, HybridState, Setting, jax.Array], Costs]
     unperturbed: Callable[[jax.Array, Setting], jax.Array] | None
-    follow: Callable[[Shared, Setting, jax.Array, Costs], tuple[jax.Array, Shared, base.Metrics]]
+    follow: Callable[[Shared, Setting, jax.Array, Costs], tuple[jax.Array, Shared, Metrics]]
 
 
 def between(
@@ -43,7 +44,7 @@ def between(
     search: Search,
     noise: noises.Noise,
     *,
-    horizons: base.Horizons,
+    horizons: Horizons,
     num_workers: int,
     candidates_per_worker: int,
     num_tasks: int,
@@ -96,9 +97,12 @@ def between(
         def episode(index):
             key_restart, key_data = jax.random.split(jax.random.fold_in(key_tasks, index))
             key_horizon, key_begin = jax.random.split(key_restart)
+            horizon = horizons.draw(key_horizon)
             theta = unravel(flat)
-            losses = unroll(system, theta, system.init(theta, key_begin), key_data, horizons.max)[1]
-            return base.episode_loss(losses, horizons, key_horizon)
+            losses = unroll(
+                system, theta, system.init(theta, key_begin, horizon), key_data, horizons.max
+            )[1]
+            return episode_loss(losses, horizons, horizon)
 
         cost = jnp.mean(jax.vmap(episode)(jnp.arange(num_tasks, dtype=jnp.int32)))
         return jnp.where(jnp.isfinite(cost), cost, jnp.inf)

@@ -7,7 +7,7 @@ deviation ``sigma``; a pair with a cost that is not finite contributes zero.
 import jax
 import jax.numpy as jnp
 
-from meta_train.estimators import base
+from meta_train.checks import check_whole
 from meta_train.estimators.hybrid.messages import Costs, Sends
 from meta_train.estimators.hybrid.searches import Search, Setting, perturbation, weighted_sum
 
@@ -49,7 +49,7 @@ def guided(*, num_surrogates: int = 1, alpha: float = 0.5) -> Search:
 
     Source: Maheswaranathan et al. 2019.
     """
-    base.check_whole(num_surrogates=num_surrogates)
+    check_whole(num_surrogates=num_surrogates)
     if not 0 < alpha <= 1:
         raise ValueError(f"`alpha` must be above 0 and at most 1, got alpha={alpha}.")
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.checks import check_sigma, check_whole, fixed_types, is_whole
-from meta_train.estimators import base
+from meta_train.estimators.base import GradientEstimator, checked
 from meta_train.estimators.config import ALONE, Exchange
+from meta_train.estimators.horizons import Horizons
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.between import between
 from meta_train.estimators.hybrid.compression import Compressor
@@ -20,9 +21,9 @@ from meta_train.unroll import UnrolledSystem
 
 def hybrid_es(
     system: UnrolledSystem,
-    surrogate: base.GradientEstimator,
+    surrogate: GradientEstimator,
     *,
-    horizons: base.Horizons,
+    horizons: Horizons,
     refresh_every: int,
     num_workers: int,
     candidates_per_worker: int,
@@ -34,7 +35,7 @@ def hybrid_es(
     compressor: Compressor | None = None,
     exchange: Exchange = ALONE,
     chunk: int | None = None,
-) -> base.GradientEstimator:
+) -> GradientEstimator:
     """Hybrid-ES: every ``r`` steps a gradient ``d``, in between a search around the stale one.
 
     In-between steps evaluate ``M = N K`` candidates of theta, all on the same tasks, starts
@@ -58,7 +59,7 @@ def hybrid_es(
     Metrics: ``loss`` is the mean of the costs that were exchanged (only the bests where those
     are all that a search needs), NaN where nothing was; ``refresh``, ``sigma``, ``num_losses``
     (how many costs those were) and, where candidates were evaluated, ``unperturbed``: see
-    ``base.checked``.
+    ``checked``.
 
     Args:
       system: what candidates run on.
@@ -171,7 +172,7 @@ def hybrid_es(
         return grad, state
 
     axes = HybridState(surrogate.axes, 0, 0, None)  # type: ignore[arg-type]
-    return base.checked("hybrid_es", system, init, estimate, axes=axes, rebuild=rebuild)
+    return checked("hybrid_es", system, init, estimate, axes=axes, rebuild=rebuild)
 
 
 def check_settings(

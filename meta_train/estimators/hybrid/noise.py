@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meta_train.checks import check_whole
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole
 from meta_train.samplers import sampler_named
 
 MASKS = ("none", "random", "layers", "largest")
@@ -59,7 +58,7 @@ class Scale(NamedTuple):
 
 def check_noise(noise: Noise) -> None:
     """Raises ``ValueError`` naming the first field that is out of range."""
-    base.check_positive(sigma=noise.sigma)
+    check_positive(sigma=noise.sigma)
     sampler_named(noise.sampler)
     if noise.mask not in MASKS:
         raise ValueError(f"`mask` must be one of {list(MASKS)}, got {noise.mask!r}.")

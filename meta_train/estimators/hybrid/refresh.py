@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
-from meta_train.estimators import base
+from meta_train.estimators.base import GradientEstimator, Metrics
 from meta_train.estimators.config import Exchange
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.compression import Compressor, with_feedback
@@ -27,12 +28,12 @@ class Refresh(NamedTuple):
         not finite, or overflows what is learned from it, teaches nothing.
     """
 
-    measure: Callable[[Any, HybridState, jax.Array], tuple[HybridState, Any, base.Metrics]]
+    measure: Callable[[Any, HybridState, jax.Array], tuple[HybridState, Any, Metrics]]
     absorb: Callable[[Shared, Any], tuple[jax.Array, Shared]]
 
 
 def refresh(
-    surrogate: base.GradientEstimator,
+    surrogate: GradientEstimator,
     search: Search,
     noise: noises.Noise,
     *,
@@ -82,6 +83,6 @@ def refresh(
             prediction,
         )
         usable = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((sent, fresh))]
-        return sent, base.select(jnp.all(jnp.array(usable)), fresh, shared)
+        return sent, optax.tree.where(jnp.all(jnp.array(usable)), fresh, shared)
 
     return Refresh(measure, absorb)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from meta_train.estimators import base
+from meta_train.estimators.base import Metrics
 from meta_train.estimators.hybrid.between import Between
 from meta_train.estimators.hybrid.messages import Message
 from meta_train.estimators.hybrid.refresh import Refresh
@@ -17,7 +17,7 @@ from meta_train.reversible.isolation import always, isolated
 # ``(theta, state, key, obtain_gradient, obtain_costs) -> (gradient, state, message, metrics)``.
 Advance = Callable[
     [Any, HybridState, jax.Array, Callable, Callable],
-    tuple[Any, HybridState, Message, base.Metrics],
+    tuple[Any, HybridState, Message, Metrics],
 ]
 
 

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train.estimators import base
+from meta_train.checks import check_positive, check_whole
 from meta_train.estimators.hybrid.messages import Sends
 from meta_train.estimators.hybrid.searches import Search, weighted_sum
 
@@ -36,8 +36,8 @@ def select(
     """
     if combine not in COMBINES:
         raise ValueError(f"`combine` must be one of {list(COMBINES)}, got {combine!r}.")
-    base.check_whole(top=top)
-    base.check_positive(step_size=step_size)
+    check_whole(top=top)
+    check_positive(step_size=step_size)
     bests_suffice = combine in ("argmin", "worker_mean")
 
     def check(num_candidates):
