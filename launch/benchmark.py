@@ -59,7 +59,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
 
     from launch.config import estimator as choose_estimator
     from launch.job import build
-    from launch.subjects import make_system
+    from launch.trainables import make_system
     from learned_opt import LearnedOptimizer
     from meta_train import devices, estimators, trainer
 

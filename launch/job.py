@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from launch import config as cfg
 from launch.choices import to_dict
 from launch.config import Config
-from launch.subjects import SUBJECTS, Subject
+from launch.trainables import TRAINABLES, Trainable
 from meta_train import devices, estimators, strict_json, trainer
 from meta_train.mixture_step import make_mixture_step
 from meta_train.unroll import theta_tree, with_flat_theta
@@ -20,13 +20,13 @@ class Job(NamedTuple):
 
     config: Config
     num_devices: int
-    subject: Subject  # what theta is
-    unravel: Any  # theta as the vector the job trains -> theta as the subject's pytree
+    trainable: Trainable  # what theta is
+    theta_tree: Any  # theta as the vector the job trains -> theta as the trainable's pytree
     init: Any  # () -> TrainState, device-free; as a fresh job starts
     begin: Any  # () -> TrainState: the same from `init_from`, where the job says so
     step: Any  # TrainState -> (TrainState, metrics), over the devices
     axes: Any  # which part of the state has the particle axis
-    alone: Any  # the estimator (of the first task), on one device
+    one_device_estimator: Any  # the estimator (of the first task), on one device
     meta_optimizer: Any
     evaluate: Any  # theta -> {"eval/...": scalar}
 
@@ -42,18 +42,18 @@ def build(config: Config, data_dir: str | None) -> Job:
     num_devices = devices.choose_num_devices(requested, shards, f"--cfg.estimator.{field}", share)
     tasks = [task.make(data_dir) for task in config.task.parts]
     names = cfg.task_names(config.task)
-    subject = SUBJECTS[config.trains](config, dict(zip(names, tasks, strict=True)))
-    theta_spec = jax.eval_shape(subject.init, jax.random.key(0))
-    systems = [with_flat_theta(system, theta_spec)[0] for system in subject.systems]
-    unravel = theta_tree(theta_spec)
-    alone = estimators.Context(
+    trainable = TRAINABLES[config.trains](config, dict(zip(names, tasks, strict=True)))
+    theta_spec = jax.eval_shape(trainable.init, jax.random.key(0))
+    systems = [with_flat_theta(system, theta_spec)[0] for system in trainable.systems]
+    to_tree = theta_tree(theta_spec)
+    one_device = estimators.Context(
         devices.default_chunk(),
         layers=tuple(leaf.size for leaf in jax.tree.leaves(theta_spec)),
         learning_rate=config.meta.learning_rate,
     )
     exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
     parts = [
-        config.estimator.make(system, config.horizons(), alone._replace(exchange=exchange))
+        config.estimator.make(system, config.horizons(), one_device._replace(exchange=exchange))
         for system in systems
     ]
     meta_optimizer = config.meta.make(config.num_steps)
@@ -67,10 +67,10 @@ def build(config: Config, data_dir: str | None) -> Job:
         step = devices.population_map(step, num_devices, axes)
 
     def init_theta(key):
-        return ravel_pytree(subject.init(key))[0]
+        return ravel_pytree(trainable.init(key))[0]
 
     def begin():
-        given = subject.start()
+        given = trainable.start()
         first = init_theta if given is None else lambda key: ravel_pytree(given)[0]
         start = partial(trainer.init_state, estimator, meta_optimizer, first, config.seed)
         return jax.jit(start)()
@@ -78,15 +78,15 @@ def build(config: Config, data_dir: str | None) -> Job:
     return Job(
         config,
         num_devices,
-        subject,
-        unravel,
+        trainable,
+        to_tree,
         partial(trainer.init_state, estimator, meta_optimizer, init_theta, config.seed),
         begin,
         step,
         axes,
-        config.estimator.make(systems[0], config.horizons(), alone),
+        config.estimator.make(systems[0], config.horizons(), one_device),
         meta_optimizer,
-        jax.jit(lambda theta: subject.evaluate(unravel(theta))),
+        jax.jit(lambda theta: trainable.evaluate(to_tree(theta))),
     )
 
 

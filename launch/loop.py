@@ -59,7 +59,7 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
     surroundings = environment.record(job.num_devices)
     workdirs.refuse_contradictions(config, surroundings, workdir)
     if not workdirs.find_start(workdir).record:
-        job.subject.start()  # Refuses to start from another optimizer.
+        job.trainable.start()  # Refuses to start from another optimizer.
     with workdirs.claim(workdir), _StopSignals() as stop:
         return _run(job, spec, surroundings, workdir, stop)
 
@@ -109,8 +109,8 @@ def _run(
         return host_state
 
     if not start.record:
-        name, theta = f"{job.subject.name}_initial", devices.first_replica(state.theta)
-        job.subject.export(workdir / name, job.unravel(theta), 0)
+        name, theta = f"{job.trainable.name}_initial", devices.first_replica(state.theta)
+        job.trainable.export(workdir / name, job.theta_tree(theta), 0)
         save(0, state)
         checkpoints.wait()  # So that there are no metrics without a checkpoint.
 
@@ -144,7 +144,7 @@ def _run(
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
     if not preempted and not diagnosis:
-        job.subject.export(workdir / job.subject.name, job.unravel(host_state.theta), step)
+        job.trainable.export(workdir / job.trainable.name, job.theta_tree(host_state.theta), step)
     return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
 
 
@@ -213,7 +213,7 @@ class _Rows:
             return ""
         return (
             f"{what}, so there is nothing to learn from: the state is saved at outer step {step}, "
-            f"and no {self._job.subject.name} was exported. Inner training or its derivative "
+            f"and no {self._job.trainable.name} was exported. Inner training or its derivative "
             "overflows or is NaN: start anew with smaller inner steps (--cfg.optimizer), a "
             "smaller --cfg.meta.learning_rate, a shorter --cfg.inner.horizon or "
             "--cfg.estimator.truncation, --cfg.inner.loss_ceiling, or an estimator that needs no "

@@ -61,14 +61,16 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
     spec = jax.eval_shape(job.init)
     state = devices.from_host(checkpoints.restore(start, devices.host_like(spec)), spec)
     checkpoints.close()
-    state = rebuild(job.alone, job.meta_optimizer, state, log)
+    state = rebuild(job.one_device_estimator, job.meta_optimizer, state, log)
     step = int(state.step)
     if step < newest:
         raise ValueError(
             f"`workdir` {workdir}: replay.log is damaged, its last whole record before a gap is of "
             f"outer step {step}, but there is a checkpoint at {newest}; leave out --from_step."
         )
-    job.subject.export(workdir / f"{job.subject.name}_rebuilt", job.unravel(state.theta), step)
+    job.trainable.export(
+        workdir / f"{job.trainable.name}_rebuilt", job.theta_tree(state.theta), step
+    )
     return step
 
 

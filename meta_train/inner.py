@@ -92,13 +92,13 @@ def inner_training(
             split = "train" if meta_loss == "fresh" else "validation"
             meta_batch = task.batch(state.instance, key_meta_batch, split)
             loss = task.loss(params, state.instance, meta_batch, key_meta_loss)
-        loss = counted(loss, state.step, state.horizon, reduction, loss_ceiling)
+        loss = step_loss(loss, state.step, state.horizon, reduction, loss_ceiling)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), loss
 
     return UnrolledSystem(init, step)
 
 
-def counted(
+def step_loss(
     loss: jax.Array, step: jax.Array, horizon: jax.Array, reduction: str, loss_ceiling: float | None
 ) -> jax.Array:
     """What the loss of ``step`` counts as in the mean: capped, and only in the end if so asked."""

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.checks import fixed_types
+from meta_train.compiled_apart import compiled_apart
 from meta_train.estimators.base import GradientEstimator, Metrics
-from meta_train.reversible.isolation import always, isolated
 
 
 class TrainState(NamedTuple):
@@ -93,24 +93,24 @@ def make_step(
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         if estimator.rebuild is None:
             grad, metrics = population_mean((grad, metrics))
-            moved = _move(meta_optimizer, state, grad)
+            update = meta_update(meta_optimizer, state, grad)
         else:
-            moved = move(meta_optimizer, state, grad)
+            update = reproducible_meta_update(meta_optimizer, state, grad)
         metrics = dict(metrics)
         loss, finite = metrics.pop("loss"), metrics.pop("finite")
-        spread = metrics.pop("grad_sq_norm") - moved.grad_norm**2
+        spread = metrics.pop("grad_sq_norm") - update.grad_norm**2
         metrics |= {
             "meta_loss": loss / finite,
-            "meta_grad_norm": moved.grad_norm,
+            "meta_grad_norm": update.grad_norm,
             "meta_grad_spread": jnp.sqrt(jnp.maximum(spread, 0.0)),
-            "theta_norm": optax.tree.norm(moved.theta),
-            "update_norm": optax.tree.norm(moved.updates),
+            "theta_norm": optax.tree.norm(update.theta),
+            "update_norm": optax.tree.norm(update.updates),
             "nonfinite": 1.0 - finite,
         }
         state = TrainState(
             state.step + 1,
-            moved.theta,
-            moved.meta_opt_state,
+            update.theta,
+            update.meta_opt_state,
             estimator_state,
             state.key,
         )
@@ -119,7 +119,7 @@ def make_step(
     return step
 
 
-class Moved(NamedTuple):
+class MetaUpdate(NamedTuple):
     """One step of the meta-optimizer: what it gave, and the norm of the gradient it took."""
 
     theta: Any
@@ -128,12 +128,14 @@ class Moved(NamedTuple):
     grad_norm: jax.Array
 
 
-def _move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any) -> Moved:
+def meta_update(
+    meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any
+) -> MetaUpdate:
     updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
     grad_norm = optax.tree.norm(grad)
     usable = jnp.isfinite(grad_norm)
     updates = optax.tree.where(usable, updates, jax.tree.map(jnp.zeros_like, updates))
-    return Moved(
+    return MetaUpdate(
         optax.apply_updates(state.theta, updates),
         optax.tree.where(usable, meta_opt_state, state.meta_opt_state),
         updates,
@@ -141,7 +143,9 @@ def _move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad:
     )
 
 
-def move(meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any) -> Moved:
+def reproducible_meta_update(
+    meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any
+) -> MetaUpdate:
     """The meta-optimizer's step along ``grad``, rounded the same wherever it is compiled."""
     start = state._replace(estimator_state=())
-    return isolated(always(state.step), partial(_move, meta_optimizer), start, grad)
+    return compiled_apart(partial(meta_update, meta_optimizer), start, grad, witness=state.step)

@@ -13,7 +13,7 @@ import optax
 from launch import config as cfg
 from launch import loop
 from launch.job import Job
-from launch.subjects import Subject
+from launch.trainables import Trainable
 from meta_train import devices, trainer
 from meta_train.estimators import GradientEstimator
 
@@ -78,7 +78,7 @@ def toy(config, data_dir=None):
     return Job(
         config,
         1,
-        Subject("optimizer", None, lambda: None, None, None, export),
+        Trainable("optimizer", None, lambda: None, None, None, export),
         np.asarray,
         init,
         jax.jit(init),

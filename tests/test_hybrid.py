@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
 from launch import config as cfg
-from launch.subjects import make_system
+from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.estimators.hybrid import (
     compression,

@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from launch.config import Config
-from launch.subjects import make_system
+from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.estimators.base import map_particles
 from meta_train.estimators.particles import antithetic_starts

@@ -3,7 +3,7 @@
 from meta_train.estimators.artbp import ARTBP, artbp
 from meta_train.estimators.backprop import BPTT, TBPTT, bptt, tbptt
 from meta_train.estimators.base import GradientEstimator
-from meta_train.estimators.config import ALONE, Context, EstimatorConfig, Exchange
+from meta_train.estimators.config import NO_EXCHANGE, Context, EstimatorConfig, Exchange
 from meta_train.estimators.es import FullES, TruncatedES, full_es, truncated_es
 from meta_train.estimators.forward import RTRL, UORO, ForwardGradient, forward_gradient, rtrl, uoro
 from meta_train.estimators.gpes import GPES, NRES, es_single, gpes, nres
@@ -40,11 +40,11 @@ ESTIMATORS: dict[str, type[EstimatorConfig]] = {
 }
 
 __all__ = [
-    "ALONE",
     "ARTBP",
     "BPTT",
     "ESTIMATORS",
     "GPES",
+    "NO_EXCHANGE",
     "NRES",
     "PES",
     "RTRL",

@@ -35,7 +35,7 @@ def rematerialized(system: UnrolledSystem) -> UnrolledSystem:
     return UnrolledSystem(system.init, step)
 
 
-def own_thetas(theta: Theta, particles) -> Theta:
+def theta_per_particle(theta: Theta, particles) -> Theta:
     """A copy of theta for every particle, ``[N, ...]``.
 
     Each particle's gradient is wanted on its own. Differentiating one shared theta under
@@ -94,7 +94,9 @@ def bptt(
         return jax.value_and_grad(loss)(theta)
 
     def estimate(theta, ids, key):
-        losses, grads = map_particles(partial(episode, key), (own_thetas(theta, ids), ids), chunk)
+        losses, grads = map_particles(
+            partial(episode, key), (theta_per_particle(theta, ids), ids), chunk
+        )
         grad, _, metrics = population_mean(grads, losses)
         return grad, ids, metrics
 
@@ -158,7 +160,7 @@ def tbptt(
 
     def estimate(theta, particles, key):
         grads, particles, losses = map_particles(
-            partial(window, key), (own_thetas(theta, particles), particles), chunk
+            partial(window, key), (theta_per_particle(theta, particles), particles), chunk
         )
         grad, finite, metrics = population_mean(grads, losses)
         return grad, end_if_nonfinite(particles, finite), metrics

@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
     gather: Callable[[Any], Any]
 
 
-ALONE = Exchange(lambda tree: tree, lambda tree: tree)
+NO_EXCHANGE = Exchange(lambda tree: tree, lambda tree: tree)
 
 
 class Context(NamedTuple):
@@ -37,7 +37,7 @@ class Context(NamedTuple):
     """
 
     chunk: int | None = None
-    exchange: Exchange = ALONE
+    exchange: Exchange = NO_EXCHANGE
     layers: tuple[int, ...] = ()
     learning_rate: float = 1.0
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train.reversible.isolation import isolated
+from meta_train.compiled_apart import branch_apart
 
 SPILL_BITS = 32
 BUFFER_BITS = 62
@@ -121,7 +121,7 @@ def divmod_exact(x: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: int64, magnitude below 2^62.
       n: int64 from 1 to 2^20, broadcastable.
     """
-    quotient = isolated(n.ravel()[0] > 0, _floor_quotient, x, n)
+    quotient = branch_apart(n.ravel()[0] > 0, _floor_quotient, x, n)
     return quotient, x - quotient * n
 
 

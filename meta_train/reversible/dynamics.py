@@ -10,7 +10,7 @@ carried along, with the memory of one step plus the tape.
 
 The gradient must come out the same, to the bit, in the forward and in the backward program.
 XLA contracts and fuses by context, so each float computation whose bits matter is
-``isolated``: a branch of a conditional, compiled as a computation of its own.
+``compiled_apart``: a branch of a conditional, compiled as a computation of its own.
 
 Source: Maclaurin, Duvenaud, Adams 2015, Algorithms 2 and 3, generalized from SGD with
 momentum. Differs: the printed Algorithm 2 mixes indices of before and after the update.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from meta_train.compiled_apart import always, branch_apart
 from meta_train.reversible.arithmetic import (
     FixedPoint,
     SpillPlan,
@@ -32,7 +33,6 @@ from meta_train.reversible.arithmetic import (
     spill,
     unspill,
 )
-from meta_train.reversible.isolation import always, isolated
 from meta_train.reversible.report import (
     NO_FAILURE,
     Failure,
@@ -172,13 +172,13 @@ def run(
         in_plan = jnp.all((numerator >= smallest[:, None]) & (numerator <= 1 << fixed.decay_bits))
         numerator = numerator.astype(jnp.int64)
         w_float = dequantize(w, fixed.weight_bits, dtype)
-        loss, gradient, absorbed = isolated(
+        loss, gradient, absorbed = branch_apart(
             keep, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a, buffer = multiply(a, buffer, numerator, fixed.decay_bits)
         a = a + quantize(absorbed, fixed.accumulator_bits)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = branch_apart(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w + quantize(moved, fixed.weight_bits)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         with jax.enable_x64(precise):
@@ -260,10 +260,10 @@ def reverse(
         keep = always(w)
         w_after = dequantize(w, fixed.weight_bits, dtype)
         a_float = dequantize(a, fixed.accumulator_bits, dtype)
-        moved = isolated(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
+        moved = branch_apart(keep, _in_precision(precise, dynamics.move), theta, hyper, a_float, x)
         w = w - quantize(moved, fixed.weight_bits)
         w_float = dequantize(w, fixed.weight_bits, dtype)
-        loss, gradient, absorbed = isolated(
+        loss, gradient, absorbed = branch_apart(
             keep, _in_precision(precise, push, dynamics), theta, hyper, w_float, x
         )
         a = a - quantize(absorbed, fixed.accumulator_bits)

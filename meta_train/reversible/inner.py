@@ -6,7 +6,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from learned_opt.base import LearnedOptimizer
-from meta_train.inner import check_arguments, check_horizon, counted
+from meta_train.inner import check_arguments, check_horizon, step_loss
 from meta_train.reversible.arithmetic import SINGLE, FixedPoint
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
@@ -115,7 +115,7 @@ def reversible_inner_training(
                 loss = jax.lax.cond(step == horizon - 1, loss_after, lambda *_: loss, weights, key)
             elif meta_loss != "train":
                 loss = loss_after(weights, key)
-            return counted(loss, step, horizon, reduction, loss_ceiling)
+            return step_loss(loss, step, horizon, reduction, loss_ceiling)
 
         return Dynamics(loss, decay, absorb, move, observe)
 

@@ -8,7 +8,7 @@ import pytest
 
 from launch import config as cfg
 from launch.job import build
-from launch.subjects import make_system
+from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.checkpoint import Checkpoints
 from tests.systems import leaves_equal

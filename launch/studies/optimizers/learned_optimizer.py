@@ -26,7 +26,7 @@ from launch.choices import to_dict
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
 from launch.studies.shared.compare import by_name
-from launch.subjects import make_system
+from launch.trainables import make_system
 from learned_opt import OptimizerConfig
 from meta_train import devices, estimators, evaluate, trainer
 from meta_train.progress import progress

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.checks import lost_share
+from meta_train.compiled_apart import compiled_apart
 from meta_train.estimators.base import Metrics
 from meta_train.estimators.config import Exchange
 from meta_train.estimators.horizons import Horizons, episode_loss
@@ -16,7 +17,6 @@ from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.messages import Costs, Sends
 from meta_train.estimators.hybrid.searches import Draws, Search, Setting
 from meta_train.estimators.hybrid.state import SEARCH, HybridState, Shared
-from meta_train.reversible.isolation import always, isolated
 from meta_train.samplers import BLOCK, sampler_named
 from meta_train.unroll import UnrolledSystem, unroll
 
@@ -119,8 +119,8 @@ def between(
             return jax.vmap(lambda i: cost(key_tasks, place(i)))(indices)
 
         def one(indices):
-            return isolated(
-                always(state.shared.step), some, flat, setting, key_noise, key_tasks, indices
+            return compiled_apart(
+                some, flat, setting, key_noise, key_tasks, indices, witness=state.shared.step
             )
 
         first = state.workers[:, None] * candidates_per_worker
@@ -130,7 +130,7 @@ def between(
         if noise.success_rate and search.stale_step:
             # Every worker can do this on its own; it costs one episode more, and no message.
             stale = search.stale_step(flat, setting.surrogate)
-            unperturbed = isolated(always(state.shared.step), cost, key_tasks, stale)
+            unperturbed = compiled_apart(cost, key_tasks, stale, witness=state.shared.step)
             successes = jnp.sum(costs < unperturbed, axis=1, dtype=jnp.int32)
         if search.sends is Sends.ALL:
             return exchange.gather(Costs((), costs.reshape(-1), successes))

@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 from meta_train.checks import check_sigma, check_whole, fixed_types, is_whole
 from meta_train.estimators.base import GradientEstimator, checked
-from meta_train.estimators.config import ALONE, Exchange
+from meta_train.estimators.config import NO_EXCHANGE, Exchange
 from meta_train.estimators.horizons import Horizons
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.between import between
@@ -33,7 +33,7 @@ def hybrid_es(
     num_tasks: int = 1,
     predictor: Predictor | None = None,
     compressor: Compressor | None = None,
-    exchange: Exchange = ALONE,
+    exchange: Exchange = NO_EXCHANGE,
     chunk: int | None = None,
 ) -> GradientEstimator:
     """Hybrid-ES: every ``r`` steps a gradient ``d``, in between a search around the stale one.
@@ -74,7 +74,7 @@ def hybrid_es(
       num_tasks: episodes averaged for a cost.
       predictor: predicts the gradient in between; its prediction is used in place of ``d``.
       compressor: of the refresh gradients, with error feedback at every worker.
-      exchange: how devices exchange; ``ALONE`` on one.
+      exchange: how devices exchange; ``NO_EXCHANGE`` on one.
       chunk: candidates evaluated at a time, dividing ``K``; ``None``: ``K``.
 
     Raises:

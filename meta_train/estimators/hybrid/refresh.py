@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from meta_train.compiled_apart import compiled_apart
 from meta_train.estimators.base import GradientEstimator, Metrics
 from meta_train.estimators.config import Exchange
 from meta_train.estimators.hybrid import noise as noises
@@ -16,7 +17,6 @@ from meta_train.estimators.hybrid.messages import mean_in_pairs
 from meta_train.estimators.hybrid.prediction import Predictor
 from meta_train.estimators.hybrid.searches import Search
 from meta_train.estimators.hybrid.state import HybridState, Shared
-from meta_train.reversible.isolation import always, isolated
 
 
 class Refresh(NamedTuple):
@@ -54,7 +54,7 @@ def refresh(
                     grad, residual = with_feedback(compressor, grad, residual)
                 return grad, particles, residual, metrics
 
-            return isolated(always(state.shared.step), run, theta, particles, residual, key)
+            return compiled_apart(run, theta, particles, residual, key, witness=state.shared.step)
 
         shards = state.workers.shape[0]
         split = jax.tree.map(

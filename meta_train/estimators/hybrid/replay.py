@@ -20,7 +20,7 @@ import optax
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid.messages import Message
 from meta_train.journal import Journal, Salvage
-from meta_train.trainer import TrainState, move
+from meta_train.trainer import TrainState, reproducible_meta_update
 
 
 class ReplayLog:
@@ -193,11 +193,11 @@ def rebuild_step(
     def step(state: TrainState, message: Message) -> TrainState:
         key = jax.random.fold_in(state.key, state.step + 1)
         grad, estimator_state = rebuild(state.theta, state.estimator_state, key, message)
-        moved = move(meta_optimizer, state, grad)
+        update = reproducible_meta_update(meta_optimizer, state, grad)
         return state._replace(
             step=state.step + 1,
-            theta=moved.theta,
-            meta_opt_state=moved.meta_opt_state,
+            theta=update.theta,
+            meta_opt_state=update.meta_opt_state,
             estimator_state=estimator_state,
         )
 

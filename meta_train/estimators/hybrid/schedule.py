@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from meta_train.compiled_apart import compiled_apart
 from meta_train.estimators.base import Metrics
 from meta_train.estimators.hybrid.between import Between
 from meta_train.estimators.hybrid.messages import Message
 from meta_train.estimators.hybrid.refresh import Refresh
 from meta_train.estimators.hybrid.state import HybridState
-from meta_train.reversible.isolation import always, isolated
 
 # ``(theta, state, key, obtain_gradient, obtain_costs) -> (gradient, state, message, metrics)``.
 Advance = Callable[
@@ -40,7 +40,7 @@ def alternating(
     def refreshed(theta, state, key, obtain_gradient, obtain_costs):
         state, sent, metrics = obtain_gradient(theta, state, key)
         step = state.shared.step
-        grad, shared = isolated(always(step), gradients.absorb, state.shared, sent)
+        grad, shared = compiled_apart(gradients.absorb, state.shared, sent, witness=step)
         state = state._replace(shared=shared)
         if not assist:
             return grad, state, sent, None, metrics
@@ -54,10 +54,10 @@ def alternating(
 
     def searched(theta, state, key, obtain_costs):
         step = state.shared.step
-        setting = isolated(always(step), candidates.prepare, state.shared, key)
+        setting = compiled_apart(candidates.prepare, state.shared, key, witness=step)
         costs = obtain_costs(theta, state, setting, key)
-        grad, shared, metrics = isolated(
-            always(step), candidates.follow, state.shared, setting, key, costs
+        grad, shared, metrics = compiled_apart(
+            candidates.follow, state.shared, setting, key, costs, witness=step
         )
         if candidates.unperturbed:
             metrics["unperturbed"] = candidates.unperturbed(ravel_pytree(theta)[0], setting)

@@ -23,7 +23,7 @@ from meta_train.unroll import UnrolledSystem
 from tasks import Task
 
 
-class Subject(NamedTuple):
+class Trainable(NamedTuple):
     """What a job trains.
 
     Attributes:
@@ -43,7 +43,7 @@ class Subject(NamedTuple):
     export: Callable[[Path, Any, int], None]
 
 
-def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
+def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
@@ -74,14 +74,14 @@ def optimizer_subject(config: Config, tasks: dict[str, Task]) -> Subject:
         return start_theta(config)
 
     systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
-    return Subject("optimizer", optimizer.init, start, systems, evaluation, export)
+    return Trainable("optimizer", optimizer.init, start, systems, evaluation, export)
 
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
     """Inner training as an unrolled system, in the form that the estimator needs."""
     inner = config.inner
-    undone = config.estimator.needs_reversible
-    system = (reversible_inner_training if undone else inner_training)(
+    reversible = config.estimator.needs_reversible
+    system = (reversible_inner_training if reversible else inner_training)(
         task,
         optimizer,
         meta_loss=inner.meta_loss,
@@ -93,7 +93,7 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
     return system
 
 
-def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
+def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
     """Supervised training: theta are the parameters of the task's own network."""
     (task,) = tasks.values()
     instance = task.sample(jax.random.key(config.seed))
@@ -136,12 +136,14 @@ def network_subject(config: Config, tasks: dict[str, Task]) -> Subject:
     def init(key):
         return task.init(instance, key)
 
-    return Subject("network", init, lambda: None, (supervised_training(loss),), evaluation, export)
+    return Trainable(
+        "network", init, lambda: None, (supervised_training(loss),), evaluation, export
+    )
 
 
-SUBJECTS: dict[str, Callable[[Config, dict[str, Task]], Subject]] = {
-    "optimizer": optimizer_subject,
-    "network": network_subject,
+TRAINABLES: dict[str, Callable[[Config, dict[str, Task]], Trainable]] = {
+    "optimizer": trainable_optimizer,
+    "network": trainable_network,
 }
 
 

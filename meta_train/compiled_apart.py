@@ -7,15 +7,21 @@ import jax
 import jax.numpy as jnp
 
 
-def isolated(condition: jax.Array, fn: Callable, *args) -> Any:
+def compiled_apart(fn: Callable, *args, witness: jax.Array) -> Any:
     """``fn(*args)``, compiled as a computation of its own, whatever surrounds it.
 
     So it rounds the same wherever it stands, and is computed once however many read it.
     (An optimization barrier does neither: it does not stop fusion.)
 
     Args:
-      condition: bool scalar that is true, although XLA cannot tell: see ``always``.
+      witness: numbers of any shape that come with the run, so that XLA cannot know them. (A step
+        number will not do: that of a loop of one step is a constant.)
     """
+    return branch_apart(always(witness), fn, *args)
+
+
+def branch_apart(condition: jax.Array, fn: Callable, *args) -> Any:
+    """``compiled_apart`` under a condition at hand: a bool scalar that is true, unknown to XLA."""
     shapes = jax.eval_shape(fn, *args)
 
     def never(*args):
@@ -31,10 +37,6 @@ def always(x: jax.Array) -> jax.Array:
     It sorts, because a loop that touches less than a kilobyte a step, and has no sort or the
     like, is compiled on a CPU as one function, where branches are fused with the rest after
     all. One such condition in a loop's body protects all of it.
-
-    Args:
-      x: numbers of any shape that come with the run. (A step number will not do: that of a
-        loop of one step is a constant.)
     """
     return _always(x.ravel()[0])
 
