@@ -168,6 +168,39 @@ def test_steps_after_the_end_of_an_episode_are_harmless(name, fast_compilation):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def told(horizons):
+    """Losses that count at the last step of the horizon that the start was told, theta's alone."""
+
+    def begin(theta, key, horizon):
+        return jnp.ones(3).at[0].set(jnp.asarray(horizon, jnp.float32))
+
+    def observe(theta, w, step, key):
+        return horizons.mean * theta[0] * (step == jnp.round(w[0]) - 1)
+
+    return systems.undoable(begin, lambda theta, step: jnp.array([0.0, 0.1, 0.1]) * theta, observe)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_drawn_horizon_reaches_the_start_of_every_episode(name, fast_compilation):
+    """The mean loss is theta if the start is told how long its episode is; else some episodes
+    have no last step, or one too early."""
+    horizons = estimators.Horizons(np.array([K, 3 * K]), np.array([0.5, 0.5]))
+    theta = jnp.array([1.0, 0.5, 0.5], jnp.float32)
+    _, metrics = flat_estimates(name, told(horizons), theta, horizons, K, num_steps=48)
+    losses = np.asarray(metrics["loss"])
+    if name in ("bptt", "artbp", "reversible", "hybrid_es"):  # Every estimate is of whole episodes.
+        np.testing.assert_allclose(losses, 1.0, rtol=0.3 if name == "hybrid_es" else 1e-4)
+    assert abs(losses.mean() - 1) < 0.15  # Told the longest always, it is a half.
+
+
+def test_a_start_that_takes_no_horizon_is_refused():
+    system = plain()._replace(init=lambda theta, key: jnp.ones(3))
+    message = refusal("pes", system, THETA)
+    assert (
+        "`system.init` must take (theta, key, horizon), got one that takes (theta, key)" in message
+    )
+
+
 COUNTS = (
     "num_particles",
     "num_pairs",
