@@ -52,7 +52,8 @@ class InnerConfig:
       horizon: inner steps of an episode (the longest, if drawn).
       min_horizon: above 0: horizons log-uniform between this and horizon.
       meta_loss: train, fresh or validation: what a step's loss is measured on.
-      reduction: mean, last, or telescoped: the last loss as a sum of differences.
+      reduction: mean, last (a run weighs as much as it has steps), or telescoped: the last loss as
+        a sum of differences, every run weighing alike.
       loss_ceiling: losses above it, or not finite, count as it; 0: no ceiling.
     """
 
@@ -67,12 +68,6 @@ class InnerConfig:
         _check_choice("reduction", self.reduction, REDUCTIONS)
         _check_least(1, horizon=self.horizon)
         _check_least(0, min_horizon=self.min_horizon, loss_ceiling=self.loss_ceiling)
-        if self.reduction == "last" and self.min_horizon:
-            raise ValueError(
-                f"`reduction`=last needs one fixed horizon, got min_horizon={self.min_horizon}: a "
-                "drawn horizon has no last step known in advance. Set min_horizon=0, or "
-                "reduction=telescoped or mean."
-            )
 
 
 @dataclass(frozen=True)
