@@ -150,8 +150,9 @@ def test_the_first_failure_is_counted_by_kind_and_step():
     system, theta = make(step_mult=0.001)
     form = system.reversible
 
-    def dynamics(instance):
-        given = form.dynamics(instance)
+    def dynamics(context):
+        given = form.dynamics(context)
+        instance, _ = context
 
         def loss(theta, weights, x):
             at = jnp.where(instance[0] > 0, 7, 12)
