@@ -64,6 +64,7 @@ def test_task_says_its_unit_and_its_score_has_a_loss(name):
         for split in SPLITS:
             scores = task.score(params, instance, split)
             assert all(x.shape == () and np.isfinite(x) for x in scores.values())
+            assert set(scores) == {"loss", *task.score_units}
             # The mean over batches of the split, within the noise of many batches.
             batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(
                 jax.random.split(key, 2000)
