@@ -406,6 +406,25 @@ def test_what_only_rounds_is_said_once(toy_job, tmp_path, toys, monkeypatch, cap
     assert "note" not in capsys.readouterr().err
 
 
+def test_perturbations_that_are_lost_are_said_once(toys, tmp_path, capsys, monkeypatch):
+    """By each process of the job; by none while most of theta is still moved."""
+
+    def warnings(**parts):
+        jobs.run(tmp_path / f"{len(parts)}", **parts)
+        return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+
+    assert warnings() == []
+    small = {"estimator": {"sigma": 1e-9}}
+    for num_steps in (4, 8):
+        (line,) = warnings(num_steps=num_steps, **small)
+        step = num_steps - 3
+        assert line.startswith(f"warning: at outer step {step}, 100% of theta's entries are")
+        assert "sigma=1e-09" in line and "--cfg.estimator.sigma" in line
+    assert json.loads((tmp_path / "2" / "metrics.jsonl").read_text().splitlines()[0])["unperturbed"]
+    monkeypatch.setattr(loop, "UNPERTURBED", 1.0)
+    assert warnings(num_steps=4, seed=1, **small) == []
+
+
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):
     meta = {"schedule": "cosine"}
     jobs.run(tmp_path, num_steps=4, meta=meta)
