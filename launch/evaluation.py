@@ -164,8 +164,8 @@ def table(results: Results, facts: dict[str, Any], task: Task, beside: Sequence[
         f"Losses in {task.unit}{said}; mean +- standard error over runs. Final training loss: mean "
         "of the last tenth of the steps. Test: the whole test split after the last step. "
         "Differences are paired by run (the same instance, initialization and batches); =: a tie, "
-        f"within 2 standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by final "
-        "training loss on as many other runs."
+        f"within 2 standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by "
+        "final training loss on as many other runs."
     )
     return "\n".join(lines + textwrap.wrap(note, 100))
 

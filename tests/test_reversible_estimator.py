@@ -10,10 +10,12 @@ from jax.flatten_util import ravel_pytree
 from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
+from meta_train.estimators.base import Horizons
 from meta_train.inner import inner_training
 from meta_train.reversible import DOUBLE, explain
+from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.inner import reversible_inner_training
-from meta_train.reversible.system import episode_gradient, plan, reversible_system
+from meta_train.reversible.system import Start, episode_gradient, plan, reversible_system
 from meta_train.unroll import unroll
 from tasks.base import Task
 from tasks.data.images import load_images
@@ -332,3 +334,61 @@ def test_a_task_with_an_empty_tensor_is_trained_as_without_it():
     nothing = task._replace(init=lambda instance, key: {"a": jnp.zeros((0, 2))})
     with pytest.raises(ValueError, match="`task` must have at least one parameter"):
         reversible_inner_training(nothing, optimizer, num_steps=5)
+
+
+@pytest.mark.parametrize("after", ["infinite", "no derivative", "diverges", "move", "observed"])
+def test_what_comes_after_a_drawn_horizon_does_not_count(after, x64):
+    """Equal to ``bptt``, particle by particle; one whose horizon is longer fails in both."""
+    short = 3  # Of horizons 3 and 8.
+
+    def loss(theta, w, x):
+        value = 0.5 * jnp.sum((w - theta["aim"]) ** 2)
+        late = x[0] >= short
+        if after == "infinite":
+            value += jnp.where(late, jnp.inf, 0.0)
+        if after == "no derivative":
+            value += jnp.sqrt(jnp.where(late, 0.0, 1.0) * value)
+        if after == "diverges":
+            value *= jnp.where(late, 1e40, 1.0)
+        return value
+
+    def move(theta, hyper, a, x):
+        bent = jnp.sqrt(jnp.maximum(short - 0.5 - x[0], 0.0)) if after == "move" else 1.0
+        return -theta["rate"] * bent**0.5 * a[0]
+
+    def observe(theta, loss, w, x):
+        late = (x[0] >= short) & (after == "observed")
+        return loss + jnp.sqrt(jnp.where(late, 0.0, 1.0) * jnp.sum(w**2))
+
+    dynamics = Dynamics(
+        loss, lambda theta, hyper: jnp.array([[0.5]]), lambda theta, hyper, g, x: g[None], move,
+        observe,
+    )  # fmt: skip
+    system = reversible_system(
+        lambda theta, key: Start((), theta["start"] + jnp.arange(2.0), jnp.zeros((1, 2))),
+        lambda context: dynamics,
+        np.array([0.5]),
+        DOUBLE,
+    )
+    theta = {"aim": jnp.array([3.0, -1.0]), "rate": jnp.array(0.1), "start": jnp.array(0.5)}
+    horizons = Horizons(np.array([short, 8]), np.array([0.5, 0.5]))
+    kwargs = {"num_particles": 1, "horizons": horizons}
+    steps = [jax.jit(make(system, **kwargs).estimate) for make in (reversible, bptt)]
+    finite = []
+    for seed in range(6):
+        key, state = jax.random.key(seed), jnp.arange(1, dtype=jnp.int32)
+        (grad, _, metrics), (expected, _, expected_metrics) = (f(theta, state, key) for f in steps)
+        assert metrics["finite"] == metrics["exact"] == expected_metrics["finite"]
+        finite.append(float(metrics["finite"]))
+        if finite[-1]:
+            assert relative_error(grad, expected) < 1e-7
+            np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-9)
+    assert set(finite) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[None], lambda x: x + 0j, lambda x: jnp.int32(x)])
+def test_losses_that_are_no_real_scalar_are_refused(wrong):
+    task = regression()
+    bad = task._replace(loss=lambda *args: wrong(task.loss(*args)))
+    with pytest.raises(ValueError, match=r"`task.loss` must give a loss that is a real float of"):
+        reversible_inner_training(bad, reversible_mlp_optimizer((8,)), num_steps=5)

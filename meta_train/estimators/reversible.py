@@ -79,6 +79,7 @@ def reversible(
             key_begin,
             jax.random.split(key_data, horizons.max),
             lambda losses: base.episode_loss(losses, horizons, key_horizon),
+            horizons.draw(key_horizon) if len(horizons.values) > 1 else None,
         )
         return value, grad, report
 
