@@ -1,7 +1,10 @@
 """Checkpoints of whole jobs with Orbax: asynchronous, atomic, checked, the newest few kept."""
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,10 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Digested,
             )
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_names=("state", "job")
-        )
+        with _unlogged():
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=("state", "job")
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -135,6 +139,17 @@ class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
         lines = [f"{_digest(path)}  {path.relative_to(folder)}" for path in paths]
         (folder / DIGESTS).write_text("\n".join([_heading(len(lines)), *lines, ""]))
         folder.rename(self.get_final())
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without what Orbax logs of a damaged file, all of it, where nobody has asked for one yet."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _problem(folder: Path) -> str:
