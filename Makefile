@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow mutate lint benchmark clean
+.PHONY: setup demo test test-slow test-x64 mutate lint benchmark clean
 
 setup: .venv/ready
 
@@ -21,6 +21,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The contracts in double precision.
+test-x64: setup
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -q tests/test_contracts.py
 
 # Faults put into the code; for example: make mutate MODULE=estimators/pes COUNT=20 SEED=1
 mutate: setup

@@ -60,7 +60,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
     from launch.config import estimator as choose_estimator
     from launch.job import build
     from launch.trainables import make_system
-    from learned_opt import LearnedOptimizer
+    from learned_opt.base import learned_optimizer
     from meta_train import devices, estimators, trainer
 
     config = case_config(name, num_devices)
@@ -86,9 +86,7 @@ def train_step(name: str, num_devices: int) -> list[dict]:
         return [row | _loop(config, job, state, inner_steps)]
 
     optimizer = config.optimizer.make()
-    floor_optimizer = LearnedOptimizer(
-        optimizer.init, lambda theta, n: optax.with_extra_args_support(optax.sgd(0.1))
-    )
+    floor_optimizer = learned_optimizer(optimizer.init, lambda theta, n: optax.sgd(0.1))
     system = make_system(config, config.task.make(), floor_optimizer)
     # A gradient with respect to an unused theta would be dead code: the floor of TBPTT is
     # the forward unroll of inner training too.

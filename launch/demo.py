@@ -39,9 +39,9 @@ def main(config: Config) -> int:
     results = evaluation.evaluate(
         task, facts, optimizers, horizons, NUM_SEEDS, workdir, DATA_DIR.value
     )
-    evaluation.write(results, workdir, facts, task.unit, optimizers)
-    evaluation.plot(results, workdir / "curves.png", facts, task.unit)
-    table = evaluation.table(results, facts, task.unit, beside=[BEFORE])
+    evaluation.write(results, workdir, facts, task, optimizers)
+    evaluation.plot(results, workdir / "curves.png", facts, task)
+    table = evaluation.table(results, facts, task, beside=[BEFORE])
     runs = {horizon: {c.name: c for c in curves} for horizon, curves in results.items()}
     said = [verdict(runs[horizon][BEFORE], runs[horizon][AFTER], horizon)]
     said += evaluation.verdicts({h: [c for c in r if c.name != BEFORE] for h, r in results.items()})

@@ -137,7 +137,7 @@ def describe(facts: dict[str, Any]) -> str:
     return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values)})"
 
 
-def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[str] = ()) -> str:
+def table(results: Results, facts: dict[str, Any], task: Task, beside: Sequence[str] = ()) -> str:
     """The results as text: means and standard errors of every optimizer at every horizon.
 
     Under each trained optimizer stand its differences to the baselines, paired by run, and to
@@ -157,12 +157,15 @@ def table(results: Results, facts: dict[str, Any], unit: str, beside: Sequence[s
                 found = {n: (d, is_tie(d)) for n, d in difference(c, other).items()}
                 lines.append(_line(f"  minus {_label(other)}", width, found))
         lines.append("")
+    names = [name for curves in results.values() for c in curves for name in c.test]
+    others = [name for name in dict.fromkeys(names) if name in task.score_units]
+    said = "".join(f", {name} as {task.score_units[name]}" for name in others)
     note = (
-        f"Losses in {unit}; mean +- standard error over runs. Final training loss: mean of the "
-        "last tenth of the steps. Test: the whole test split after the last step. Differences are "
-        "paired by run (the same instance, initialization and batches); =: a tie, within 2 "
-        f"standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by final "
-        "training loss on as many other runs."
+        f"Losses in {task.unit}{said}; mean +- standard error over runs. Final training loss: mean "
+        "of the last tenth of the steps. Test: the whole test split after the last step. "
+        "Differences are paired by run (the same instance, initialization and batches); =: a tie, "
+        f"within 2 standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by "
+        "final training loss on as many other runs."
     )
     return "\n".join(lines + textwrap.wrap(note, 100))
 
@@ -220,7 +223,7 @@ def verdicts(results: Results, beside: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def plot(results: Results, path: Path, facts: dict[str, Any], unit: str) -> None:
+def plot(results: Results, path: Path, facts: dict[str, Any], task: Task) -> None:
     """Median training-loss curve of every optimizer with a band over the middle 80% of runs."""
     figure, axes = plt.subplots(
         1, len(results), figsize=(5.5 * len(results), 4.4), squeeze=False, layout="constrained"
@@ -238,7 +241,7 @@ def plot(results: Results, path: Path, facts: dict[str, Any], unit: str) -> None
         axis.set(
             yscale="log",
             xlabel="inner step",
-            ylabel=f"training loss ({unit})",
+            ylabel=f"training loss ({task.unit})",
             title=f"horizon {horizon}",
         )
         axis.grid(alpha=0.3, which="both")
@@ -254,28 +257,30 @@ def write(
     results: Results,
     workdir: Path,
     facts: dict[str, Any],
-    unit: str,
+    task: Task,
     optimizers: dict[str, Path],
 ) -> None:
     """Writes ``evaluation.json``: what was compared, every run, and what the table shows.
 
-    Numbers that are not finite are null. The kept parts have done their service and go.
+    Numbers that are not finite are null, and so are units that the task does not say. The kept
+    parts have done their service and go.
     """
-    units = {"losses": unit, "loss": unit}
+    units = {f"test {name}": unit for name, unit in task.score_units.items()}
+    units |= dict.fromkeys(("mean training loss", FINAL, "test loss"), task.unit)
 
     def numbers(found: dict[str, Estimate]) -> dict[str, Any]:
         return {
             name: {
                 "mean": e.mean,
                 "standard_error": e.error,
-                "unit": next((u for end, u in units.items() if name.endswith(end)), "share"),
+                "unit": units.get(name),
             }
             for name, e in found.items()
         }
 
     document = {
         "task": facts,
-        "unit": unit,
+        "unit": task.unit,
         "optimizers": {name: str(path) for name, path in optimizers.items()},
         "seeds": len(next(iter(results.values()))[0].losses),
         "first_seed": SEED,

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from meta_train.trainer import TrainState
 EXIT_PREEMPTED = 75
 # A job that cannot learn, since no particle is finite: not to be tried again as it is.
 EXIT_NONFINITE = 3
+# The share of theta's entries that no perturbation moves from which on a job says so.
+UNPERTURBED = 0.1
 
 
 class Outcome(NamedTuple):
@@ -166,6 +169,7 @@ class _Rows:
         self._job, self._tracker, self._replay_log = job, tracker, replay_log
         self._inner_steps = job.config.inner_steps()
         self._last_step, self._last_seconds = start_step, 0.0
+        self._warned = False
         self.nonfinite_steps = nonfinite_steps
 
     @property
@@ -187,6 +191,7 @@ class _Rows:
         row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
         nonfinite = row.pop("nonfinite")
         self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite == 1 else 0
+        self._warn_of_lost_perturbations(row)
         evaluated = any(name.startswith("eval/") for name in row)
         if step % config.log_every and step != config.num_steps and not evaluated:
             return
@@ -201,6 +206,23 @@ class _Rows:
         row["time/wall_seconds"] = self._tracker.seconds()
         self._tracker.log(row)
         self._last_step, self._last_seconds = step, finished.seconds
+
+    def _warn_of_lost_perturbations(self, row: dict[str, Any]) -> None:
+        """Once in each process, as theta may have grown long before."""
+        shares = [x for name, x in row.items() if "unperturbed" in name.split("/")]
+        share = max(shares, default=0.0)
+        if self._warned or not share > UNPERTURBED:
+            return
+        self._warned = True
+        sigma = row.get("sigma", getattr(self._job.config.estimator, "sigma", math.nan))
+        print(
+            f"warning: at outer step {row['step']}, {share:.0%} of theta's entries are so large "
+            f"that perturbations of sigma={sigma:g} are lost in the rounding of the sum, and their "
+            "gradient with them; train anew with a larger --cfg.estimator.sigma (from here with "
+            "--cfg.init_from), or keep theta smaller (--cfg.meta=adamw, a lower "
+            "--cfg.meta.learning_rate).",
+            file=sys.stderr,
+        )
 
     def diagnosis(self, step: int, theta: np.ndarray) -> str:
         """Why theta is of no use; empty if it may be."""

@@ -2,10 +2,12 @@
 
 python -m launch.replay --workdir=DIR [--from_step=STEP]
 
-Starts at a checkpoint, follows ``DIR/replay.log`` to its last whole record, and writes
-``DIR/network_rebuilt`` (or ``optimizer_rebuilt``): the very weights the job had there.
+Starts at a checkpoint (by default the newest sound one), follows ``DIR/replay.log`` to its last
+whole record, and writes ``DIR/network_rebuilt`` (or ``optimizer_rebuilt``): the very weights the
+job had there.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -13,7 +15,9 @@ from absl import app, flags
 from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
 from launch.config import read_config
 
-_FROM_STEP = flags.DEFINE_integer("from_step", -1, "Checkpoint to start at; -1 is the newest.")
+_FROM_STEP = flags.DEFINE_integer(
+    "from_step", -1, "Checkpoint to start at; -1 is the newest sound."
+)
 
 
 def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = None) -> int:
@@ -28,6 +32,7 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
 
     from launch import environment
     from launch.job import build
+    from launch.workdir import find_start
     from meta_train import devices
     from meta_train.checkpoint import Checkpoints
     from meta_train.estimators.hybrid.replay import rebuild
@@ -41,12 +46,16 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
             )
     devices.configure_cpu_devices()  # Before Orbax asks JAX for its devices.
     checkpoints = Checkpoints(workdir, read_only=True)
-    newest = checkpoints.latest_step
-    start = newest if from_step is None else from_step
-    if newest is None or start not in checkpoints.steps:
+    newest, start = checkpoints.latest_step, from_step
+    if newest is None or start not in (None, *checkpoints.steps):
         raise ValueError(
             f"`from_step` must be one of the checkpoints {checkpoints.steps}, got {start}."
         )
+    if start is None:
+        found = find_start(workdir)
+        for problem in found.unreadable.values():
+            print(f"warning: {problem}; going on from {found.step}.", file=sys.stderr)
+        start = found.step
     record = checkpoints.job(start)
     config = read_config(record["config"] | {"num_devices": 0})
     job = build(config, data_dir)

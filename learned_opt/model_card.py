@@ -30,7 +30,7 @@ def model_card(
         [
             f"# Learned optimizer `{name}`",
             "",
-            f"{num_parameters:,} meta-parameters; arguments `{json.dumps(dict(arguments))}`.",
+            f"{num_parameters:,} meta-parameters; arguments `{_json(dict(arguments))}`.",
             "",
             "```python",
             "import learned_opt",
@@ -74,7 +74,11 @@ def _text(key: str, value: Any) -> str:
     if value is None:
         return "not recorded"
     if key == "task" and isinstance(value, Mapping):
-        rest = [f"{field} {json.dumps(x)}" for field, x in value.items() if field != "name"]
+        rest = [f"{field} {_json(x)}" for field, x in value.items() if field != "name"]
         return ", ".join([f"`{_task_name(value) or 'not recorded'}`", *rest])
-    text = f"`{value}`" if isinstance(value, str) else json.dumps(value)
+    text = f"`{value}`" if isinstance(value, str) else _json(value)
     return f"{text} {_UNITS[key]}" if key in _UNITS else text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)

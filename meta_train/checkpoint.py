@@ -1,7 +1,9 @@
 """Checkpoints of whole jobs with Orbax: asynchronous, atomic, checked, the newest few kept."""
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import orbax.checkpoint as ocp
 
 # Digests of a checkpoint's files, as `sha256sum --check` reads them.
 DIGESTS = "SHA256SUMS"
+# Entry of the record that tells a checkpoint which lost them from one that never had any.
+_DIGESTED = "digests"
 
 
 class UnreadableError(ValueError):
@@ -22,7 +26,8 @@ class Checkpoints:
     A checkpoint holds the device-free train state and a JSON record of the job (resolved
     config, W&B run id and more). It appears in one rename when it is complete, so a job killed
     at any moment leaves only whole checkpoints behind. ``SHA256SUMS`` in it tells damage done
-    later; checkpoints older than that file are believed.
+    later to any other of its files; the record says that there is one, and where an older
+    version's does not, the checkpoint is believed.
 
     Args:
       workdir: the job's folder.
@@ -33,7 +38,6 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
-        self._saving: int | None = None
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
         else:
@@ -41,11 +45,12 @@ class Checkpoints:
                 max_to_keep=keep,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                temporary_path_class=_Digested,
             )
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_names=("state", "job")
-        )
+        with _unlogged():
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=("state", "job")
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -65,12 +70,11 @@ class Checkpoints:
         """Starts writing; returns at once. ``host_state`` must not change afterwards."""
         if step in self._manager.all_steps():
             return
-        self._manager.wait_until_finished()  # So that there is one at a time to digest.
-        self._saving = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host_state), job=ocp.args.JsonSave(job)
+                state=ocp.args.StandardSave(host_state),
+                job=ocp.args.JsonSave(job | {_DIGESTED: DIGESTS}),
             ),
             force=True,
         )
@@ -113,50 +117,72 @@ class Checkpoints:
                 f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})"
             ) from error
 
-    def _write_digests(self) -> None:
-        """Called when the files are written, and just before the rename that shows them."""
-        for folder in self._folder.glob(f"{self._saving}.*"):
-            paths = list(_files(folder))
-            lines = [f"{_digest(path)}  {path.relative_to(folder)}" for path in paths]
-            (folder / DIGESTS).write_text("\n".join([_heading(len(lines)), *lines, ""]))
-
     def _check(self, step: int) -> None:
         """Raises ``UnreadableError`` naming a file that is not as it was written."""
-        folder = self.folder(step)
+        problem = _problem(self.folder(step))
+        if problem:
+            raise UnreadableError(f"checkpoint {step} is damaged: {problem}")
+
+
+class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Where Orbax writes a checkpoint; the rename that shows it is the last thing done to it.
+
+    Orbax's own way changes two files of the folder after all callbacks, and no digest could be
+    of them.
+    """
+
+    async def finalize(self) -> None:
+        if self._checkpoint_metadata_store:
+            self._checkpoint_metadata_store.wait_until_finished()
+        folder = Path(self.get())
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        lines = [f"{_digest(path)}  {path.relative_to(folder)}" for path in paths]
+        (folder / DIGESTS).write_text("\n".join([_heading(len(lines)), *lines, ""]))
+        folder.rename(self.get_final())
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without what Orbax logs of a damaged file, all of it, where nobody has asked for one yet."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _problem(folder: Path) -> str:
+    """Which file of a checkpoint is not as it was written, and how; empty if none."""
+    try:
+        text = (folder / DIGESTS).read_text(errors="replace")
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing" if _says_digested(folder) else ""
+    except OSError as error:
+        return f"{DIGESTS} cannot be read ({error.strerror})"
+    heading, *lines = text.split("\n")[:-1] or [""]
+    if heading != _heading(len(lines)):
+        return f"{DIGESTS} has changed"
+    for digest, _, name in (line.partition("  ") for line in lines):
         try:
-            heading, *lines = (folder / DIGESTS).read_text(errors="replace").split("\n")[:-1] or [
-                ""
-            ]
-            if heading != _heading(len(lines)):
-                raise UnreadableError(f"checkpoint {step} is damaged: {DIGESTS} has changed")
+            if _digest(folder / name) != digest:
+                return f"{name} has changed"
         except FileNotFoundError:
-            lines = []  # Older than digests.
-        for digest, _, name in (line.partition("  ") for line in lines):
-            try:
-                problem = "has changed" if _digest(folder / name) != digest else ""
-            except FileNotFoundError:
-                problem = "is missing"
-            except (OSError, ValueError) as error:
-                problem = f"cannot be read ({error})"
-            if problem:
-                raise UnreadableError(f"checkpoint {step} is damaged: {name} {problem}")
-        metadata = folder / "_CHECKPOINT_METADATA"
-        if metadata.is_file():  # Orbax reads it, and complains, but does not need it.
-            try:
-                json.loads(metadata.read_bytes())
-            except ValueError:
-                raise UnreadableError(
-                    f"checkpoint {step} is damaged: {metadata.name} has changed"
-                ) from None
+            return f"{name} is missing"
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read ({error})"
+    return ""
+
+
+def _says_digested(folder: Path) -> bool:
+    try:
+        return _DIGESTED in json.loads((folder / "job" / "metadata").read_bytes())
+    except (OSError, ValueError):
+        return False  # Orbax will say what is wrong with it.
 
 
 def _heading(count: int) -> str:
     return f"# {count} files"
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Those below the folder's own: the items. Orbax still writes to its own at the end."""
-    return (path for path in sorted(folder.glob("*/**/*")) if path.is_file())
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.base import LearnedOptimizer
+from learned_opt.base import LearnedOptimizer, learned_optimizer
 from meta_train.inner import inner_training
 from meta_train.unroll import unroll
 from tasks.base import Task
@@ -155,10 +155,7 @@ def evaluate_baseline(
     The best has the lowest final training loss (``Curves.final``) at this very horizon, over as
     many runs of the next seed (``SELECTION_OFFSET``): none of those reported.
     """
-    optimizer = LearnedOptimizer(
-        init=lambda key: jnp.zeros([]),
-        bind=lambda rate, n: optax.with_extra_args_support(BASELINES[name](rate)),
-    )
+    optimizer = learned_optimizer(lambda key: jnp.zeros([]), lambda rate, n: BASELINES[name](rate))
 
     @jax.jit  # Compiled once for all rates and seeds.
     def runs(rate, seed):

@@ -1,7 +1,8 @@
 """The inner problem: what a learned optimizer is trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,6 +32,8 @@ class Task(NamedTuple):
       score: None, or ``(params, instance, split) -> {name: scalar}``, how well ``params`` do
         on a whole split (for a classifier, ``loss`` and ``accuracy``).
       unit: of the loss, for tables, axes and files.
+      score_units: ``name -> unit`` of what ``score`` finds besides the loss; what has none here
+        is written without one.
     """
 
     sample: Callable[[jax.Array], Instance]
@@ -39,6 +42,7 @@ class Task(NamedTuple):
     loss: Callable[[Params, Instance, Batch, jax.Array], jax.Array]
     score: Callable[[Params, Instance, Split], dict[str, jax.Array]] | None = None
     unit: str = "units of the task's loss"
+    score_units: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -99,4 +99,5 @@ def mlp_classifier(
         loss=loss,
         score=score,
         unit="nats per example",
+        score_units={"accuracy": "share of examples"},
     )

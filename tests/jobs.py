@@ -15,6 +15,7 @@ from launch import loop
 from launch.job import Job
 from launch.trainables import Trainable
 from meta_train import devices, trainer
+from meta_train.checks import lost_share
 from meta_train.estimators import GradientEstimator
 
 # Learnable SGD on a quadratic: compiles in a second, a step takes a fraction of a millisecond.
@@ -65,6 +66,7 @@ def toy(config, data_dir=None):
         grad, loss = 2 * theta + noise.mean(), jnp.sum(theta**2) + noise.mean()
         finite = jnp.float32(config.optimizer.learning_rate < 1)
         metrics = {"loss": loss, "finite": finite, "grad_sq_norm": jnp.sum(grad**2) + 1}
+        metrics["unperturbed"] = lost_share(theta, config.estimator.sigma)
         return finite * grad, drawn + noise, metrics
 
     def export(path, theta, step):

@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -61,6 +62,26 @@ def test_sweep_picks_the_best_rate_on_other_runs_than_it_reports():
     np.testing.assert_allclose(swept.losses, runs[best].losses, rtol=1e-3, atol=1e-6)
     assert abs(swept.final - finals[best]) > 1e-3 * finals[best]  # Other runs indeed.
     assert len(evaluate.LEARNING_RATES) >= 12
+
+
+def test_baselines_keep_the_rules_of_learned_optimizers():
+    """The same steps on bfloat16, beside tensors without elements and none at all."""
+
+    def init(instance, key):
+        half = TASK.init(instance, key).astype(jnp.bfloat16)
+        return {"w": half, "empty": jnp.zeros((0, 2)), "none": None, "small": jnp.bfloat16(0.5)}
+
+    def loss(params, instance, batch, key):
+        w = params["w"].astype(jnp.float32) + params["small"].astype(jnp.float32)
+        return TASK.loss(w, instance, batch, key)
+
+    task = TASK._replace(init=init, loss=loss, score=None)
+    baseline = evaluate.evaluate_baseline("adam", task, rates=(0.1,), **SIZE)
+    optimizer = learnable_adam(0.1)
+    theta = optimizer.init(jax.random.key(0))
+    learned = evaluate.evaluate_learned("adam", task, optimizer, theta, **SIZE)
+    np.testing.assert_allclose(baseline.losses, learned.losses, rtol=1e-4)
+    assert baseline.losses[:, -1].max() < baseline.losses[:, 0].min()
 
 
 def test_final_is_the_last_tenth():
@@ -163,7 +184,7 @@ def setting(tmp_path, monkeypatch):
     def run(folder, seeds=3, facts=facts):
         folder.mkdir(exist_ok=True)
         results = command.evaluate(TASK, facts, paths, [4, 9], seeds, folder)
-        command.write(results, folder, facts, TASK.unit, paths)
+        command.write(results, folder, facts, TASK, paths)
         return results, (folder / "evaluation.json").read_bytes()
 
     return run, paths, computed, failing
@@ -243,13 +264,37 @@ def test_what_is_written_has_units_and_no_infinity(setting, tmp_path):
         rtol=1e-5,
     )
     facts = to_dict(cfg.task("quadratic"))
-    table = command.table(results, facts, TASK.unit)
+    table = command.table(results, facts, TASK)
     assert "Task: quadratic (dim 10, condition 100.0" in table and "digits" not in table
     assert "Losses in squared error" in table and "nats" not in table
     assert "9 inner steps, 3 runs" in table
     assert table.count("  minus adam") == 4  # Two optimizers, two horizons.
-    assert command.table(results, facts, TASK.unit, beside=["bad"]).count("  minus bad") == 2
+    assert command.table(results, facts, TASK, beside=["bad"]).count("  minus bad") == 2
     assert len(command.verdicts(results)) == 4
+
+
+def test_a_score_has_the_unit_its_task_says_or_none(tmp_path):
+    """Also one whose name ends like a loss; and the table speaks of what has one."""
+    test = {name: np.ones(3) for name in ("loss", "accuracy", "perplexity", "auxiliary loss")}
+    results = {
+        20: [Curves("a", np.ones((3, 20)), None, test), Curves("b", np.ones((3, 20)), 0.1, test)]
+    }
+    task = TASK._replace(unit="volts", score_units={"accuracy": "share of examples"})
+    command.write(results, tmp_path, {"name": "mine"}, task, {})
+    (entry, _) = json.loads((tmp_path / "evaluation.json").read_text())["results"]["20"]
+    assert {
+        name: x["unit"] for name, x in entry.items() if isinstance(x, dict) and "unit" in x
+    } == {
+        "mean training loss": "volts",
+        FINAL: "volts",
+        "test loss": "volts",
+        "test accuracy": "share of examples",
+        "test perplexity": None,
+        "test auxiliary loss": None,
+    }
+    assert entry["minus"]["b"][FINAL]["unit"] == "volts"
+    table = command.table(results, {"name": "mine"}, task)
+    assert "Losses in volts, accuracy as share of examples; mean" in " ".join(table.split())
 
 
 def test_the_figure_says_task_horizon_runs_and_band(tmp_path, monkeypatch):
@@ -257,7 +302,9 @@ def test_the_figure_says_task_horizon_runs_and_band(tmp_path, monkeypatch):
     monkeypatch.setattr(command.plt, "close", drawn.append)
     losses = np.abs(np.random.default_rng(0).normal(size=(3, 20))) + 0.1
     results = {20: [Curves("a", losses), Curves("adam", losses, 0.1)]}
-    command.plot(results, tmp_path / "x.png", {"name": "mine", "dim": 3}, "volts")
+    command.plot(
+        results, tmp_path / "x.png", {"name": "mine", "dim": 3}, TASK._replace(unit="volts")
+    )
     (figure,) = drawn
     said = figure.get_suptitle().replace("\n", " ")
     assert "mine (dim 3)" in said and "3 inner runs" in said and "band: middle 80%" in said

@@ -581,7 +581,7 @@ def log_bytes(arguments):
     # A gradient that is not compressed is in the log once: the mean over workers.
     gradient = sent.refresh if coder else 4 * SIZE
     refresh = gradient + 128 * (2 if coder else 1)
-    return 7 * (128 + 40) + refreshes * refresh + searches * (sent.between + 128 * (1 + ids + rule))
+    return 7 * (128 + 64) + refreshes * refresh + searches * (sent.between + 128 * (1 + ids + rule))
 
 
 def build_alone(arguments):

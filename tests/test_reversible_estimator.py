@@ -10,10 +10,12 @@ from jax.flatten_util import ravel_pytree
 from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
+from meta_train.estimators.base import Horizons
 from meta_train.inner import inner_training
 from meta_train.reversible import DOUBLE, explain
+from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.inner import reversible_inner_training
-from meta_train.reversible.system import episode_gradient, plan, reversible_system
+from meta_train.reversible.system import Start, episode_gradient, plan, reversible_system
 from meta_train.unroll import unroll
 from tasks.base import Task
 from tasks.data.images import load_images
@@ -336,3 +338,73 @@ def test_a_task_with_an_empty_tensor_is_trained_as_without_it():
     nothing = task._replace(init=lambda instance, key: {"a": jnp.zeros((0, 2))})
     with pytest.raises(ValueError, match="`task` must have at least one parameter"):
         reversible_inner_training(nothing, optimizer)
+
+
+def test_what_comes_after_a_drawn_horizon_does_not_count(x64):
+    """Equal to ``bptt``, particle by particle; one whose horizon is longer fails in both."""
+    short = 3  # Of horizons 3 and 8.
+    kinds = ("infinite", "no derivative", "diverges", "move", "observed")
+
+    def system(kind):
+        def late(name, x):
+            return (x[0] >= short) & (kind == kinds.index(name))
+
+        def loss(theta, w, x):
+            value = 0.5 * jnp.sum((w - theta["aim"]) ** 2)
+            value += jnp.sqrt(jnp.where(late("no derivative", x), 0.0, 1.0) * value)
+            value *= jnp.where(late("diverges", x), 1e40, 1.0)
+            return value + jnp.where(late("infinite", x), jnp.inf, 0.0)
+
+        def move(theta, hyper, a, x):
+            size = jnp.sqrt(jnp.where(late("move", x), 0.0, 1.0) * a[0] ** 2)
+            return -theta["rate"] * jnp.sign(a[0]) * size
+
+        def observe(theta, loss, w, x):
+            return loss + jnp.sqrt(jnp.where(late("observed", x), 0.0, 1.0) * jnp.sum(w**2))
+
+        def decay(theta, hyper):
+            return jnp.array([[0.5]])
+
+        def absorb(theta, hyper, gradient, x):
+            return gradient[None]
+
+        return reversible_system(
+            lambda theta, key, horizon: Start(
+                (), theta["start"] + jnp.arange(2.0), jnp.zeros((1, 2))
+            ),
+            lambda context: Dynamics(loss, decay, absorb, move, observe),
+            np.array([0.5]),
+            DOUBLE,
+        )
+
+    theta = {"aim": jnp.array([3.0, -1.0]), "rate": jnp.array(0.1), "start": jnp.array(0.5)}
+    horizons = Horizons(np.array([short, 8]), np.array([0.5, 0.5]))
+
+    def estimate(make):
+        def one(kind, key):
+            estimator = make(system(kind), num_particles=1, horizons=horizons)
+            return estimator.estimate(theta, jnp.arange(1, dtype=jnp.int32), key)
+
+        return jax.jit(one)
+
+    reversed_, expected = estimate(reversible), estimate(bptt)
+    for kind, name in enumerate(kinds):
+        finite = []
+        for seed in range(4, 9):
+            (grad, _, metrics), (other, _, other_metrics) = (
+                one(kind, jax.random.key(seed)) for one in (reversed_, expected)
+            )
+            finite.append(float(metrics["finite"]))
+            assert other_metrics["finite"] == finite[-1], name
+            if finite[-1]:
+                assert metrics["exact"] == 1 and relative_error(grad, other) < 1e-7, name
+                np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-9)
+        assert set(finite) == {0.0, 1.0}, name
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[None], lambda x: x + 0j, lambda x: jnp.int32(x)])
+def test_losses_that_are_no_real_scalar_are_refused(wrong):
+    task = regression()
+    bad = task._replace(loss=lambda *args: wrong(task.loss(*args)))
+    with pytest.raises(ValueError, match=r"`task.loss` must give a loss that is a real float of"):
+        reversible_inner_training(bad, reversible_mlp_optimizer((8,)))

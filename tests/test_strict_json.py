@@ -11,7 +11,7 @@ import pytest
 from meta_train import strict_json
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("launch", "meta_train", "tasks")
+PACKAGES = ("launch", "learned_opt", "meta_train", "tasks")
 
 
 def writers(source: str) -> list[tuple[int, bool]]:

@@ -378,14 +378,16 @@ def test_another_environment_is_refused(toy_job, name, toys, monkeypatch):
     if name == "backend":
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     else:
-        assert environment._setting(name) == environment.DECIDING[name] == decided[name]
-        jax.config.update(name, SETTINGS[name])
+        here = environment._setting(name)  # Not JAX's default, where the suite runs in double.
+        assert here == decided[name]
+        other = SETTINGS[name] if here == environment.DECIDING[name] else environment.DECIDING[name]
+        jax.config.update(name, other)
     try:
         with pytest.raises(ValueError, match=f"{name}: the checkpoint has ") as error:
             jobs.run(toy_job, num_steps=16)
     finally:
         if name != "backend":
-            jax.config.update(name, environment.DECIDING[name])
+            jax.config.update(name, here)
     variable = "JAX_PLATFORMS=cpu" if name == "backend" else name.upper()
     assert variable in str(error.value)
     assert jobs.contents(toy_job) == before
@@ -402,6 +404,25 @@ def test_what_only_rounds_is_said_once(toy_job, tmp_path, toys, monkeypatch, cap
     assert len(notes) == 1 and "XLA_FLAGS was " in notes[0] and "'--xla_of_another" in notes[0]
     jobs.run(copy, num_steps=20)
     assert "note" not in capsys.readouterr().err
+
+
+def test_perturbations_that_are_lost_are_said_once(toys, tmp_path, capsys, monkeypatch):
+    """By each process of the job; by none while most of theta is still moved."""
+
+    def warnings(**parts):
+        jobs.run(tmp_path / f"{len(parts)}", **parts)
+        return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+
+    assert warnings() == []
+    small = {"estimator": {"sigma": 1e-9}}
+    for num_steps in (4, 8):
+        (line,) = warnings(num_steps=num_steps, **small)
+        step = num_steps - 3
+        assert line.startswith(f"warning: at outer step {step}, 100% of theta's entries are")
+        assert "sigma=1e-09" in line and "--cfg.estimator.sigma" in line
+    assert json.loads((tmp_path / "2" / "metrics.jsonl").read_text().splitlines()[0])["unperturbed"]
+    monkeypatch.setattr(loop, "UNPERTURBED", 1.0)
+    assert warnings(num_steps=4, seed=1, **small) == []
 
 
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):

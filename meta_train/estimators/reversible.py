@@ -81,7 +81,8 @@ def reversible(
     def episode(theta, key, particle_id):
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
-        horizon = horizons.draw(key_horizon)
+        fixed = len(horizons.values) == 1
+        horizon = horizons.max if fixed else horizons.draw(key_horizon)
         value, grad, report = episode_gradient(
             system.reversible,
             theta,

@@ -6,6 +6,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from learned_opt.base import LearnedOptimizer
+from meta_train.checks import check_loss
 from meta_train.inner import check_arguments, check_horizon, step_loss
 from meta_train.reversible.arithmetic import SINGLE, FixedPoint
 from meta_train.reversible.dynamics import Dynamics
@@ -39,8 +40,9 @@ def reversible_inner_training(
       fixed: resolution of the exact state.
 
     Raises:
-      ValueError: on an optimizer without a reversible form, other parameters, decays that
-        the fixed-point format cannot express, or as ``inner_training``.
+      ValueError: on an optimizer without a reversible form, other parameters, a loss of the task
+        that is no real float scalar, decays that the fixed-point format cannot express, or as
+        ``inner_training``.
     """
     check_arguments(meta_loss, reduction, loss_ceiling)
     if learned_optimizer.reversible is None:
@@ -54,7 +56,8 @@ def reversible_inner_training(
 
     # The shapes of the parameters do not depend on the instance or the key.
     instance = jax.eval_shape(task.sample, jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(task.init, instance, jax.random.key(0)))
+    params = jax.eval_shape(task.init, instance, jax.random.key(0))
+    leaves, treedef = jax.tree.flatten(params)
     sizes = tuple(leaf.size for leaf in leaves)
     dtypes = sorted({str(leaf.dtype) for leaf in leaves})
     if dtypes not in (["float32"], ["float64"]):
@@ -67,6 +70,11 @@ def reversible_inner_training(
         raise ValueError(
             f"`task` must have at least one parameter, got {len(sizes)} arrays, all of size 0."
         )
+
+    def loss_of(params, instance, key):
+        return task.loss(params, instance, task.batch(instance, key, "train"), key)
+
+    check_loss("task.loss", jax.eval_shape(loss_of, params, instance, jax.random.key(0)))
 
     def unravel(flat):
         pieces = jnp.split(flat, np.cumsum(sizes)[:-1])

@@ -130,8 +130,8 @@ def episode_gradient(
     one step, and a tape of ``sum_k log2(1 / decay_k)`` bits per weight and step.
 
     Args:
-      horizon: int32 scalar, what the start of the episode is told of its length.
-      step_keys: one key a step, ``[T]``, of the longest episode there is.
+      horizon: steps of the episode, at most ``T``; after them it rests, with losses of 0.
+      step_keys: one key a step, ``[T]``.
       objective: ``losses [T] -> scalar``.
 
     Returns:
@@ -144,11 +144,15 @@ def episode_gradient(
         lambda theta: system.begin(theta, key_begin, horizon), theta
     )
     num_steps = step_keys.shape[0]
+    inputs = jnp.arange(num_steps, dtype=jnp.int32), step_keys
+    dynamics = system.dynamics(context)
+    if not isinstance(horizon, int) or horizon < num_steps:
+        dynamics = _resting(dynamics, horizon, weights, jax.tree.map(lambda x: x[0], inputs))
     arguments = (
-        system.dynamics(context),
+        dynamics,
         theta,
         (),
-        (jnp.arange(num_steps, dtype=jnp.int32), step_keys),
+        inputs,
         weights,
         accumulators,
         plan(system, num_steps),
@@ -163,6 +167,40 @@ def episode_gradient(
     no_gradient = jax.tree.map(_zero_cotangent, context)
     (through_start,) = pull_begin(Start(no_gradient, gradients.weights, gradients.accumulators))
     return value, jax.tree.map(jnp.add, gradients.theta, through_start), report
+
+
+def _resting(dynamics: Dynamics, horizon: ArrayLike, weights: jax.Array, x: Any) -> Dynamics:
+    """The dynamics until step ``horizon``, and then nothing: no loss, no gradient, no move.
+
+    Accumulators decay to the end, which loses nothing. Under ``vmap`` what rests is computed all
+    the same, and a derivative that is not finite would make its product with zero not a number:
+    so at the first step's ``weights`` and ``x``, where no episode does without it.
+    """
+
+    def here(now, w):
+        runs = now[0] < horizon
+        return (*jax.tree.map(lambda a, b: jnp.where(runs, a, b), (now, w), (x, weights)), runs)
+
+    def unless_resting(runs, value):
+        return jnp.where(runs, value, jnp.zeros_like(value))
+
+    def loss(theta, w, now):
+        now, w, runs = here(now, w)
+        return unless_resting(runs, dynamics.loss(theta, w, now))
+
+    def absorb(theta, hyper, gradient, now):
+        now, _, runs = here(now, weights)
+        return unless_resting(runs, dynamics.absorb(theta, hyper, gradient, now))
+
+    def move(theta, hyper, accumulators, now):
+        now, _, runs = here(now, weights)
+        return unless_resting(runs, dynamics.move(theta, hyper, accumulators, now))
+
+    def observe(theta, loss, w, now):
+        now, w, runs = here(now, w)
+        return unless_resting(runs, dynamics.observe(theta, loss, w, now))
+
+    return Dynamics(loss, dynamics.decay, absorb, move, observe)
 
 
 def _zero_cotangent(x: jax.Array):

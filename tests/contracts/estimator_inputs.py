@@ -264,7 +264,7 @@ DIVIDED_BY_SIGMA = [
 
 @pytest.mark.parametrize("name", DIVIDED_BY_SIGMA)
 def test_a_sigma_below_the_resolution_of_theta_is_refused(name):
-    theta = {"small": jnp.zeros(3), "large": jnp.array([0.1, 1.0])}
+    theta = {"small": jnp.zeros(3, "float32"), "large": jnp.array([0.1, 1.0], "float32")}
     fine, lost = (on_system(name, plain(), TWO_WINDOWS, K, sigma=s) for s in (1e-6, 1e-8))
     fine.init(theta, jax.random.key(0))
     with pytest.raises(ValueError, match=r"`sigma` must move every entry.*sigma=.*float32.*large"):
@@ -282,9 +282,10 @@ def test_entries_that_outgrow_sigma_are_counted(name):
     key = jax.random.key(0)
 
     def unperturbed(theta):
-        state = estimator.init(jnp.ones(4), key)
+        state = estimator.init(jnp.ones(4, "float32"), key)
         if name == systems.HYBRID:  # A step between refreshes.
             state = state._replace(shared=state.shared._replace(step=jnp.int32(1)))
         return estimator.estimate(theta, state, key)[2]["unperturbed"]
 
-    np.testing.assert_allclose(systems.jit(unperturbed)(jnp.array([0.0, 1.0, 1e4, 1e7])), 0.25)
+    grown = jnp.array([0.0, 1.0, 1e4, 1e7], "float32")
+    np.testing.assert_allclose(systems.jit(unperturbed)(grown), 0.25)

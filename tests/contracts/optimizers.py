@@ -147,8 +147,14 @@ def two_steps(transform, params, grads):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_types_of_state_and_updates(name):
+@pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
+def test_types_of_state_and_updates(name, x64):
     """For every type of parameters and of gradients, in a scan; traced only."""
+    with jax.enable_x64(x64):
+        check_types(name)
+
+
+def check_types(name):
     optimizer, theta = make(name)
     thetas = [theta, jax.tree.map(lambda t: t.astype(float), theta)]
     for theta, param_type, grad_type in itertools.product(thetas, float_types(), float_types()):

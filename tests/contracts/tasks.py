@@ -54,6 +54,23 @@ def test_task(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_types_hold_in_double(name):
+    """A loss that is a real float scalar, gradients of the parameters' types; traced only."""
+    with jax.enable_x64(True):
+        task = make_task(name)
+
+        def step(key):
+            instance = task.sample(key)
+            params = task.init(instance, key)
+            batch = task.batch(instance, key, "train")
+            return params, *jax.value_and_grad(task.loss)(params, instance, batch, key)
+
+        params, loss, grads = jax.eval_shape(step, jax.random.key(0))
+    assert loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)
+    assert jax.tree.map(lambda x: x.dtype, grads) == jax.tree.map(lambda x: x.dtype, params)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_task_says_its_unit_and_its_score_has_a_loss(name):
     """Whatever is printed, drawn or written of a task has a unit, and its own facts alone."""
     task, key = make_task(name), jax.random.key(0)
@@ -64,6 +81,7 @@ def test_task_says_its_unit_and_its_score_has_a_loss(name):
         for split in SPLITS:
             scores = task.score(params, instance, split)
             assert all(x.shape == () and np.isfinite(x) for x in scores.values())
+            assert set(scores) == {"loss", *task.score_units}
             # The mean over batches of the split, within the noise of many batches.
             batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(
                 jax.random.split(key, 2000)

@@ -26,10 +26,11 @@ from meta_train.trainer import TrainState, reproducible_meta_update
 class ReplayLog:
     """Messages appended to a file, each in one write: a killed job tears the last at most.
 
-    A record is a run of ``.npy`` arrays: int64 ``[step, refreshed, searched, arrays, crc32]``
-    (without the last in older logs), then as many arrays: the leaves of ``Message.gradient`` if
-    refreshed, of ``Message.costs`` if searched; ``crc32`` is of all but itself. On a resume the
-    log is cut back to the checkpoint.
+    A record is a run of ``.npy`` arrays: int64 ``[format, step, refreshed, searched, arrays, size,
+    crc32, own]``, then as many arrays: the leaves of ``Message.gradient`` if refreshed, of
+    ``Message.costs`` if searched. They take ``size`` bytes with this ``crc32``; ``own`` is that of
+    the numbers before it, so that a damaged size is no torn record. On a resume the log is cut
+    back to the checkpoint.
 
     Args:
       mark: of the log, from the checkpoint; see ``Journal``.
@@ -39,10 +40,9 @@ class ReplayLog:
         def salvage(data: bytes) -> Salvage:
             ends, sound = [(0, 0)], True
             try:
-                ends += [(int(r.header[0]), r.end) for r in _records(io.BytesIO(data))]
+                ends += [(r.step, r.end) for r in _records(io.BytesIO(data))]
             except _DamagedError as damaged:
-                found = _records(io.BytesIO(data[: damaged.args[0]]))
-                ends += [(int(r.header[0]), r.end) for r in found]
+                ends += [(r.step, r.end) for r in _records(io.BytesIO(data[: damaged.args[0]]))]
                 sound = False
             kept = max(end for step, end in ends if step <= start_step)
             # A killed job tears the last record, and only that, after the checkpoint.
@@ -54,11 +54,10 @@ class ReplayLog:
         """Writes the message of outer step ``step``, counted from 1; a killed job keeps it."""
         parts = ((message.refreshed, message.gradient), (message.searched, message.costs))
         arrays = [np.asarray(x) for sent, part in parts if sent for x in jax.tree.leaves(part)]
-        header = [step, int(message.refreshed), int(message.searched), len(arrays)]
-        record = io.BytesIO()
-        for array in [np.array([*header, _crc(header, arrays)], np.int64), *arrays]:
-            np.save(record, array, allow_pickle=False)
-        self._file.append(record.getvalue())
+        body = b"".join(map(_saved, arrays))
+        numbers = [_FORMAT, step, int(message.refreshed), int(message.searched), len(arrays)]
+        numbers += [len(body), zlib.crc32(body)]
+        self._file.append(_saved(np.array([*numbers, _own(numbers)], np.int64)) + body)
 
     def mark(self) -> dict[str, int]:
         """Of the log so far, for a checkpoint."""
@@ -70,7 +69,9 @@ class ReplayLog:
 
 
 class _Record(NamedTuple):
-    header: np.ndarray
+    step: int
+    refreshed: bool
+    searched: bool
     arrays: list[np.ndarray]
     end: int  # Position in the file after it, bytes.
 
@@ -84,36 +85,91 @@ def _records(file: Any) -> Iterator[_Record]:
     Raises:
       _DamagedError: at the first record that is not as it was written.
     """
-    start = 0
+    read, start = _old_record, 0
+    while head := file.read(_HEAD):
+        if _begins(head, _BEGINNING):
+            read = _new_record  # From here on; a version never writes what an older one did.
+        elif read is _new_record or not any(_begins(head, older) for older in _OLDER):
+            raise _DamagedError(start)
+        record = read(file, head, start)
+        if record is None:
+            return
+        yield record
+        start = record.end
+
+
+def _new_record(file: Any, head: bytes, start: int) -> _Record | None:
+    """The record that begins with this; None if it is torn."""
+    if len(head) < _HEAD:
+        return None
+    *numbers, own = map(int, np.frombuffer(head[len(_BEGINNING) :], np.int64))
+    if own != _own(numbers) or numbers[0] != _FORMAT:
+        raise _DamagedError(start)
+    _, step, refreshed, searched, count, size, crc = numbers
+    body = file.read(size)
+    if len(body) < size:
+        return None
+    if zlib.crc32(body) != crc:
+        raise _DamagedError(start)
+    arrays = io.BytesIO(body)
+    read = [np.load(arrays, allow_pickle=False) for _ in range(count)]
+    return _Record(step, refreshed > 0, searched > 0, read, start + _HEAD + size)
+
+
+def _begins(head: bytes, beginning: bytes) -> bool:
+    """Whether a record that begins like this may begin so, be it torn there."""
+    return head[: len(beginning)] == beginning[: len(head)]
+
+
+def _old_record(file: Any, head: bytes, start: int) -> _Record | None:
+    """Of older versions: ``[step, refreshed, searched, arrays, crc32]``, or without the last.
+
+    Of those a damaged length may seem a torn end.
+    """
+    del head
+    file.seek(start)
     try:
-        while True:
-            header = np.load(file, allow_pickle=False)
-            arrays = [np.load(file, allow_pickle=False) for _ in range(header[3])]
-            if len(header) > 4 and header[4] != _crc(header[:4], arrays):
-                raise _DamagedError(start)
-            start = file.tell()
-            yield _Record(header, arrays, start)
-    except _DamagedError:
-        raise
+        header = np.load(file, allow_pickle=False)
+        arrays = [np.load(file, allow_pickle=False) for _ in range(header[3])]
+        step, refreshed, searched = (int(x) for x in header[:3])
     except Exception as error:  # NumPy raises many kinds on bytes that are no array.
-        ended = str(error).startswith("EOF") or len(file.read()) < len(_RECORD)
+        ended = str(error).startswith("EOF") or len(file.read()) < len(_BEGINNING)
         file.seek(start)
         # If another record begins after it, it is not a torn last one.
-        if not ended or _RECORD in file.read()[1:]:
+        rest = file.read()[1:]
+        if not ended or any(beginning in rest for beginning in (_BEGINNING, *_OLDER)):
             raise _DamagedError(start) from error
+        return None
+    if len(header) > 4 and header[4] != _crc(header[:4], arrays):
+        raise _DamagedError(start)
+    return _Record(step, refreshed > 0, searched > 0, arrays, file.tell())
 
 
 class _DamagedError(Exception):
     """A record that is not as it was written; its one argument is where it begins, bytes."""
 
 
-def _record_start() -> bytes:
-    header = io.BytesIO()
-    np.save(header, np.zeros(5, np.int64))
-    return header.getvalue()[: -5 * 8]
+def _saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
-_RECORD = _record_start()  # What every record begins with.
+def _own(numbers: list[int]) -> int:
+    return zlib.crc32(np.array(numbers, np.int64).tobytes())
+
+
+def _crc(header: Any, arrays: list[np.ndarray]) -> int:
+    crc = zlib.crc32(np.asarray(header, np.int64).tobytes())
+    for array in arrays:
+        crc = zlib.crc32(f"{array.dtype.str}{array.shape}".encode() + array.tobytes(), crc)
+    return crc
+
+
+_FORMAT = 2
+# What records begin with, those of older versions too: before the numbers.
+_BEGINNING, *_OLDER = (_saved(np.zeros(n, np.int64))[: -n * 8] for n in (8, 5, 4))
+_HEAD = len(_BEGINNING) + 8 * 8
 
 
 @contextlib.contextmanager
@@ -123,13 +179,6 @@ def _opened(path: Path) -> Iterator[Any]:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         yield view
-
-
-def _crc(header: Any, arrays: list[np.ndarray]) -> int:
-    crc = zlib.crc32(np.asarray(header, np.int64).tobytes())
-    for array in arrays:
-        crc = zlib.crc32(f"{array.dtype.str}{array.shape}".encode() + array.tobytes(), crc)
-    return crc
 
 
 def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
@@ -146,7 +195,7 @@ def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
         records = _records(file)
         while True:
             try:
-                header, arrays, _ = next(records)
+                record = next(records)
             except StopIteration:
                 return
             except _DamagedError as damaged:
@@ -154,9 +203,8 @@ def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
                     f"`path` {str(path)!r} is damaged: the record at byte {damaged.args[0]} is not "
                     "as it was written, and nothing after it can be rebuilt."
                 ) from None
-            step, refreshed, searched = (int(x) for x in header[:3])
-            sent = [refreshed > 0, searched > 0]
-            parts = [part for said, part in zip(sent, nothing[1::2], strict=True) if said]
+            step, arrays, said = record.step, record.arrays, (record.refreshed, record.searched)
+            parts = [part for sent, part in zip(said, nothing[1::2], strict=True) if sent]
             spec = [(x.shape, x.dtype) for x in jax.tree.leaves(parts)]
             if spec != [(x.shape, x.dtype) for x in arrays]:
                 raise ValueError(
@@ -164,13 +212,13 @@ def read_log(path: Path, like: Message) -> Iterator[tuple[int, Message]]:
                     "another shape; give the log that belongs to it."
                 )
             gradient, costs = nothing.gradient, nothing.costs
-            if sent[0]:
+            if said[0]:
                 size = len(jax.tree.leaves(gradient))
                 gradient = jax.tree.unflatten(jax.tree.structure(gradient), arrays[:size])
                 arrays = arrays[size:]
-            if sent[1]:
+            if said[1]:
                 costs = jax.tree.unflatten(jax.tree.structure(costs), arrays)
-            yield step, Message(np.array(sent[0]), gradient, np.array(sent[1]), costs)
+            yield step, Message(np.array(said[0]), gradient, np.array(said[1]), costs)
 
 
 def message_spec(estimator: GradientEstimator, state: TrainState) -> Message:
