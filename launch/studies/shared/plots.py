@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from cycler import cycler
+from matplotlib import cycler
 from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito: told apart by colour-blind readers too.
