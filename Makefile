@@ -1,17 +1,33 @@
-# Everything runs in .venv, made from the pinned versions in requirements.lock.
+# Python 3.11 runs at the versions of requirements.lock, in .venv; a newer one (make test PYTHON=python3.13)
+# at the newest releases of everything, in a folder of its own (.venv-3.13).
 PYTHON ?= python3
-BIN := .venv/bin
+SERIES := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+ifeq ($(SERIES),)
+$(error PYTHON=$(PYTHON) does not run; name a Python that does: make $(MAKECMDGOALS) PYTHON=python3.11)
+endif
+VENV := .venv$(if $(filter-out 3.11,$(SERIES)),-$(SERIES))
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: setup demo test test-slow test-x64 mutate lint benchmark clean
 
-setup: .venv/ready
+setup: $(VENV)/ready
 
 .venv/ready: requirements.lock
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
-	  || { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	touch .venv/ready
+	$(NEW_VENV)
+	$(INSTALL) --no-deps -r requirements.lock
+	touch $@
+
+.venv-%/ready: pyproject.toml
+	$(NEW_VENV)
+	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,dev]'
+	touch $@
+
+define NEW_VENV
+$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+  || { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
+$(PYTHON) -m venv $(VENV)
+endef
 
 demo: setup
 	$(BIN)/python -m launch.demo
@@ -40,4 +56,4 @@ benchmark: setup
 	$(BIN)/python -m launch.benchmark
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-*

@@ -6,11 +6,20 @@ import signal
 import sys
 from importlib.util import find_spec
 
-if find_spec("absl") is None:
-    raise ImportError(
-        "the commands need more than the optimizers do; install them with "
-        "`pip install 'learned-opt[train]'`."
+# Of the extra `train`, those that nothing of the base install brings along.
+_NEEDED = ("array_record", "matplotlib", "sklearn", "simpy", "tensorflow_datasets", "tqdm", "wandb")
+# A program of ours, not a module of somebody else's that imports this package.
+_command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("learned-opt-")
+
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
+    _message = (
+        f"the commands need more than the optimizers do ({', '.join(_missing)} missing); install "
+        "it with `pip install 'learned-opt[train]'`."
     )
+    if _command:
+        print(f"error: {_message}", file=sys.stderr)
+        sys.exit(2)
+    raise ImportError(_message)
 
 
 def _end(number, frame):
@@ -29,6 +38,5 @@ def _end(number, frame):
 
 # Only in a command, and before anything slow is imported. (A shell that ignores the signal
 # for what it starts in the background is obeyed.)
-_command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("learned-opt-")
 if _command and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _end)

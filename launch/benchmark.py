@@ -210,7 +210,9 @@ def main(argv) -> None:
         for count in cores:
             command = [sys.executable, "-m", "launch.benchmark", "--child"]
             command += [f"--cases={case}", f"--cores={count}", f"--num_devices={_DEVICES.value}"]
-            child = subprocess.run(command, capture_output=True, text=True)
+            # From where this package is, which `-m` looks into before anything else.
+            package = Path(__file__).parent.parent
+            child = subprocess.run(command, capture_output=True, text=True, cwd=package)
             if child.returncode:
                 sys.exit(f"case {case} on {count} cores failed:\n{child.stderr}")
             machine = {"machine": platform.processor() or platform.machine()}

@@ -151,10 +151,11 @@ def _sobol_row(shared, key, index, dim, dtype):
     words = jnp.where(used[:, None] == 1, numbers, jnp.uint32(0))
     word = shift ^ jax.lax.reduce(words, jnp.uint32(0), jax.lax.bitwise_xor, (0,))
     exact = jnp.promote_types(dtype, jnp.float32)
-    # The middle of one of 2^bits cells: never 0 or 1, and exact in this precision.
+    # The middle of one of 2^bits cells of (-1, 1): never an end, and exact in this precision.
     bits = 32 if exact == jnp.float64 else 23
-    uniform = ((word >> (32 - bits)).astype(exact) + 0.5) / 2.0**bits
-    low = jax.scipy.special.ndtri(uniform).astype(dtype)
+    uniform = ((word >> (32 - bits)).astype(exact) + 0.5) / 2.0 ** (bits - 1) - 1
+    # As `jax.random.normal` does. `ndtri` rounds by the number of rows that are drawn together.
+    low = (math.sqrt(2) * jax.lax.erf_inv(uniform)).astype(dtype)
     rest = jax.random.normal(key, (dim - low.size,), dtype)
     return jnp.concatenate([low, rest])
 

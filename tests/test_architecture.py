@@ -1,6 +1,9 @@
 """Who may import whom: launch -> meta_train -> {learned_opt, tasks}; only `devices` has pmap."""
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -60,3 +63,30 @@ def test_pmap_lives_in_devices():
         if "jax.pmap(" in path.read_text() or "lax.pmean(" in path.read_text()
     ]
     assert users == ["meta_train/devices.py"]
+
+
+def test_what_importing_the_packages_loads():
+    """Beyond Flax and optax, nothing but safetensors: no reader of data, no tool of the commands.
+
+    So `import learned_opt` takes hardly more than `import flax, optax`, and the base install is
+    enough for it.
+    """
+    code = """
+import importlib, json, sys
+import flax, optax
+seen, loaded = set(sys.modules), {}
+for package in ("tasks", "learned_opt", "meta_train"):
+    importlib.import_module(package)
+    new = {name.partition(".")[0] for name in set(sys.modules) - seen}
+    loaded[package] = sorted(new - sys.stdlib_module_names)
+    seen = set(sys.modules)
+print(json.dumps(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {
+        "tasks": ["tasks"],
+        "learned_opt": ["learned_opt", "safetensors"],
+        "meta_train": ["meta_train"],
+    }

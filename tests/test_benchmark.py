@@ -34,12 +34,15 @@ def test_an_unknown_case_lists_the_valid_ones():
     ],
 )
 def test_a_limit_that_is_not_kept_fails_the_command(line, kept):
-    """With a case whose process prints just this line."""
+    """With a case whose process prints just this line; it starts where this package is."""
     code = f"""
-import subprocess
+import os, subprocess
 from launch import benchmark
 child = subprocess.CompletedProcess([], 0, stdout={json.dumps(line)!r}, stderr="")
-subprocess.run = lambda *args, **kwargs: child
+def run(*args, cwd, **kwargs):
+    assert os.path.samefile(os.path.join(cwd, "launch/benchmark.py"), benchmark.__file__)
+    return child
+subprocess.run = run
 benchmark.app.run(benchmark.main)
 """
     flags = ["--cases=reversible", "--cores=1"]

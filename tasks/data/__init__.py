@@ -1,4 +1,4 @@
-"""Data sets through TFDS, without TensorFlow."""
+"""Data sets; images through TFDS, without TensorFlow."""
 
 from tasks.data.images import ImageData, load_images
 

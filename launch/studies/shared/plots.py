@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 # The palette of Okabe and Ito: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
