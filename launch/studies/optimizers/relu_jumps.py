@@ -379,8 +379,8 @@ def sweep_claims(found: Found) -> list[Claim]:
             ),
         ),
         Claim(
-            "There it is smaller in wider networks and with larger batches, and grows with the number "
-            "of inner steps.",
+            "There it is smaller in wider networks and with larger batches, and grows with the "
+            "number of inner steps.",
             all(trends),
             "; ".join(said),
         ),
@@ -403,9 +403,9 @@ def draw(found: Found) -> Figure:
         left.axvspan(value - 2 * error, value + 2 * error, color="0.85", zorder=0)
         left.axvline(value, color="black", linestyle=style, linewidth=1, label=label)
     for place, name in enumerate(names):
-        mean, error = found.beside["relu", name]
+        mean, of_mean = found.beside["relu", name]
         color = plots.VERMILION if ESTIMATORS[name].differentiates else plots.GREEN
-        left.errorbar(mean, place, xerr=2 * error, fmt="o", capsize=2, color=color)
+        left.errorbar(mean, place, xerr=2 * of_mean, fmt="o", capsize=2, color=color)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set(xlabel="slope dF/da (nats)", title=f"ReLU, small and fast, direction {found.picked}")
