@@ -140,7 +140,7 @@ class Slopes(NamedTuple):
         """The gap relative to the slope, over all directions, in percent; standard error."""
         size = np.sqrt(max(np.sum(self.difference**2 - self.difference_error**2), 1e-12))
         gap = np.sqrt(max(np.sum(self.gap**2 - self.gap_error**2), 0.0))
-        error = np.sqrt(np.sum((self.gap * self.gap_error) ** 2) / np.sum(self.gap**2))
+        error = np.sqrt(np.sum((self.gap * self.gap_error) ** 2) / max(np.sum(self.gap**2), 1e-12))
         return 100 * float(gap / size), 100 * float(error / size)
 
 
