@@ -105,7 +105,7 @@ def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
     )
 
 
-def slopes(setting: Setting, directions: int, num_runs: int) -> np.ndarray:
+def slopes(setting: Setting, directions: tuple[int, ...], num_runs: int) -> np.ndarray:
     """Derivative and central difference of each run's mean loss, ``[directions, num_runs, 2]``."""
 
     def one(v, key):
@@ -122,7 +122,7 @@ def slopes(setting: Setting, directions: int, num_runs: int) -> np.ndarray:
 
     keys = jax.random.split(jax.random.key(RUNS), num_runs)
     measure = jax.jit(lambda v: jax.lax.map(partial(one, v), keys, batch_size=min(CHUNK, num_runs)))
-    return np.array([measure(direction(index)) for index in range(directions)], np.float64)
+    return np.array([measure(direction(index)) for index in directions], np.float64)
 
 
 class Slopes(NamedTuple):
@@ -145,8 +145,8 @@ class Slopes(NamedTuple):
 
 
 @cache  # The defaults are a point of every sweep.
-def compare(setting: Setting, directions: int, num_runs: int) -> Slopes:
-    """The slopes in the first ``directions`` directions."""
+def compare(setting: Setting, directions: tuple[int, ...], num_runs: int) -> Slopes:
+    """The slopes in some directions."""
     found = slopes(setting, directions, num_runs)
     columns = (found[..., 0], found[..., 1], found[..., 0] - found[..., 1])
     pairs = ((x.mean(axis=1), x.std(axis=1, ddof=1) / num_runs**0.5) for x in columns)
@@ -185,17 +185,17 @@ class Size(NamedTuple):
     ``sweep_runs`` are for 100 steps; shorter runs are more.
     """
 
-    directions: int
+    directions: tuple[int, ...]
     runs: tuple[int, int]
-    sweep_directions: int
+    sweep_directions: tuple[int, ...]
     sweep_runs: tuple[int, int]
     replicates: tuple[int, int]
     sweeps: dict[str, tuple[int, ...]]
     estimators: tuple[str, ...]
 
 
-FULL = Size(20, (1500, 100), 4, (50, 10), (60, 12), SWEEPS, tuple(ESTIMATORS))
-QUICK = Size(4, (500, 50), 0, (0, 0), (40, 0), {}, ("BPTT", "PES"))
+FULL = Size((*range(20),), (1500, 100), (*range(4),), (50, 10), (60, 12), SWEEPS, tuple(ESTIMATORS))
+QUICK = Size((*range(4),), (500, 50), (), (0, 0), (40, 0), {}, ("BPTT", "PES"))
 ACTIVATIONS = ("relu", "tanh")
 COLORS = {"relu": plots.VERMILION, "tanh": plots.BLUE}
 
@@ -205,15 +205,22 @@ class Found(NamedTuple):
 
     Attributes:
       small: activation -> slopes of the small setting.
-      picked: the direction of the estimators.
+      directions: of the small setting.
+      picked: where among them the estimators' is.
       beside: (activation, estimator) -> mean and standard error.
       swept: (the field changed, setting) -> slopes.
     """
 
     small: dict[str, Slopes]
+    directions: tuple[int, ...]
     picked: int
     beside: dict[tuple[str, str], tuple[float, float]]
     swept: dict[tuple[str, Setting], Slopes]
+
+    @property
+    def direction(self) -> int:
+        """The estimators' direction."""
+        return self.directions[self.picked]
 
     def of(self, name: str, field: str | None = None) -> dict[Setting, Slopes]:
         """The sweep of one activation: of one field, or all of it."""
@@ -231,15 +238,16 @@ def measure(size: Size) -> Found:
         setting = SMALL._replace(activation=name)
         small[name] = compare(setting, size.directions, size.runs[i])
     picked = int(np.argmax(np.abs(small["relu"].gap / small["relu"].difference_error)))
+    index = size.directions[picked]
     for i, name in enumerate(ACTIVATIONS):
         setting = SMALL._replace(activation=name)
         for estimator in progress(size.estimators if size.replicates[i] else (), desc=name):
-            beside[name, estimator] = estimates(estimator, setting, picked, size.replicates[i])
+            beside[name, estimator] = estimates(estimator, setting, index, size.replicates[i])
         for field, value in progress(sizes, desc=f"{name}, sweep"):
             setting = Setting(activation=name, **{field: value})
             runs = size.sweep_runs[i] * Setting().horizon // setting.horizon
             swept[field, setting] = compare(setting, size.sweep_directions, runs)
-    return Found(small, picked, beside, swept)
+    return Found(small, size.directions, picked, beside, swept)
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
@@ -259,15 +267,24 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 for (field, setting), slopes in found.swept.items()
             ],
         },
-        caption=f"digits 64-width-10, MLP optimizer as it starts; left two: 64-{SMALL.width}-10, "
-        f"batch {SMALL.batch}, {SMALL.horizon} steps, step multiplier {SMALL.step_mult:g}, "
-        f"{size.directions} directions, {size.runs[0]:,} runs (tanh {size.runs[1]}), direction "
-        f"{found.picked}: {32 * size.replicates[0]:,} particles or pairs an estimator"
-        + f"; right: around the defaults, {size.sweep_directions} directions, {size.sweep_runs[0]} "
-        f"runs of 100 steps (tanh {size.sweep_runs[1]}), more of shorter ones"
-        * bool(found.swept)
-        + "; bars and bands: 2 standard errors",
+        caption=caption(size, found),
     )
+
+
+def caption(size: Size, found: Found) -> str:
+    said = (
+        f"digits 64-width-10, MLP optimizer as it starts; left two: 64-{SMALL.width}-10, batch "
+        f"{SMALL.batch}, {SMALL.horizon} steps, step multiplier {SMALL.step_mult:g}, "
+        f"{len(size.directions)} directions, {size.runs[0]:,} runs (tanh {size.runs[1]}), number "
+        f"{found.direction}: {32 * size.replicates[0]:,} particles or pairs an estimator; "
+    )
+    if found.swept:
+        said += (
+            f"right: around the defaults, {len(size.sweep_directions)} directions, "
+            f"{size.sweep_runs[0]} runs of 100 steps (tanh {size.sweep_runs[1]}), more of shorter "
+            "ones; "
+        )
+    return said + "bars and bands: 2 standard errors"
 
 
 def table(found: Found) -> list[dict[str, Any]]:
@@ -292,13 +309,13 @@ def table(found: Found) -> list[dict[str, Any]]:
     rows = []
     for name, slopes in found.small.items():
         setting = SMALL._replace(activation=name)
-        for d, (g, ge, f, fe, gap, error) in enumerate(zip(*slopes, strict=True)):
+        for d, g, ge, f, fe, gap, error in zip(found.directions, *slopes, strict=True):
             percent = 100 * gap / abs(f), 100 * error / abs(f)
             rows.append(row(setting, f"derivative, direction {d}", (g, ge), (f, fe), percent))
     for (name, estimator), estimate in found.beside.items():
         slopes = found.small[name]
         difference = slopes.difference[found.picked], slopes.difference_error[found.picked]
-        what = f"{estimator}, direction {found.picked}"
+        what = f"{estimator}, direction {found.direction}"
         rows.append(row(SMALL._replace(activation=name), what, estimate, difference))
     for (field, setting), slopes in found.swept.items():
         ours, other = (
@@ -408,7 +425,9 @@ def draw(found: Found) -> Figure:
         left.errorbar(mean, place, xerr=2 * of_mean, fmt="o", capsize=2, color=color)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set(xlabel="slope dF/da (nats)", title=f"ReLU, small and fast, direction {found.picked}")
+    left.set(
+        xlabel="slope dF/da (nats)", title=f"ReLU, small and fast, direction {found.direction}"
+    )
     left.legend(fontsize=7)
     for name, slopes in found.small.items():
         all_of_them.errorbar(
