@@ -176,6 +176,9 @@ def main(argv: list[str]) -> int:
         from learned_opt.paths import writable_folder
 
         workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
+        from meta_train.devices import configure_cpu_devices
+
+        configure_cpu_devices(1)  # The compiler's flags of jobs: most of a quick form is compiling.
         result = reproduce(argv[1], workdir, _QUICK.value, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 

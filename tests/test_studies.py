@@ -2,6 +2,10 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,50 +17,49 @@ from launch.studies.optimizers import relu_jumps
 STUDIES = Path(reproduce.__file__).parent / "studies"
 
 
-# Each takes more than half a minute of one core, most of it compiling. A new study is not among
-# them: it runs with `make test` unless it is named here.
-LONG = {
-    "estimator_variance",
-    "hybrid_es_cluster",
-    "hybrid_es_features",
-    "hybrid_es_meta",
-    "hybrid_es_sigma",
-    "hybrid_es_table",
-    "long_horizon_truth",
-    "lr_schedule",
-    "many_hyperparameters",
-    "relu_jumps",
-    "reversible_chaos",
-    "reversible_init_scales",
-    "reversible_lr_schedule",
-    "reversible_memory",
-    "reversible_precision",
-}
+# Those of `make test`, the cheapest; the others are marked slow, and all together
+# run by `pytest -m "slow or not slow" tests/test_studies.py -k quick`.
+ALWAYS = {"reversible_distillation", "reversible_regularization", "toy_regression"}
+PROCESSOR_SECONDS = 180  # About 50 on idle cores; other programs on them make it more than double.
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow])
         for name in reproduce.study_names()
     ],
 )
 def test_quick_study(name, tmp_path):
-    result = reproduce.reproduce(name, tmp_path, quick=True)
+    """In a process of its own, whose memory and threads go with it, on one device."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_studies", name, str(tmp_path)],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        cwd=STUDIES.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def check(name: str, folder: Path) -> None:
+    """All claims hold, the table is one, both files are written, in no more time than said."""
+    result = reproduce.reproduce(name, folder, quick=True)
     assert result.claims and not [claim for claim in result.claims if not claim.holds]
     assert len({tuple(row) for row in result.table}) == 1  # All rows have the same columns.
-    written = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    written = json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail)
     assert written["study"] == name and written["quick"] and written["caption"]
     assert len(written["table"]) == len(result.table) and written["data"]
-    assert (tmp_path / "figure.png").stat().st_size > 20_000
+    assert (folder / "figure.png").stat().st_size > 20_000
     for axes in result.figure.axes:
         assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title() or axes.images
+    assert time.process_time() < PROCESSOR_SECONDS
 
 
 def test_every_study_is_found_and_has_a_name_of_its_own(tmp_path, monkeypatch):
     names = reproduce.study_names()
     defining = [path.stem for path in STUDIES.rglob("*.py") if "\nSTUDY = " in path.read_text()]
-    assert sorted(defining) == names and len(names) > 20 and set(names) >= LONG
+    assert sorted(defining) == names and len(names) > 20 and set(names) > ALWAYS
     (tmp_path / f"{names[0]}.py").write_text("\nSTUDY = ()")
     folders = [*reproduce.launch.studies.__path__, str(tmp_path)]
     monkeypatch.setattr("launch.studies.__path__", folders)
@@ -92,10 +95,49 @@ def test_the_gap_of_a_jumping_loss_is_without_its_noise():
     assert nothing.relative[0] == 0.0
 
 
+def jumps(gap, size_of_gap=lambda setting: 1.0, seen=5.0):
+    """What a run finds where slopes are 5, with ReLU derivatives too large by ``gap``."""
+
+    def slopes(gap):
+        one = np.ones(8)
+        return relu_jumps.Slopes(5 + gap * one, one / 9, 5 * one, one / 9, gap * one, one / 99)
+
+    gaps = {"relu": gap, "tanh": 0.0}
+    swept = {
+        (field, setting): slopes(gaps[name] * size_of_gap(setting))
+        for name in gaps
+        for field, values in relu_jumps.SWEEPS.items()
+        for setting in (relu_jumps.Setting(name, **{field: value}) for value in values)
+    }
+    beside = {
+        (name, estimator): (5 + gaps[name] if row.differentiates else seen, 0.1)
+        for name in gaps
+        for estimator, row in relu_jumps.ESTIMATORS.items()
+    }
+    small = {name: slopes(gap) for name, gap in gaps.items()}
+    found = relu_jumps.claims(relu_jumps.Found(small, (*range(8),), 0, beside, swept))
+    return [claim.holds for claim in found]
+
+
+def test_claims_on_jumps_hold_only_where_there_are_jumps():
+    def falling(setting):
+        return setting.horizon / setting.width / setting.batch
+
+    assert jumps(2.0, falling) == [True] * 5
+    assert jumps(0.0, falling) == [False, True, False, False, False]
+    assert jumps(2.0, lambda setting: 1.0) == [True, True, True, True, False]  # No trend.
+    assert not jumps(2.0, lambda setting: 1 / falling(setting))[4]
+    assert jumps(2.0, falling, seen=7.0)[2] is False  # Evolution strategies miss it too.
+
+
 def test_directional_slopes_are_those_of_theta():
     """The derivative along the line is that of inner training by theta, times the direction."""
     setting = relu_jumps.Setting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
-    derivative, difference = np.moveaxis(relu_jumps.slopes(setting, 2, 3), -1, 0)
+    derivative, difference = np.moveaxis(relu_jumps.slopes(setting, (0, 1), 3), -1, 0)
     assert derivative.shape == (2, 3)
     np.testing.assert_allclose(derivative, difference, rtol=0.05, atol=2e-3)  # Smooth: no gap.
     assert len(np.unique(derivative)) == 6
+
+
+if __name__ == "__main__":
+    check(sys.argv[1], Path(sys.argv[2]))

@@ -53,7 +53,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
     setting, intervals = (QUICK, QUICK_INTERVALS) if quick else (FULL, INTERVALS)
     configs = {label(r): hybrid_config(setting, r, "control_variate") for r in intervals}
     configs[STALE_LABEL] = hybrid_config(setting, STALE, "stale")
-    configs |= {name: study.job_config(name, setting) for name in BESIDE}
+    if not quick:
+        configs |= {name: study.job_config(name, setting) for name in BESIDE}
     curves = study.meta_train_all(configs, setting)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(intervals)))
     colors = plots.COLORS | {STALE_LABEL: plots.GRAY}

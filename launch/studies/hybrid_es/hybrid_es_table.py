@@ -8,7 +8,7 @@ best variance of the noise, and marks 1.25 of it in a figure: here sigma 1 and 1
 their deviation. Its losses of accuracy appear only at about eight times that noise.
 """
 
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.hybrid_training import BATCH, Curve, Problem
 from launch.studies.shared import classifier, plots
+from launch.studies.shared.compare import in_parallel
 from meta_train.estimators.hybrid.messages import traffic
 
 NUM_STEPS = 300
@@ -71,12 +72,19 @@ class Costs(NamedTuple):
 
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
-    seeds = 3 if quick else 8
-    found = {}
+    seeds = 2 if quick else 8
+    programs: dict[Row, dict[str, float]] = {}  # One for all sigmas.
     for name, row in ROWS.items():
-        train = trainer(data_dir, row._replace(sigma=0.0, poster=None))  # One for all sigmas.
-        found[name] = training.last(train, (row.sigma,), seeds, name)
-    counted = programs(problem)
+        programs.setdefault(row._replace(sigma=0.0, poster=None), {})[name] = row.sigma
+
+    def trained(row: Row, sigmas: dict[str, float]) -> dict[str, Curve]:
+        curves = training.last(trainer(problem, row), (*sigmas.values(),), seeds, "runs")
+        return {name: Curve(*(x[i : i + 1] for x in curves)) for i, name in enumerate(sigmas)}
+
+    parts = in_parallel({row: partial(trained, row, names) for row, names in programs.items()})
+    together = {name: curve for part in parts.values() for name, curve in part.items()}
+    found = {name: together[name] for name in ROWS}
+    counted = compiled_costs(problem)
     costs = {r: counted_costs(problem, counted, r) for r in (1, 2, 3)}
     table = [line(name, row, found[name], costs) for name, row in ROWS.items()]
     data = {"accuracy": found, "costs": {str(r): cost._asdict() for r, cost in costs.items()}}
@@ -86,11 +94,10 @@ def run(quick: bool, data_dir: str | None) -> Result:
     return Result(claims(problem, found, costs), table, draw(found), data, caption)
 
 
-@cache
-def trainer(data_dir: str | None, row: Row):
+def trainer(problem: Problem, row: Row):
     """``(sigma, seed) -> Curve`` of a whole run."""
     return training.trainer(
-        training.problem(data_dir),
+        problem,
         NUM_STEPS,
         RATE,
         every=NUM_STEPS,
@@ -159,7 +166,7 @@ class Counted(NamedTuple):
     bytes: float
 
 
-def programs(problem: Problem) -> tuple[Counted, Counted]:
+def compiled_costs(problem: Problem) -> tuple[Counted, Counted]:
     """Of a gradient step, and of one candidate's cost."""
     theta = jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
 

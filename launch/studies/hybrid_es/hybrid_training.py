@@ -1,7 +1,7 @@
 """The classifier that the Hybrid-ES studies train, and one step of its training."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -71,25 +71,9 @@ def problem(data_dir: str | None) -> Problem:
     return Problem(split("train"), split("validation"), (mean.size, HIDDEN, data.num_classes))
 
 
-def logits(params, images: jax.Array) -> jax.Array:
-    """Scores ``[N, 10]`` of a sigmoid network with a linear last layer."""
-    x = images
-    for layer in params[:-1]:
-        x = jax.nn.sigmoid(x @ layer["w"] + layer["b"])
-    return x @ params[-1]["w"] + params[-1]["b"]
-
-
-def loss(params, split: Split) -> jax.Array:
-    """Mean cross entropy, in nats."""
-    return -jnp.mean(
-        jnp.sum(jax.nn.log_softmax(logits(params, split.images)) * split.targets, axis=1)
-    )
-
-
-def accuracy(params, split: Split) -> jax.Array:
-    """Share of examples whose largest score is the label's."""
-    scores = logits(params, split.images)
-    return jnp.mean(jnp.sum(scores * split.targets, axis=1) == jnp.max(scores, axis=1), dtype=float)
+# Of a sigmoid network: mean cross entropy in nats, and share of examples.
+loss = partial(classifier.cross_entropy, activation=jax.nn.sigmoid)
+accuracy = partial(classifier.accuracy, activation=jax.nn.sigmoid)
 
 
 def estimator(

@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 
 
 FULL = Setting(5000, (10, 100), 400_000, 3, 8, 11, {10: 0.01, 100: 0.03})
-QUICK = Setting(500, (10,), 128_000, 2, 8, 11, {10: 0.02})
+QUICK = Setting(500, (10,), 96_000, 2, 4, 9, {10: 0.02})
 PAIRS = {10: 20, 100: 5}
 HELD_OUT = 2  # inner runs of an evaluation
 

@@ -17,7 +17,7 @@ batches of 16 instead of 100 on 100; 400,000 inner steps a run instead of 5 mill
 more, and so Adam at 0.03 instead of 0.01; full ES runs one pair an outer step, at Adam 0.1.
 Losses above 1.5 ln 10 nats, and diverged runs, count as that.
 
-Quick: T = 200 and 100,000 inner steps, too few for PES, which needs some 50,000 to leave the
+Quick: T = 200 and 75,000 inner steps, too few for PES, which needs some 50,000 to leave the
 plateau at chance (one of two seeds does), to overtake random search: that comparison is in the
 table, and a claim of the full run alone.
 """
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
 
 FULL = Setting(1000, 400_000, 3, 10, 0.03)
-QUICK = Setting(200, 100_000, 2, 4, 0.03)
+QUICK = Setting(200, 75_000, 2, 4, 0.03)
 HELD_OUT = 4  # inner runs of an evaluation
 
 

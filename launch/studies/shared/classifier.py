@@ -1,5 +1,6 @@
-"""The small classifiers that the reversible studies train: digits, or MNIST with a data folder."""
+"""The small classifiers that studies train: digits, or MNIST with a data folder."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.data.images import load_images
+
+Activation = Callable[[jax.Array], jax.Array]
 
 
 class Split(NamedTuple):
@@ -44,26 +47,24 @@ def init(key: jax.Array, sizes: tuple[int, ...]) -> list[dict[str, jax.Array]]:
     ]
 
 
-def logits(params, images: jax.Array) -> jax.Array:
+def logits(params, images: jax.Array, activation: Activation = jnp.tanh) -> jax.Array:
     """Scores ``[N, 10]``; the last layer is linear."""
     x = images
     for layer in params[:-1]:
-        x = jnp.tanh(x @ layer["w"] + layer["b"])
+        x = activation(x @ layer["w"] + layer["b"])
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def cross_entropy(params, split: Split) -> jax.Array:
+def cross_entropy(params, split: Split, activation: Activation = jnp.tanh) -> jax.Array:
     """Mean over examples, in nats."""
-    return -jnp.mean(
-        jnp.sum(jax.nn.log_softmax(logits(params, split.images)) * split.targets, axis=1)
-    )
+    scores = jax.nn.log_softmax(logits(params, split.images, activation))
+    return -jnp.mean(jnp.sum(scores * split.targets, axis=1))
 
 
-def accuracy(params, split: Split) -> jax.Array:
+def accuracy(params, split: Split, activation: Activation = jnp.tanh) -> jax.Array:
     """Share of examples whose largest score is the label's."""
-    return jnp.mean(
-        jnp.argmax(logits(params, split.images), 1) == jnp.argmax(split.targets, 1), dtype=float
-    )
+    scores = logits(params, split.images, activation)
+    return jnp.mean(jnp.argmax(scores, 1) == jnp.argmax(split.targets, 1), dtype=float)
 
 
 def batch(split: Split, key: jax.Array, size: int) -> Split:

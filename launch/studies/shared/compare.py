@@ -159,7 +159,7 @@ def held_out_losses(
     }
 
 
-def in_parallel(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+def in_parallel(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
     """The result of each job, one thread a core: small programs leave XLA's own threads idle."""
     x64 = jnp.result_type(float) == jnp.float64  # Of this thread; each has its own.
 
