@@ -456,7 +456,5 @@ def draw(found: Sweep, uneven: list[Unequal], workers) -> Figure:
 
 
 STUDY = Study(
-    "Hybrid-ES on a simulated network: time to a target accuracy, slow and lost workers (Bartolo)",
-    2.0,
-    run,
+    "Hybrid-ES on a simulated network: time to an accuracy, slow and lost workers", 2.0, run
 )

@@ -436,8 +436,4 @@ def run(quick: bool, data_dir: str | None) -> Result:
     )
 
 
-STUDY = Study(
-    "Hybrid-ES: sigma, masks, learned features, samplers, compression, cluster: the future work",
-    3.0,
-    run,
-)
+STUDY = Study("Hybrid-ES: sigma, masks, learned features, samplers, compression, cluster", 3.0, run)

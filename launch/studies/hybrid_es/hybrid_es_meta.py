@@ -92,8 +92,4 @@ def claims(curves: dict[str, MetaCurves], intervals: tuple[int, ...]) -> list[Cl
     ]
 
 
-STUDY = Study(
-    "Hybrid-ES: meta-gradients for the MLP optimizer at r = 1 to 10, beside TBPTT, PES and ES",
-    6.0,
-    run,
-)
+STUDY = Study("Hybrid-ES: meta-gradients for the MLP optimizer, beside TBPTT, PES and ES", 6.0, run)

@@ -103,8 +103,4 @@ def draw(intervals, found) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "Hybrid-ES: accuracy against the refresh interval, and where it beats skip and stale (Bartolo)",
-    2.0,
-    run,
-)
+STUDY = Study("Hybrid-ES: accuracy against the refresh interval, beside skip and stale", 2.0, run)

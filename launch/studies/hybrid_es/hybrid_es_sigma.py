@@ -134,8 +134,4 @@ def draw(sigmas, found) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "Hybrid-ES: accuracy against sigma, and the controls without a search (Bartolo, poster)",
-    2.0,
-    run,
-)
+STUDY = Study("Hybrid-ES: accuracy against sigma, and the controls without a search", 2.0, run)

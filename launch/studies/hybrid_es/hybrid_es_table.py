@@ -1,4 +1,4 @@
-"""Hybrid-ES: the poster's table, with the two controls it lacks.
+"""Hybrid-ES: the table of Bartolo's poster, with the two controls it lacks.
 
 python -m launch.reproduce hybrid_es_table --workdir=DIR [--data_dir=DIR]
 
@@ -270,8 +270,4 @@ def draw(found: dict[str, Curve]) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "Hybrid-ES: the poster's table of accuracy, time, memory and bytes, with its missing controls",
-    2.0,
-    run,
-)
+STUDY = Study("Hybrid-ES: the poster's accuracy, time, memory and bytes, with controls", 2.0, run)

@@ -173,9 +173,4 @@ def draw(rows) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "each estimator's meta-gradient of a learned optimizer against the exact one, to 5,000 "
-    "inner steps",
-    4.0,
-    run,
-)
+STUDY = Study("estimators' meta-gradients against the exact one, to 5,000 inner steps", 4.0, run)

@@ -175,8 +175,4 @@ def draw(table: list[dict], size: int, horizon: int) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "variance of PES and NRES against truncation, LSTM on three kinds of text (Vicol 2021, 4)",
-    2.5,
-    run,
-)
+STUDY = Study("variance of PES and NRES against truncation, LSTM on text (Vicol 2021, 4)", 2.5, run)

@@ -195,7 +195,5 @@ def draw(found: dict[str, Descent]) -> Figure:
 
 
 STUDY = Study(
-    "RTRL, PES, NRES find the optimum that short truncations run from (Vicol 2021, Figure 5)",
-    5.0,
-    run,
+    "RTRL, PES, NRES find the optimum that short truncations flee (Vicol 2021, Fig. 5)", 5.0, run
 )

@@ -157,10 +157,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     ]
     data = {
         "grid": {"log rate": rates, "log decay": decays, "loss": surface},
-        "curves": {
-            name: {"inner steps": each.steps, "theta": each.theta, "loss": each.loss}
-            for name, each in found.items()
-        },
+        "curves": {name: each._asdict() for name, each in found.items()},
     }
     figure = draw(setting, rates, decays, surface, best, found)
     caption = (
@@ -262,8 +259,4 @@ def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descen
     return figure
 
 
-STUDY = Study(
-    "PES finds the learning-rate schedule that truncated ES and TBPTT miss (Vicol 2021, 5.3)",
-    4.0,
-    run,
-)
+STUDY = Study("PES finds the schedule that truncated ES and TBPTT miss (Vicol 2021, 5.3)", 4.0, run)

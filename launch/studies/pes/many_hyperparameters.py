@@ -200,10 +200,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
         }
         for name, loss in best.items()
     ]
-    data = {
-        name: {"inner steps": each.steps, "theta": each.theta, "loss": each.loss}
-        for name, each in found.items()
-    }
+    data = {name: each._asdict() for name, each in found.items()}
     caption = (
         f"{'Fashion-MNIST' if data_dir else 'digits'} MLP, {LAYERS} hidden layers of {WIDTH}, "
         f"batch {BATCH}, T = {setting.horizon:,}, K = {TRUNCATION}, sigma {SIGMA:g}; mean "

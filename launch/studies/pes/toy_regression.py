@@ -144,7 +144,5 @@ def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
 
 
 STUDY = Study(
-    "paths of PES, NRES, truncated ES and TBPTT on a 2-D meta-loss surface (Vicol 2021, 5.2)",
-    3.0,
-    run,
+    "paths of PES, NRES, truncated ES and TBPTT on a 2-D surface (Vicol 2021, 5.2)", 3.0, run
 )

@@ -171,8 +171,5 @@ def draw(fine, landscape, rows) -> Figure:
 
 
 STUDY = Study(
-    "hypergradients against the learning rate: exact ones turn to noise where training is "
-    "chaotic, PES does not (Maclaurin et al. 2015, figure 11)",
-    2.0,
-    run,
+    "where exact hypergradients turn to noise and PES's do not (Maclaurin 2015, Fig. 11)", 2.0, run
 )

@@ -133,9 +133,4 @@ def draw(images, real, side, accuracies, ordinary, best) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "ten training images learned from noise, against ten real ones (Maclaurin et al. 2015, "
-    "figure 9)",
-    0.3,
-    run,
-)
+STUDY = Study("ten images learned from noise, against real ones (Maclaurin 2015, Fig. 9)", 0.3, run)

@@ -113,8 +113,5 @@ def draw(history: np.ndarray, losses: list[float], sizes: tuple[int, ...]) -> Fi
 
 
 STUDY = Study(
-    "the initial scale of each layer's weights and biases, by hypergradient (Maclaurin et al. "
-    "2015, figures 6-7)",
-    0.5,
-    run,
+    "initial scales of each layer, by hypergradient (Maclaurin 2015, Figs. 6-7)", 0.5, run
 )

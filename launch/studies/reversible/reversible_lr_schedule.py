@@ -138,9 +138,4 @@ def draw(log_rates, meta_losses, chosen: int, shown: dict[str, Trained]) -> Figu
     return figure
 
 
-STUDY = Study(
-    "a learning rate for every step and layer, by hypergradient (Maclaurin et al. 2015, "
-    "figures 2-4)",
-    1.0,
-    run,
-)
+STUDY = Study("a learning rate for every step and layer (Maclaurin 2015, Figs. 2-4)", 1.0, run)

@@ -109,9 +109,4 @@ def draw(measured, steps) -> Figure:
     return figure
 
 
-STUDY = Study(
-    "memory and time of hypergradients against training steps: backpropagation, "
-    "checkpointing, exact reversal",
-    3.0,
-    run,
-)
+STUDY = Study("memory and time of hypergradients: backpropagation, checkpoints, reversal", 3.0, run)

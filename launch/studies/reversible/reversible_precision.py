@@ -139,8 +139,5 @@ def draw(drifts, num_steps: int) -> Figure:
 
 
 STUDY = Study(
-    "drift of naive float reversal against exact reversal, and its bits against the bound "
-    "(Maclaurin et al. 2015, section 3)",
-    0.5,
-    run,
+    "drift of float reversal; bits of the exact one (Maclaurin 2015, section 3)", 0.5, run
 )
