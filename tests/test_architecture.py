@@ -15,6 +15,7 @@ ALLOWED = {
 }
 FOR_ESTIMATORS = (
     "meta_train.checks",
+    "meta_train.compiled_apart",
     "meta_train.estimators",
     "meta_train.reversible",
     "meta_train.samplers",
