@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
-from meta_train.estimators.base import Horizons
+from meta_train.estimators.horizons import Horizons
 from meta_train.inner import inner_training
 from meta_train.reversible import DOUBLE, explain
 from meta_train.reversible.dynamics import Dynamics

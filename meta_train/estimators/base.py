@@ -73,8 +73,6 @@ def checked(
         one is needed; and, unless theta is traced, on a sigma that its dtype does not resolve.
     """
 
-    begin = jax.jit(init)  # One program instead of one an operation.
-
     def init_checked(theta, key):
         check_system(system, theta, key)
         theta = fixed_types(theta)
@@ -82,7 +80,7 @@ def checked(
             check_differentiable(name, system, theta, key)
         if sigma is not None:
             check_sigma(sigma, theta)
-        return fixed_types(begin(theta, key))
+        return fixed_types(init(theta, key))
 
     def estimate_checked(theta, state, key):
         theta = fixed_types(theta)
