@@ -523,6 +523,8 @@ def test_interrupted_while_importing(module, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As from a terminal, also where these tests run in the background of a shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Python is up and the package begun: JAX is loaded early on, and takes long.
     maps = Path(f"/proc/{process.pid}/maps")
