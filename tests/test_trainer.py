@@ -60,6 +60,25 @@ def test_a_step_by_hand(rebuild):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("rebuild", [None, lambda *_: None], ids=["averaged", "exchanged"])
+def test_a_gradient_that_is_not_finite_moves_nothing(rebuild):
+    """Neither theta nor Adam's moments, which would be NaN for good; the rest goes on."""
+    optimizer = optax.adam(0.5)
+    good = known(rebuild)
+    bad = good._replace(estimate=lambda *args: (GRAD.at[1].set(jnp.inf), *good.estimate(*args)[1:]))
+    state, _ = jax.jit(trainer.make_step(good, optimizer))(started(good, optimizer))
+    after, metrics = jax.jit(trainer.make_step(bad, optimizer))(state)
+    np.testing.assert_array_equal(after.theta, state.theta)
+    for new, old in zip(
+        *map(jax.tree.leaves, (after.meta_opt_state, state.meta_opt_state)), strict=True
+    ):
+        np.testing.assert_array_equal(new, old)
+    assert after.step == 2 and after.estimator_state["count"] == 2
+    assert metrics["update_norm"] == 0 and not np.isfinite(metrics["meta_grad_norm"])
+    again, _ = jax.jit(trainer.make_step(good, optimizer))(after)
+    assert np.all(np.isfinite(again.theta)) and np.any(again.theta != after.theta)
+
+
 def test_a_spread_below_zero_by_rounding_is_zero():
     estimator = known()._replace(
         estimate=lambda theta, state, key: (
