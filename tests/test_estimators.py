@@ -414,7 +414,7 @@ def test_sigma_must_be_positive(sigma):
 def test_unroll_matches_a_python_loop(x64):
     system, _ = linear_system()
     key = jax.random.key(0)
-    state = system.init(THETA0, key)
+    state = system.init(THETA0, key, 5)
     final, losses = unroll(system, THETA0, state, key, 5)
     for step_key, loss in zip(jax.random.split(key, 5), losses, strict=True):
         state, expected = system.step(THETA0, state, step_key)
