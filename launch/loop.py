@@ -117,7 +117,7 @@ def _run(
         save(0, state)
         checkpoints.wait()  # So that there are no metrics without a checkpoint.
 
-    if step < config.num_steps:
+    if step < config.num_steps and not stop.requested:
         # Ahead, so that no step's time is that of compiling it.
         train_step = job.step.lower(state).compile()
         devices.trim_memory()

@@ -14,8 +14,9 @@ def compiled_apart(fn: Callable, *args, witness: jax.Array) -> Any:
     (An optimization barrier does neither: it does not stop fusion.)
 
     Args:
-      witness: numbers of any shape that come with the run, so that XLA cannot know them. (A step
-        number will not do: that of a loop of one step is a constant.)
+      witness: numbers of any shape that come with the run, so that XLA cannot know them: of the
+        state, for example. (A loop's own counter will not do: in a loop of one step it is a
+        constant.)
     """
     return branch_apart(always(witness), fn, *args)
 

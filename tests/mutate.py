@@ -70,6 +70,7 @@ TESTS = {
     "meta_train/estimators/reversible.py": "reversible_estimator contracts",
     "meta_train/estimators/*.py": _ESTIMATORS,
     "meta_train/reversible/*.py": _REVERSIBLE + " reversible_estimator hybrid",
+    "meta_train/compiled_apart.py": _REVERSIBLE + " reversible_estimator hybrid",
     "learned_opt/weights.py": "weights mlp_optimizer tuned paths",
     "learned_opt/model_card.py": "weights evaluate readme",
     "learned_opt/paths.py": "paths weights",

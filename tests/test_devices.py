@@ -113,30 +113,6 @@ def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch,
     assert line.startswith("note: JAX was used before") and "4 CPU devices instead of 64" in line
 
 
-def test_nonfinite_meta_gradient_leaves_theta_alone():
-    import jax.numpy as jnp
-    import optax
-
-    from meta_train.estimators import GradientEstimator
-
-    def estimate(theta, state, key):
-        bad = state % 2 == 0
-        metrics = {"loss": 1.0, "finite": 1.0, "grad_sq_norm": 1.0}
-        return jnp.where(bad[0], jnp.inf, theta), state + 1, metrics
-
-    estimator = GradientEstimator(lambda theta, key: jnp.zeros(1, jnp.int32), estimate)
-    optimizer = optax.adam(0.1)
-    state = trainer.init_state(estimator, optimizer, lambda key: jnp.ones(3), 0)
-    step = jax.jit(trainer.make_step(estimator, optimizer))
-    after_bad, _ = step(state)
-    np.testing.assert_array_equal(after_bad.theta, state.theta)
-    for a, b in zip(
-        *map(jax.tree.leaves, (after_bad.meta_opt_state, state.meta_opt_state)), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(step(after_bad)[0].theta, state.theta)
-
-
 @pytest.mark.parametrize(
     ("argument", "environment", "expected"),
     [

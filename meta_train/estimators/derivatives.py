@@ -124,7 +124,7 @@ def resting_after_horizon(
     For backpropagation: ``episode_loss`` masks the losses of later steps, but a derivative of
     theirs that is not finite would make its product with zero not a number.
     """
-    if len(horizons.values) == 1:
+    if horizons.fixed:
         return system
     run = _resting(system, horizon)
     return run._replace(init=lambda *args: (system.init(*args), jnp.int32(0)))

@@ -59,10 +59,15 @@ class Horizons:
     def max(self) -> int:
         return int(self.values[-1])
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all episodes are equally long."""
+        return len(self.values) == 1
+
     def draw(self, key: jax.Array) -> jax.Array:
         """One episode length, int32 scalar."""
         values = jnp.asarray(self.values, jnp.int32)
-        if len(self.values) == 1:
+        if self.fixed:
             return values[0]
         return jax.random.choice(key, values, p=jnp.asarray(self.probs, jnp.float32))
 

@@ -81,8 +81,8 @@ def reversible(
     def episode(theta, key, particle_id):
         key_restart, key_data = jax.random.split(jax.random.fold_in(key, particle_id))
         key_horizon, key_begin = jax.random.split(key_restart)
-        fixed = len(horizons.values) == 1
-        horizon = horizons.max if fixed else horizons.draw(key_horizon)
+        # A number that is known needs no rest after it.
+        horizon = horizons.max if horizons.fixed else horizons.draw(key_horizon)
         value, grad, report = episode_gradient(
             system.reversible,
             theta,
