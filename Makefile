@@ -9,7 +9,7 @@ VENV := .venv$(if $(filter-out 3.11,$(SERIES)),-$(SERIES))
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-slow test-x64 mutate lint benchmark clean
+.PHONY: setup demo test test-slow test-x64 test-as-jobs mutate lint benchmark clean
 
 setup: $(VENV)/ready
 
@@ -33,7 +33,8 @@ demo: setup
 	$(BIN)/python -m launch.demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow and not exact"
+	$(BIN)/python -m pytest -q -m "not slow and exact"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -41,6 +42,11 @@ test-slow: setup
 # The contracts in double precision.
 test-x64: setup
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -q tests/test_contracts.py
+
+# Compiled as jobs are, not as fast as can be.
+test-as-jobs: setup
+	XLA_FLAGS="$$($(BIN)/python -c 'from meta_train import devices; print(devices.CPU_FLAGS)')" \
+	  $(BIN)/python -m pytest -q
 
 # Faults put into the code; for example: make mutate MODULE=estimators/pes COUNT=20 SEED=1
 mutate: setup

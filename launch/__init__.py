@@ -7,7 +7,16 @@ import sys
 from importlib.util import find_spec
 
 # Of the extra `train`, those that nothing of the base install brings along.
-_NEEDED = ("array_record", "matplotlib", "sklearn", "simpy", "tensorflow_datasets", "tqdm", "wandb")
+_NEEDED = (
+    "array_record",
+    "filelock",
+    "matplotlib",
+    "sklearn",
+    "simpy",
+    "tensorflow_datasets",
+    "tqdm",
+    "wandb",
+)
 # A program of ours, not a module of somebody else's that imports this package.
 _command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("learned-opt-")
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def check_known(words: list[str], cls: type | None) -> None:
 def messages(cls: type | None = None) -> Iterator[None]:
     """Turns a ``ValueError`` or a wrong flag into a message on stderr and exit code 2.
 
+    Output that nobody reads any more ends the command in silence.
+
     Args:
       cls: dataclass of the words ``--cfg.a.b=value``, among which an unknown flag may be meant.
     """
@@ -124,6 +127,10 @@ def messages(cls: type | None = None) -> Iterator[None]:
         sys.exit(_complain(_unknown_flag(error.flagname, cls)))
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
+    except BrokenPipeError:
+        # Who reads the output has gone (`| head`); Python would write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _complain(message: str) -> int:

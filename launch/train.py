@@ -20,6 +20,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved plan and exit
 
 def main(config: Config) -> int:
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    from launch.compiled_programs import keep_compiled_programs
     from launch.job import build, describe
     from launch.loop import run
     from learned_opt.paths import writable_folder
@@ -30,6 +31,7 @@ def main(config: Config) -> int:
     if not WORKDIR.value:
         raise ValueError("--workdir is required: the folder where the job lives.")
     workdir = writable_folder("--workdir", WORKDIR.value)
+    keep_compiled_programs()
     outcome = run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):
         return code

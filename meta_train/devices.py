@@ -22,7 +22,7 @@ _AXIS = "population"
 # there is AVX-512, and LLVM's first optimization level compiles a quarter faster to code
 # that runs as fast. XLA ends a process whose devices wait 40 s for each other, which a
 # suspended or starved job does without being stuck.
-_CPU_FLAGS = (
+CPU_FLAGS = (
     "--xla_cpu_prefer_vector_width=512 --xla_backend_optimization_level=1 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600 "
     "--xla_cpu_collective_timeout_seconds=3600"
@@ -44,7 +44,7 @@ def configure_cpu_devices(num_devices: int = 0) -> int:
       ``num_devices``, or 0, for as many as serve, if it is too late for that many.
     """
     if "XLA_FLAGS" not in os.environ and jax.config.values["jax_platforms"] in (None, "", "cpu"):
-        os.environ["XLA_FLAGS"] = _CPU_FLAGS
+        os.environ["XLA_FLAGS"] = CPU_FLAGS
     cores = len(os.sched_getaffinity(0))
     wanted = min(num_devices or cores, cores)
     if "JAX_NUM_CPU_DEVICES" in os.environ:

@@ -15,11 +15,6 @@ from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
 
 
-def jit(fn):
-    """``jax.jit`` that compiles in a third of the time, into slower code: tests run once."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def linear(seed, state_size=4, theta_size=3, radius=0.9):
     """``s <- A s + B theta``, ``L = |s - y|^2 / 2``: every loss is quadratic in theta.
 
@@ -137,7 +132,7 @@ def replicates(estimator, theta, num_replicates, num_steps, *, burn_in=0, togeth
         return jnp.mean(jax.lax.scan(body, state, keys[burn_in:])[1], axis=0)
 
     keys = jax.random.split(jax.random.key(seed), num_replicates)
-    return np.asarray(jit(jax.vmap(one))(keys))
+    return np.asarray(jax.jit(jax.vmap(one))(keys))
 
 
 def z_scores(samples, expected):
@@ -213,7 +208,7 @@ def flat_estimates(name, system, theta, horizons, truncation, num_steps=4, seed=
 
         return jax.lax.scan(body, state, jax.random.split(jax.random.key(seed + 1), num_steps))[1]
 
-    grads, metrics = jit(run)(theta)
+    grads, metrics = jax.jit(run)(theta)
     return np.asarray(grads), metrics
 
 

@@ -1,6 +1,7 @@
 """Things configure themselves: words in any order, nested, from presets and from outside."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import textwrap
@@ -305,3 +306,20 @@ finally:
     assert "Did you mean --workdir?" in done.stderr and len(done.stderr.splitlines()) == 1
     assert done.stdout == "[]\n"
     assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_output_that_nobody_reads_is_no_error(name):
+    """As in ``... --help | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    code = f"import sys\nfrom launch import {name}\nsys.argv = [{name!r}, '--help']\n{name}.cli()"
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", code],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

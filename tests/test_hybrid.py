@@ -36,7 +36,7 @@ from meta_train.estimators.hybrid import (
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
-from tests.systems import jit, linear, window_gradients, z_scores
+from tests.systems import linear, window_gradients, z_scores
 
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
@@ -95,7 +95,7 @@ def in_between(estimator, d=STALE, theta=THETA):
 
 def one_step(estimator, key=7, state=None, theta=THETA):
     state = in_between(estimator) if state is None else state
-    return jit(estimator.estimate)(jnp.asarray(theta), state, jax.random.key(key))
+    return jax.jit(estimator.estimate)(jnp.asarray(theta), state, jax.random.key(key))
 
 
 def draws(num, key=7, use=0):
@@ -174,7 +174,7 @@ def test_control_variate_is_unbiased_whatever_the_surrogate(x64):
     true = MATRIX @ THETA
     estimator = build(sigma=0.3, search=control_variate(), system=quadratic())
 
-    @jit
+    @jax.jit
     @partial(jax.vmap, in_axes=(0, None))
     def estimates(key, stale):
         state = in_between(estimator)
@@ -201,7 +201,7 @@ def test_control_variate_has_the_gradient_of_the_smoothed_loss(x64, fraction):
     noise = estimators.Noise(sigma, mask="random", fraction=fraction)
     estimator = build(search=control_variate(), system=system, noise=noise)
     sample = jax.vmap(lambda k: estimator.estimate(jnp.asarray(THETA), in_between(estimator), k)[0])
-    found = np.asarray(jit(sample)(jax.random.split(jax.random.key(2), 20_000)))
+    found = np.asarray(jax.jit(sample)(jax.random.split(jax.random.key(2), 20_000)))
     smoothed = 4 * THETA**3 + 12 * sigma**2 * THETA
     assert np.abs(z_scores(found, fraction * smoothed + (1 - fraction) * STALE)).max() < 4.5
     assert np.abs(z_scores(found, fraction * 4 * THETA**3 + (1 - fraction) * STALE)).max() > 10
@@ -220,7 +220,7 @@ def test_control_variate_is_unbiased_on_any_base(x64, base):
         sigma=0.2, search=control_variate(), system=system, surrogate=surrogate, horizons=horizons
     )
 
-    @jit
+    @jax.jit
     @jax.vmap
     def two_steps(key):
         keys = jax.random.split(key, 3)
@@ -265,7 +265,7 @@ def test_guided_before_there_are_enough_gradients(x64):
         state = estimator.estimate(jnp.asarray(THETA), state, keys[1])[1]
         return estimator.estimate(jnp.asarray(THETA), state, keys[2])[0]
 
-    found = np.asarray(jit(jax.vmap(second))(jax.random.split(jax.random.key(5), 4000)))
+    found = np.asarray(jax.jit(jax.vmap(second))(jax.random.split(jax.random.key(5), 4000)))
     along = np.outer(STALE, STALE) / (STALE @ STALE)
     spread = along + (np.eye(SIZE) - along) / (SIZE - 1)
     expected = (0.3 * np.eye(SIZE) + 0.7 * SIZE / 2 * spread) @ MATRIX @ THETA
@@ -292,7 +292,7 @@ def test_controls_and_refresh():
     theta = jnp.asarray(THETA)
     for search, expected in ((stale(), STALE), (skip(), 0 * STALE)):
         estimator = build(search=search, refresh_every=3)
-        step = jit(estimator.estimate)
+        step = jax.jit(estimator.estimate)
         state = estimator.init(theta, jax.random.key(0))
         for number in range(4):
             grad, state, metrics = step(theta, state, jax.random.key(number))
@@ -306,8 +306,8 @@ def test_without_steps_in_between_it_is_the_surrogate():
     surrogate = estimators.bptt(system, num_particles=4, horizons=ONE)
     estimator = build(surrogate=surrogate, system=system, refresh_every=1)
     key = jax.random.key(3)
-    grad = jit(estimator.estimate)(theta, estimator.init(theta, key), key)[0]
-    plain = jit(surrogate.estimate)(theta, surrogate.init(theta, key), key)[0]
+    grad = jax.jit(estimator.estimate)(theta, estimator.init(theta, key), key)[0]
+    plain = jax.jit(surrogate.estimate)(theta, surrogate.init(theta, key), key)[0]
     np.testing.assert_allclose(grad, plain, rtol=1e-6)
 
 
@@ -366,7 +366,7 @@ def test_same_run_however_candidates_are_split_over_workers():
             num_workers=num, candidates_per_worker=16 // num,
             noise=estimators.Noise(0.5, relative=True),
         )  # fmt: skip
-        step = jit(trainer.make_step(estimator, optax.sgd(0.1)))
+        step = jax.jit(trainer.make_step(estimator, optax.sgd(0.1)))
         start = partial(jnp.asarray, THETA, jnp.float32)
         state = trainer.init_state(estimator, optax.sgd(0.1), lambda key: start(), seed=0)  # noqa: B023
         thetas = []
@@ -449,7 +449,7 @@ def test_thetas_are_those_of_the_first_version(case):
         grad, state, _ = estimator.estimate(theta, state, key)
         return (theta - 0.1 * grad, state), None
 
-    @jit
+    @jax.jit
     def run():
         theta = jnp.asarray(THETA, jnp.float32)
         state = estimator.init(theta, jax.random.key(0))
@@ -728,11 +728,11 @@ def test_a_refresh_that_is_not_finite_teaches_nothing(bad, arguments):
     )
     state = good.init(theta, keys[0])
     if "predictor" in arguments:  # It learns from the second gradient on.
-        state = jit(good.estimate)(theta, state, keys[0])[1]
-        state = jit(good.estimate)(theta, state, keys[1])[1]
-    state = jit(good.estimate)(theta, state, keys[1])[1]
+        state = jax.jit(good.estimate)(theta, state, keys[0])[1]
+        state = jax.jit(good.estimate)(theta, state, keys[1])[1]
+    state = jax.jit(good.estimate)(theta, state, keys[1])[1]
     state = state._replace(shared=state.shared._replace(step=jnp.int32(2)))
-    grad, after, _ = jit(ill.estimate)(theta, state, keys[2])
+    grad, after, _ = jax.jit(ill.estimate)(theta, state, keys[2])
     if arguments.get("assist"):
         assert np.isfinite(grad).all()
     else:
@@ -741,7 +741,7 @@ def test_a_refresh_that_is_not_finite_teaches_nothing(bad, arguments):
             *(jax.tree.leaves(s.shared._replace(step=0)) for s in (after, state)), strict=True
         ):
             np.testing.assert_array_equal(a, b)
-    grad = jit(ill.estimate)(theta, after, keys[3])[0]
+    grad = jax.jit(ill.estimate)(theta, after, keys[3])[0]
     assert np.isfinite(grad).all() and np.abs(grad).max() < 10
 
 
@@ -773,7 +773,9 @@ def test_masked_select_without_a_finite_candidate_is_zero(x64):
     )
     noise = estimators.Noise(0.1, mask="random", fraction=0.5)
     estimator = build(system=system, noise=noise)
-    grad = jit(estimator.estimate)(jnp.asarray(THETA), in_between(estimator), jax.random.key(1))[0]
+    grad = jax.jit(estimator.estimate)(
+        jnp.asarray(THETA), in_between(estimator), jax.random.key(1)
+    )[0]
     np.testing.assert_array_equal(grad, np.zeros(SIZE))
 
 
@@ -813,7 +815,7 @@ def test_the_gradients_are_those_of_the_base(base):
     theta = optimizer.init(jax.random.key(0))
     state = mixed.init(theta, jax.random.key(1))
     particles = alone.init(theta, jax.random.key(1))
-    step, step_alone = jit(mixed.estimate), jit(alone.estimate)
+    step, step_alone = jax.jit(mixed.estimate), jax.jit(alone.estimate)
     for number in range(4):
         key = jax.random.fold_in(jax.random.key(2), number)
         grad, state, metrics = step(theta, state, key)
@@ -842,7 +844,7 @@ def test_success_rule_forgets_where_sigma_started():
         )  # fmt: skip
         step = trainer.make_step(estimator, optax.sgd(0.1))
 
-        @jit
+        @jax.jit
         def run():
             theta = jnp.asarray(THETA, jnp.float32)
             state = trainer.init_state(estimator, optax.sgd(0.1), lambda key: theta, seed=0)
@@ -888,7 +890,7 @@ def test_success_rule_makes_up_for_a_wrong_sigma():
             return jnp.mean(jnp.log(losses[-100:]))
 
         every = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-        return np.exp(np.mean(jit(every)(factors, jnp.arange(32)), axis=1))
+        return np.exp(np.mean(jax.jit(every)(factors, jnp.arange(32)), axis=1))
 
     fixed, adapted = final(0.0), final(0.5)
     best = int(np.nanargmin(fixed))
@@ -903,7 +905,7 @@ def test_prediction_beats_the_stale_gradient():
     rng = np.random.default_rng(0)
     size, phases = 300, rng.uniform(0, 2 * np.pi, 300)
     state = predictor.init(jax.random.key(0), size, jnp.float32)
-    learn, predict = jit(predictor.learn), jit(predictor.predict)
+    learn, predict = jax.jit(predictor.learn), jax.jit(predictor.predict)
     stale, cosines = np.zeros(size), []
     for number in range(120):
         true = np.sin(0.15 * number + phases)

@@ -35,14 +35,11 @@ PARTS = {
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """12 steps of Hybrid-ES, checkpoints at 4, 8 and 12, and 3 more steps in the log alone."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
     folder = tmp_path_factory.mktemp("replay") / "job"
     run(folder, **PARTS)
     run(folder, **PARTS, num_steps=15, checkpoint_every=100)
     shutil.rmtree(folder / "checkpoints" / "15")
-    yield folder
-    jax.config.update("jax_disable_most_optimizations", before)
+    return folder
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def estimates(estimator, theta, key):
     return grad, metrics
 
 
-def test_estimate_equals_bptt_in_double(x64, fast_compilation):
+def test_estimate_equals_bptt_in_double(x64):
     system, theta = make(np.float64, step_mult=0.003, fixed=DOUBLE)
     kwargs = {"num_particles": 2, "horizons": log_uniform_horizons(20, 60, 20)}
     grad, metrics = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
@@ -80,7 +80,7 @@ def test_estimate_equals_bptt_in_double(x64, fast_compilation):
     ],
     ids=lambda kwargs: " ".join(map(str, kwargs.values())),
 )
-def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64, fast_compilation):
+def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64):
     """Two implementations of the inner run, with the same keys."""
     kwargs = {"dtype": np.float64, "step_mult": 0.003} | kwargs
     system, theta = make(**kwargs, fixed=DOUBLE)

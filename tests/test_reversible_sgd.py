@@ -655,7 +655,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-def test_degenerate_trees_train_as_what_is_in_them(case, fast_compilation):
+def test_degenerate_trees_train_as_what_is_in_them(case):
     """On a quadratic every weight goes its own way: ``w_T = p_T(rate) w_0``, so ``dw = p_T``."""
     params, rates = DEGENERATE[case]
     dtype = np.result_type(float if jax.config.values["jax_enable_x64"] else np.float32)

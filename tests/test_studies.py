@@ -130,7 +130,7 @@ def test_claims_on_jumps_hold_only_where_there_are_jumps():
     assert jumps(2.0, falling, seen=7.0)[2] is False  # Evolution strategies miss it too.
 
 
-def test_directional_slopes_are_those_of_theta(fast_compilation):
+def test_directional_slopes_are_those_of_theta():
     """The derivative along the line is that of inner training by theta, times the direction."""
     setting = relu_jumps.Setting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
     derivative, difference = np.moveaxis(relu_jumps.slopes(setting, (0, 1), 3), -1, 0)

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch import environment, loop
+from launch.compiled_programs import keep_compiled_programs
 from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
 from launch.train import exit_code
 from meta_train import devices
@@ -54,9 +55,11 @@ def command(workdir, *flags, num_steps=NUM_STEPS, module="launch.train"):
 
 
 def environment_of_commands():
-    # The job makes its own devices, whatever this test process has.
-    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    return env | {"WANDB_MODE": "offline"}
+    # The job makes its own devices, and finds its own cache, whatever this test process has.
+    ours = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+    env = {k: v for k, v in os.environ.items() if k not in ours}
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    return env | {"WANDB_MODE": "offline", "XDG_CACHE_HOME": cache}
 
 
 def start(workdir, *flags, **kwargs):
@@ -109,6 +112,39 @@ def reference(tmp_path_factory):
     done = run(workdir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+def test_compiled_programs_are_kept(reference):
+    """By default, in a folder of this kind of processor; the jobs below find them there."""
+    (folder,) = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "learned-opt").iterdir()
+    assert folder.name.startswith("xla-")
+    assert [path for path in folder.glob("jit_*-cache") if path.stat().st_size > 10_000]
+
+
+@pytest.mark.parametrize(
+    ("before", "cache_home", "where"),
+    [
+        (None, "", "{home}/.cache/learned-opt/xla-"),
+        (None, "relative", "{home}/.cache/learned-opt/xla-"),
+        (None, "{home}/caches", "{home}/caches/learned-opt/xla-"),
+        (None, "/proc/nowhere", "None"),  # Nobody can write there.
+        ("/elsewhere", "", "/elsewhere"),
+    ],
+)
+def test_where_compiled_programs_are_kept(before, cache_home, where, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", cache_home.format(home=tmp_path))
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    present = {name: jax.config.values[name] for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", before)
+        keep_compiled_programs()
+        kept = str(jax.config.values["jax_compilation_cache_dir"])
+    finally:
+        for name in names:
+            jax.config.update(name, present[name])
+    assert kept.startswith(where.format(home=tmp_path))
+    assert not list(tmp_path.iterdir())  # JAX makes it, when there is something to keep.
 
 
 def progress(workdir):

@@ -81,7 +81,7 @@ CASES = {
         else value
     ),
 )
-def test_every_outer_step_draws_anew(name, arguments, fast_compilation):
+def test_every_outer_step_draws_anew(name, arguments):
     """Batches, starts, and what the estimator draws itself: perturbations, signs, cuts, ..."""
     grads, losses = outer_steps(
         lambda system: systems.on_system(
@@ -103,7 +103,7 @@ def test_every_outer_step_draws_anew(name, arguments, fast_compilation):
 
 
 @pytest.mark.parametrize("name", systems.ESTIMATORS)
-def test_every_outer_step_draws_horizons_anew(name, fast_compilation):
+def test_every_outer_step_draws_horizons_anew(name):
     horizons = estimators.Horizons(np.arange(1, LONGEST + 1), np.full(LONGEST, 1 / LONGEST))
     more = {"refresh_every": 100} if name == systems.HYBRID else {}
     _, losses = outer_steps(
@@ -116,7 +116,7 @@ SAMPLED = systems.PERTURBING
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_every_outer_step_draws_a_block_anew(name, fast_compilation):
+def test_every_outer_step_draws_a_block_anew(name):
     """Rows of a block that share nothing but its key: a shift of Sobol points."""
     grads, _ = outer_steps(
         lambda system: systems.on_system(
@@ -131,7 +131,7 @@ def test_every_outer_step_draws_a_block_anew(name, fast_compilation):
     assert all_differ(grads[2])
 
 
-def test_every_outer_step_masks_other_entries(fast_compilation):
+def test_every_outer_step_masks_other_entries():
     """Between refreshes, entries that are not perturbed have the stale gradient, to the bit."""
     size = 12
     slopes = jnp.arange(1.0, size + 1)
@@ -155,7 +155,7 @@ def test_every_outer_step_masks_other_entries(fast_compilation):
 
 
 @pytest.mark.parametrize("name", [n for n in systems.ESTIMATORS if n != systems.HYBRID])
-def test_every_particle_draws_on_its_own(name, fast_compilation):
+def test_every_particle_draws_on_its_own(name):
     """Batches, starts, and what the estimator draws itself."""
 
     def run(use):

@@ -104,7 +104,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_degenerate_trees(name, fast_compilation):
+def test_degenerate_trees(name):
     """As with theta in one vector, draw for draw; also in a loop over outer steps."""
     system = odd(ODD)
     found, metrics = flat_estimates(name, system, ODD, TWO_WINDOWS, K)
@@ -132,7 +132,7 @@ def spiral(split):
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in OWN_STATES])
-def test_a_complex_state_is_two_real_ones(name, fast_compilation):
+def test_a_complex_state_is_two_real_ones(name):
     theta = jnp.array([0.4, 0.9, 0.3], jnp.float32)
     found, expected = (
         flat_estimates(name, spiral(split), theta, TWO_WINDOWS, K)[0] for split in (False, True)
@@ -157,7 +157,7 @@ def ending_schedule(rest):
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in OWN_STATES])
-def test_steps_after_the_end_of_an_episode_are_harmless(name, fast_compilation):
+def test_steps_after_the_end_of_an_episode_are_harmless(name):
     """Seven steps in truncations of five: the last three do not count, whatever they do."""
     horizons = estimators.Horizons(np.array([7, 10]), np.array([1.0, 0.0]))
     theta = jnp.array([0.5, 0.3], jnp.float32)
@@ -181,7 +181,7 @@ def told(horizons):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_the_drawn_horizon_reaches_the_start_of_every_episode(name, fast_compilation):
+def test_the_drawn_horizon_reaches_the_start_of_every_episode(name):
     """The mean loss is theta if the start is told how long its episode is; else some episodes
     have no last step, or one too early."""
     horizons = estimators.Horizons(np.array([K, 3 * K]), np.array([0.5, 0.5]))

@@ -45,7 +45,7 @@ def small_job(name, inner=None, hybrid=None):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimator(name, fast_compilation):
+def test_estimator(name):
     """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
     config = small_job(name)
     optimizer = config.optimizer.make()
@@ -107,9 +107,7 @@ HYBRIDS = (
         else "-".join(str(x) for v in value.values() for x in v.values())
     ),
 )
-def test_estimator_moves_between_devices_and_through_a_checkpoint(
-    name, parts, tmp_path, fast_compilation
-):
+def test_estimator_moves_between_devices_and_through_a_checkpoint(name, parts, tmp_path):
     """Two devices draw what one does; a job read back from disk continues bit for bit."""
     config = small_job(name, **parts)
     jobs = [build(dataclasses.replace(config, num_devices=count), None) for count in (1, 2)]

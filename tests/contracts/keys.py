@@ -72,7 +72,7 @@ def with_values(estimator, **values):
     + [("pes", {}, "orthogonal"), ("reparam_es", {}, "orthogonal")],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
-def test_every_key_has_one_use(name, hybrid, sampler, uses_of, fast_compilation):
+def test_every_key_has_one_use(name, hybrid, sampler, uses_of):
     """From the seed on: no two draws share a key, nor a draw and what is derived from its key."""
     config = small_job(name, inner={"min_horizon": 4}, hybrid=hybrid)
     few = with_values(config.estimator, num_particles=16, sampler=sampler)
