@@ -61,7 +61,7 @@ class Step(NamedTuple):
     arrived: np.ndarray
 
 
-class Run(NamedTuple):
+class ClusterRun(NamedTuple):
     """A simulated run: the algorithm's last state, what it recorded of each step, and the
     simulated time at the end of each step, ``[T]`` seconds."""
 
@@ -241,7 +241,7 @@ def simulate(
     seed: int = 0,
     patience: float = math.inf,
     proportional: bool = True,
-) -> Run:
+) -> ClusterRun:
     """Runs an algorithm step by step, with what arrives in time.
 
     Args:
@@ -266,4 +266,4 @@ def simulate(
         now += known[case].seconds
         records.append(record)
         clock.append(now)
-    return Run(state, records, np.array(clock))
+    return ClusterRun(state, records, np.array(clock))

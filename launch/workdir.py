@@ -17,7 +17,7 @@ from meta_train.journal import unused
 from meta_train.tracking import last_row
 
 
-class Start(NamedTuple):
+class JobStart(NamedTuple):
     """Where a job begins or continues.
 
     Attributes:
@@ -45,7 +45,7 @@ def describe(
     }
 
 
-def find_start(workdir: Path, like: Any = None) -> Start:
+def find_start(workdir: Path, like: Any = None) -> JobStart:
     """The newest checkpoint that can be read; changes nothing.
 
     Args:
@@ -55,7 +55,7 @@ def find_start(workdir: Path, like: Any = None) -> Start:
       ValueError: if there are checkpoints but none that can be read, or none at all beside rows
         of metrics.
     """
-    beginning = Start(0, {}, None, {})
+    beginning = JobStart(0, {}, None, {})
     if not (workdir / "checkpoints").is_dir():
         steps = []
     else:
@@ -69,7 +69,7 @@ def find_start(workdir: Path, like: Any = None) -> Start:
                 beginning.unreadable[step] = str(error)
                 continue
             checkpoints.close()
-            return Start(step, record, host_state, beginning.unreadable)
+            return JobStart(step, record, host_state, beginning.unreadable)
         checkpoints.close()
     if steps:
         raise ValueError(
@@ -120,7 +120,7 @@ def refuse_contradictions(config: cfg.Config, surroundings: dict[str, Any], work
     )
 
 
-def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> Start:
+def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> JobStart:
     """Where the job starts, for its owner: says so, and moves unreadable checkpoints aside.
 
     They are kept in ``workdir/damaged``, so that the job can save those steps again.

@@ -107,7 +107,7 @@ def jumps(gap, size_of_gap=lambda setting: 1.0, seen=5.0):
         (field, setting): slopes(gaps[name] * size_of_gap(setting))
         for name in gaps
         for field, values in relu_jumps.SWEEPS.items()
-        for setting in (relu_jumps.Setting(name, **{field: value}) for value in values)
+        for setting in (relu_jumps.JumpSetting(name, **{field: value}) for value in values)
     }
     beside = {
         (name, estimator): (5 + gaps[name] if row.differentiates else seen, 0.1)
@@ -132,7 +132,7 @@ def test_claims_on_jumps_hold_only_where_there_are_jumps():
 
 def test_directional_slopes_are_those_of_theta():
     """The derivative along the line is that of inner training by theta, times the direction."""
-    setting = relu_jumps.Setting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
+    setting = relu_jumps.JumpSetting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
     derivative, difference = np.moveaxis(relu_jumps.slopes(setting, (0, 1), 3), -1, 0)
     assert derivative.shape == (2, 3)
     np.testing.assert_allclose(derivative, difference, rtol=0.05, atol=2e-3)  # Smooth: no gap.

@@ -17,7 +17,7 @@ import numpy as np
 from launch import config as cfg
 from launch.studies.base import Claim, Result, Study
 from launch.studies.optimizers import learned_optimizer as study
-from launch.studies.optimizers.learned_optimizer import MetaCurves, Setting
+from launch.studies.optimizers.learned_optimizer import MetaCurves, MetaTrainingSetting
 from launch.studies.shared import plots
 
 INTERVALS = (1, 2, 3, 5, 10)
@@ -30,7 +30,7 @@ QUICK = study.QUICK
 BESIDE = ("PES", "truncated ES")
 
 
-def hybrid_config(setting: Setting, refresh_every: int, mode: str) -> cfg.Config:
+def hybrid_config(setting: MetaTrainingSetting, refresh_every: int, mode: str) -> cfg.Config:
     """The job of TBPTT, with a gradient at every ``refresh_every``-th step only."""
     config = study.job_config("TBPTT", setting)
     if refresh_every == 1:

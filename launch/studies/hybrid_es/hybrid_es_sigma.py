@@ -18,7 +18,7 @@ SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
 QUICK_SIGMAS = (0.1, 1.0, 3.0, 8.0)
 
 
-class Setting(NamedTuple):
+class SigmaSetting(NamedTuple):
     """A refresh interval and learning rate, and how the candidates become a step."""
 
     refresh_every: int
@@ -29,9 +29,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "r = 2, best candidate": Setting(2, 3.0, "argmin", False, plots.BLUE),
-    "r = 3, best candidate": Setting(3, 3.0, "argmin", False, plots.GREEN),
-    "r = 10, ranked, mirrored": Setting(10, 1.0, "rank", True, plots.VERMILION),
+    "r = 2, best candidate": SigmaSetting(2, 3.0, "argmin", False, plots.BLUE),
+    "r = 3, best candidate": SigmaSetting(3, 3.0, "argmin", False, plots.GREEN),
+    "r = 10, ranked, mirrored": SigmaSetting(10, 1.0, "rank", True, plots.VERMILION),
 }
 POSTER = [name for name, setting in SETTINGS.items() if setting.combine == "argmin"]
 (RANKED,) = (name for name in SETTINGS if name not in POSTER)

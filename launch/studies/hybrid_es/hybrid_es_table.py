@@ -28,7 +28,7 @@ POSTER_SIGMA, OVERSIZED = 1.25**0.5, 8.0
 NUM_WORKERS, PER_WORKER = 8, 4  # 32 candidates
 
 
-class Row(NamedTuple):
+class ModeRow(NamedTuple):
     """One method: how it steps, and the poster's training and dev accuracy, if it has it."""
 
     refresh_every: int
@@ -41,27 +41,29 @@ class Row(NamedTuple):
 
 REFERENCE = "reference"
 ROWS = {
-    REFERENCE: Row(1, "skip", 1.0, poster=(99.54, 96.57)),
-    "assisted, r = 1": Row(1, "select", 1.0, assist=True, poster=(99.85, 96.08)),
-    "H-ES, r = 2": Row(2, "select", 1.0, poster=(96.80, 94.21)),
-    "H-ES, r = 3": Row(3, "select", 1.0, poster=(95.34, 93.06)),
-    "H-ES, r = 2, poster's sigma": Row(2, "select", POSTER_SIGMA, poster=(96.80, 94.21)),
-    "H-ES, r = 3, poster's sigma": Row(3, "select", POSTER_SIGMA, poster=(95.34, 93.06)),
-    "assisted, r = 1, oversized": Row(1, "select", OVERSIZED, assist=True, poster=(99.85, 96.08)),
-    "H-ES, r = 2, oversized": Row(2, "select", OVERSIZED, poster=(96.80, 94.21)),
-    "H-ES, r = 3, oversized": Row(3, "select", OVERSIZED, poster=(95.34, 93.06)),
-    "H-ES, r = 3, ranked": Row(3, "select", 3.0, combine="rank"),
-    "stale, r = 2": Row(2, "stale", 1.0),
-    "stale, r = 3": Row(3, "stale", 1.0),
-    "skip, r = 2": Row(2, "skip", 1.0),
-    "skip, r = 3": Row(3, "skip", 1.0),
+    REFERENCE: ModeRow(1, "skip", 1.0, poster=(99.54, 96.57)),
+    "assisted, r = 1": ModeRow(1, "select", 1.0, assist=True, poster=(99.85, 96.08)),
+    "H-ES, r = 2": ModeRow(2, "select", 1.0, poster=(96.80, 94.21)),
+    "H-ES, r = 3": ModeRow(3, "select", 1.0, poster=(95.34, 93.06)),
+    "H-ES, r = 2, poster's sigma": ModeRow(2, "select", POSTER_SIGMA, poster=(96.80, 94.21)),
+    "H-ES, r = 3, poster's sigma": ModeRow(3, "select", POSTER_SIGMA, poster=(95.34, 93.06)),
+    "assisted, r = 1, oversized": ModeRow(
+        1, "select", OVERSIZED, assist=True, poster=(99.85, 96.08)
+    ),
+    "H-ES, r = 2, oversized": ModeRow(2, "select", OVERSIZED, poster=(96.80, 94.21)),
+    "H-ES, r = 3, oversized": ModeRow(3, "select", OVERSIZED, poster=(95.34, 93.06)),
+    "H-ES, r = 3, ranked": ModeRow(3, "select", 3.0, combine="rank"),
+    "stale, r = 2": ModeRow(2, "stale", 1.0),
+    "stale, r = 3": ModeRow(3, "stale", 1.0),
+    "skip, r = 2": ModeRow(2, "skip", 1.0),
+    "skip, r = 3": ModeRow(3, "skip", 1.0),
 }
 # Percent of the reference's: run time (here: operations), memory over time, bandwidth.
 POSTER_COSTS = {2: (120.8, 66.7, 50.0), 3: (127.7, 55.6, 33.3)}
 COLORS = {"reference": plots.BLUE, "H-ES": plots.VERMILION, "assisted": plots.GREEN}
 
 
-class Costs(NamedTuple):
+class RunCosts(NamedTuple):
     """Of one worker, as percent of gradient descent: counted by the compiler, and bytes sent."""
 
     operations: float
@@ -73,11 +75,11 @@ class Costs(NamedTuple):
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     seeds = 2 if quick else 8
-    programs: dict[Row, dict[str, float]] = {}  # One for all sigmas.
+    programs: dict[ModeRow, dict[str, float]] = {}  # One for all sigmas.
     for name, row in ROWS.items():
         programs.setdefault(row._replace(sigma=0.0, poster=None), {})[name] = row.sigma
 
-    def trained(row: Row, sigmas: dict[str, float]) -> dict[str, Curve]:
+    def trained(row: ModeRow, sigmas: dict[str, float]) -> dict[str, Curve]:
         curves = training.last(trainer(problem, row), (*sigmas.values(),), seeds, "runs")
         return {name: Curve(*(x[i : i + 1] for x in curves)) for i, name in enumerate(sigmas)}
 
@@ -94,7 +96,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     return Result(claims(problem, found, costs), table, draw(found), data, caption)
 
 
-def trainer(problem: Problem, row: Row):
+def trainer(problem: Problem, row: ModeRow):
     """``(sigma, seed) -> Curve`` of a whole run."""
     return training.trainer(
         problem,
@@ -110,7 +112,7 @@ def trainer(problem: Problem, row: Row):
     )
 
 
-def line(name: str, row: Row, curve: Curve, costs: dict[int, Costs]) -> dict[str, Any]:
+def line(name: str, row: ModeRow, curve: Curve, costs: dict[int, RunCosts]) -> dict[str, Any]:
     """One line of the table; costs are of the searching methods."""
     blank = "-"
     searching = row.mode == "select"
@@ -136,7 +138,7 @@ def line(name: str, row: Row, curve: Curve, costs: dict[int, Costs]) -> dict[str
 
 def counted_costs(
     problem: Problem, counted: tuple["Counted", "Counted"], refresh_every: int
-) -> Costs:
+) -> RunCosts:
     """Of one worker with its share of the candidates, as the compiler counts it.
 
     Operations and memory are those of the compiled programs of a gradient and of a candidate,
@@ -151,7 +153,7 @@ def counted_costs(
     steps = (
         gradient.bytes if assist else (gradient.bytes / refresh_every + searches * candidate.bytes)
     )
-    return Costs(
+    return RunCosts(
         operations=100 * (1 / refresh_every + searches * search),
         memory=100 * steps / gradient.bytes,
         peak=100 * max(gradient.bytes, candidate.bytes) / gradient.bytes,
@@ -187,7 +189,7 @@ def compiled_costs(problem: Problem) -> tuple[Counted, Counted]:
     return counted(gradient, theta, key), counted(cost, theta, theta, key)
 
 
-def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, Costs]) -> list[Claim]:
+def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, RunCosts]) -> list[Claim]:
     def train(name):
         return float(found[name].train.mean())
 

@@ -44,7 +44,7 @@ HORIZON = cfg.load_preset("demo").inner.horizon
 EVALUATIONS, EVALUATION_SEED = 32, 1000
 
 
-class Setting(NamedTuple):
+class MetaTrainingSetting(NamedTuple):
     """How much is run: inner steps of a run between two records, records, seeds; the task."""
 
     inner_steps: int
@@ -55,8 +55,8 @@ class Setting(NamedTuple):
 
 
 # Between records every estimator takes whole outer steps: of 640, 960 and 3,200 inner steps.
-FULL = Setting(28_800, 12, 3, cfg.task("mlp"), cfg.optimizer("mlp"))
-QUICK = Setting(
+FULL = MetaTrainingSetting(28_800, 12, 3, cfg.task("mlp"), cfg.optimizer("mlp"))
+QUICK = MetaTrainingSetting(
     9_600,
     4,
     2,
@@ -65,7 +65,7 @@ QUICK = Setting(
 )
 
 
-def job_config(name: str, setting: Setting) -> cfg.Config:
+def job_config(name: str, setting: MetaTrainingSetting) -> cfg.Config:
     """The job of the demo with another estimator, at a constant learning rate."""
     demo = cfg.load_preset("demo")
     return dataclasses.replace(
@@ -84,7 +84,7 @@ class MetaCurves(NamedTuple):
     seconds: np.ndarray
 
 
-def evaluation(setting: Setting) -> Callable[[jax.Array], float]:
+def evaluation(setting: MetaTrainingSetting) -> Callable[[jax.Array], float]:
     """``theta -> meta-loss`` of whole inner runs under theta itself, always the same ones."""
     task, optimizer = setting.task.make(), setting.optimizer.make()
     unravel = ravel_pytree(optimizer.init(jax.random.key(0)))[1]
@@ -99,7 +99,10 @@ def evaluation(setting: Setting) -> Callable[[jax.Array], float]:
 
 
 def meta_train(
-    label: str, config: cfg.Config, setting: Setting, meta_loss: Callable[[jax.Array], float]
+    label: str,
+    config: cfg.Config,
+    setting: MetaTrainingSetting,
+    meta_loss: Callable[[jax.Array], float],
 ) -> MetaCurves:
     """Runs the job once for each seed; progress is shown under the label."""
     task, optimizer = config.task.make(), config.optimizer.make()
@@ -165,7 +168,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     )
 
 
-def caption(setting: Setting) -> str:
+def caption(setting: MetaTrainingSetting) -> str:
     """What the figure is of."""
     facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
     return (
@@ -174,13 +177,15 @@ def caption(setting: Setting) -> str:
     )
 
 
-def meta_train_all(configs: dict[str, cfg.Config], setting: Setting) -> dict[str, MetaCurves]:
+def meta_train_all(
+    configs: dict[str, cfg.Config], setting: MetaTrainingSetting
+) -> dict[str, MetaCurves]:
     devices.configure_cpu_devices()
     meta_loss = evaluation(setting)
     return {name: meta_train(name, config, setting, meta_loss) for name, config in configs.items()}
 
 
-def data(setting: Setting, curves: dict[str, MetaCurves]) -> dict[str, Any]:
+def data(setting: MetaTrainingSetting, curves: dict[str, MetaCurves]) -> dict[str, Any]:
     return {
         "inner_steps": setting.inner_steps * np.arange(setting.num_records + 1),
         "meta_loss": by_name(curves, "losses"),
@@ -189,7 +194,7 @@ def data(setting: Setting, curves: dict[str, MetaCurves]) -> dict[str, Any]:
 
 
 def rows(
-    setting: Setting, configs: dict[str, cfg.Config], curves: dict[str, MetaCurves]
+    setting: MetaTrainingSetting, configs: dict[str, cfg.Config], curves: dict[str, MetaCurves]
 ) -> list[dict[str, Any]]:
     """The table: medians over seeds."""
     inner_steps = setting.inner_steps * setting.num_records
@@ -243,7 +248,9 @@ def claims(curves: dict[str, MetaCurves]) -> list[Claim]:
     ]
 
 
-def draw(setting: Setting, curves: dict[str, MetaCurves], colors: Mapping[str, Any]) -> Figure:
+def draw(
+    setting: MetaTrainingSetting, curves: dict[str, MetaCurves], colors: Mapping[str, Any]
+) -> Figure:
     """Meta-loss against inner steps and processor time: medians, and ranges over seeds."""
     figure, (left, right) = plots.panels(2, (8.6, 3.6), sharey=True)
     inner_steps = setting.inner_steps / 1000 * np.arange(setting.num_records + 1)

@@ -52,7 +52,7 @@ TRUNCATION = 5
 RUNS, SEED, DIRECTIONS = 36, 37, 3001  # What runs, estimators and directions are drawn from.
 
 
-class Setting(NamedTuple):
+class JumpSetting(NamedTuple):
     """An inner problem: digits 64-width-10, and how long and how fast it is trained."""
 
     activation: str = "relu"
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
     step_mult: float = 1e-3
 
 
-SMALL = Setting(width=5, batch=8, horizon=20, step_mult=0.05)
+SMALL = JumpSetting(width=5, batch=8, horizon=20, step_mult=0.05)
 SWEEPS: dict[str, tuple[int, ...]] = {
     "width": (8, 32, 64),
     "batch": (8, 64, 256),
@@ -86,7 +86,7 @@ def direction(index: int) -> jax.Array:
     )
 
 
-def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
+def line(setting: JumpSetting, v: jax.Array) -> UnrolledSystem:
     """Inner training as a function of ``a``, float ``[1]``: theta moved by ``a v``."""
     optimizer = mlp_optimizer(step_mult=setting.step_mult)
     start, unravel = ravel_pytree(optimizer.init(jax.random.key(0)))
@@ -107,7 +107,7 @@ def line(setting: Setting, v: jax.Array) -> UnrolledSystem:
     )
 
 
-def slopes(setting: Setting, directions: tuple[int, ...], num_runs: int) -> np.ndarray:
+def slopes(setting: JumpSetting, directions: tuple[int, ...], num_runs: int) -> np.ndarray:
     """Derivative and central difference of each run's mean loss, ``[directions, num_runs, 2]``."""
 
     def one(v, key):
@@ -147,7 +147,7 @@ class Slopes(NamedTuple):
 
 
 @cache  # The defaults are a point of every sweep.
-def compare(setting: Setting, directions: tuple[int, ...], num_runs: int) -> Slopes:
+def compare(setting: JumpSetting, directions: tuple[int, ...], num_runs: int) -> Slopes:
     """The slopes in some directions."""
     found = slopes(setting, directions, num_runs)
     columns = (found[..., 0], found[..., 1], found[..., 0] - found[..., 1])
@@ -156,7 +156,7 @@ def compare(setting: Setting, directions: tuple[int, ...], num_runs: int) -> Slo
 
 
 def estimates(
-    name: str, setting: Setting, index: int, replicates: int, num: int = 32
+    name: str, setting: JumpSetting, index: int, replicates: int, num: int = 32
 ) -> tuple[float, float]:
     """Mean and standard error of an estimator in direction ``index``: independent episodes."""
     system = line(setting, direction(index))
@@ -218,14 +218,14 @@ class Found(NamedTuple):
     directions: tuple[int, ...]
     picked: int
     beside: dict[tuple[str, str], tuple[float, float]]
-    swept: dict[tuple[str, Setting], Slopes]
+    swept: dict[tuple[str, JumpSetting], Slopes]
 
     @property
     def direction(self) -> int:
         """The estimators' direction."""
         return self.directions[self.picked]
 
-    def of(self, name: str, field: str | None = None) -> dict[Setting, Slopes]:
+    def of(self, name: str, field: str | None = None) -> dict[JumpSetting, Slopes]:
         """The sweep of one activation: of one field, or all of it."""
         return {
             setting: slopes
@@ -247,8 +247,8 @@ def measure(size: Size) -> Found:
         for estimator in progress(size.estimators if size.replicates[i] else (), desc=name):
             beside[name, estimator] = estimates(estimator, setting, index, size.replicates[i])
         for field, value in progress(sizes, desc=f"{name}, sweep"):
-            setting = Setting(activation=name, **{field: value})
-            runs = size.sweep_runs[i] * Setting().horizon // setting.horizon
+            setting = JumpSetting(activation=name, **{field: value})
+            runs = size.sweep_runs[i] * JumpSetting().horizon // setting.horizon
             swept[field, setting] = compare(setting, size.sweep_directions, runs)
     return Found(small, size.directions, picked, beside, swept)
 

@@ -55,7 +55,7 @@ NEAR = 1.5
 NAMES = ("PES", "NRES", "full ES", "truncated ES", "TBPTT")
 
 
-class Setting(NamedTuple):
+class ScheduleSetting(NamedTuple):
     horizon: int
     truncations: tuple[int, ...]
     inner_steps: int  # of one run
@@ -65,8 +65,8 @@ class Setting(NamedTuple):
     rates: dict[int, float]  # of Adam, by truncation
 
 
-FULL = Setting(5000, (10, 100), 400_000, 3, 8, 11, {10: 0.01, 100: 0.03})
-QUICK = Setting(500, (10,), 96_000, 2, 4, 9, {10: 0.02})
+FULL = ScheduleSetting(5000, (10, 100), 400_000, 3, 8, 11, {10: 0.01, 100: 0.03})
+QUICK = ScheduleSetting(500, (10,), 96_000, 2, 4, 9, {10: 0.02})
 PAIRS = {10: 20, 100: 5}
 HELD_OUT = 2  # inner runs of an evaluation
 
@@ -92,7 +92,7 @@ def as_variables(theta: jax.Array) -> dict:
     return {"params": {"log_learning_rate": theta[0], "log_decay": theta[1]}}
 
 
-def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], Recorded]]:
+def methods(system: UnrolledSystem, setting: ScheduleSetting) -> dict[str, Callable[[], Recorded]]:
     """``"PES, K=10"`` and so on; full ES has no truncation."""
     horizons = est.fixed_horizon(setting.horizon)
     found: dict[str, Callable[[], Recorded]] = {}
@@ -221,7 +221,9 @@ def claims(found: dict[str, Descent], rates, decays, surface) -> list[Claim]:
     return claims
 
 
-def draw(setting: Setting, rates, decays, surface, best, found: dict[str, Descent]) -> Figure:
+def draw(
+    setting: ScheduleSetting, rates, decays, surface, best, found: dict[str, Descent]
+) -> Figure:
     count = len(setting.truncations)
     figure, (left, *panels) = plots.panels(
         1 + count, (5.2 + 3.6 * count, 3.8), width_ratios=(1.25, *[1] * count)

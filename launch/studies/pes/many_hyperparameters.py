@@ -62,7 +62,7 @@ SEARCH = Ranges((1e-8, 10.0), (0.01, 0.999), (0.01, 0.999))
 NAMES = ("PES", "truncated ES", "full ES", "random search")
 
 
-class Setting(NamedTuple):
+class TuningSetting(NamedTuple):
     horizon: int
     inner_steps: int  # of one run
     seeds: int
@@ -70,8 +70,8 @@ class Setting(NamedTuple):
     rate: float  # of Adam, for the truncated estimators
 
 
-FULL = Setting(1000, 400_000, 3, 10, 0.03)
-QUICK = Setting(200, 75_000, 2, 4, 0.03)
+FULL = TuningSetting(1000, 400_000, 3, 10, 0.03)
+QUICK = TuningSetting(200, 75_000, 2, 4, 0.03)
 HELD_OUT = 4  # inner runs of an evaluation
 
 
@@ -141,7 +141,7 @@ def inner_system(data_dir: str | None) -> UnrolledSystem:
     return UnrolledSystem(init, step)
 
 
-def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], Recorded]]:
+def methods(system: UnrolledSystem, setting: TuningSetting) -> dict[str, Callable[[], Recorded]]:
     shared: dict[str, Any] = {"sigma": SIGMA, "horizons": est.fixed_horizon(setting.horizon)}
     truncated: dict[str, Any] = {"num_pairs": PAIRS, "truncation": TRUNCATION, **shared}
     window = PAIRS * TRUNCATION
@@ -166,7 +166,7 @@ def methods(system: UnrolledSystem, setting: Setting) -> dict[str, Callable[[], 
     }
 
 
-def search(system: UnrolledSystem, setting: Setting) -> Recorded:
+def search(system: UnrolledSystem, setting: TuningSetting) -> Recorded:
     """What ``descend`` returns, of the best draw so far."""
     draws = setting.inner_steps // setting.horizon // setting.records * setting.records
     steps = setting.horizon * draws // setting.records * np.arange(1, setting.records + 1)
@@ -212,7 +212,9 @@ def run(quick: bool, data_dir: str | None) -> Result:
     )
 
 
-def claims(quick: bool, setting: Setting, found: dict[str, Descent], best: dict) -> list[Claim]:
+def claims(
+    quick: bool, setting: TuningSetting, found: dict[str, Descent], best: dict
+) -> list[Claim]:
     last = {name: losses[:, -1] for name, losses in best.items()}
     start = float(np.median(found["PES"].loss[:, 0]))
 
@@ -249,7 +251,7 @@ def claims(quick: bool, setting: Setting, found: dict[str, Descent], best: dict)
     return claims
 
 
-def draw(setting: Setting, found: dict[str, Descent], best: dict) -> Figure:
+def draw(setting: TuningSetting, found: dict[str, Descent], best: dict) -> Figure:
     figure, (left, right) = plots.panels(2, (9.5, 3.7), width_ratios=(1, 1.1))
     for name in NAMES:
         style = "--" if name == "random search" else "-"

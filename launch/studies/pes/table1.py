@@ -41,7 +41,7 @@ COST_BASE = {"K": 4, "T": 32, "S": 64, "P": 8, "N": 8}
 COST_WITH = {"K": {"T": 64}}  # A truncation as long as the episode compiles to another program.
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """An estimator, and what the table says of it.
 
     Attributes:
@@ -98,38 +98,38 @@ _full_es = partial(_online_es, online=False)
 _STEP = {"S": 2, "N": 1}
 
 ROWS = {
-    "BPTT": Row(whole(est.bptt), True, True, False, "T(F+B)", "TS",
+    "BPTT": TableRow(whole(est.bptt), True, True, False, "T(F+B)", "TS",
                 {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
-    "TBPTT": Row(_online(est.tbptt), False, True, False, "K(F+B)", "KS",
+    "TBPTT": TableRow(_online(est.tbptt), False, True, False, "K(F+B)", "KS",
                  {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
-    "ARTBP": Row(whole(est.artbp, mean_truncation=4.0), True, True, False,
+    "ARTBP": TableRow(whole(est.artbp, mean_truncation=4.0), True, True, False,
                  "T(F+B); K(F+B) if dynamic", "TS; KS if dynamic",
                  {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
-    "RTRL": Row(_online(est.rtrl), True, True, False, "K P F", "SP",
+    "RTRL": TableRow(_online(est.rtrl), True, True, False, "K P F", "SP",
                 {"K": 1, "P": 1, **_STEP}, {"S": 1, "P": 1, "N": 1}),
-    "UORO": Row(_online(est.uoro), True, True, False, "K(F+B)", "S+P",
+    "UORO": TableRow(_online(est.uoro), True, True, False, "K(F+B)", "S+P",
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "forward gradient": Row(_online(est.forward_gradient), True, True, False, "K F", "S+P",
+    "forward gradient": TableRow(_online(est.forward_gradient), True, True, False, "K F", "S+P",
                             {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "Reparam": Row(_full_es(est.reparam), True, True, True, "N T(F+B)", "N TS",
+    "Reparam": TableRow(_full_es(est.reparam), True, True, True, "N T(F+B)", "N TS",
                    {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
-    "Reparam+ES": Row(_grouped, True, True, True, "N T(F+B)", "N TS",
+    "Reparam+ES": TableRow(_grouped, True, True, True, "N T(F+B)", "N TS",
                       {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
-    "ES": Row(_full_es(est.full_es), True, False, True, "N T F", "N S",
+    "ES": TableRow(_full_es(est.full_es), True, False, True, "N T F", "N S",
               {"T": 1, **_STEP}, {"S": 1, "N": 1}),
-    "truncated ES": Row(_online_es(est.truncated_es), False, False, True, "N K F", "N S",
+    "truncated ES": TableRow(_online_es(est.truncated_es), False, False, True, "N K F", "N S",
                         {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "PES": Row(_online_es(est.pes), True, False, True, "N K F", "N(S+P)",
+    "PES": TableRow(_online_es(est.pes), True, False, True, "N K F", "N(S+P)",
                {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "PES+Analytic": Row(_online_es(est.pes_analytic), True, True, True, "N K(F+B)", "N(KS+P)",
+    "PES+Analytic": TableRow(_online_es(est.pes_analytic), True, True, True, "N K(F+B)", "N(KS+P)",
                         {"K": 1, **_STEP}, {"K": 1, "S": 1, "N": 1}),
-    "telescoped PES": Row(_telescoped, True, False, True, "N K F", "N(S+P)",
+    "telescoped PES": TableRow(_telescoped, True, False, True, "N K F", "N(S+P)",
                           {"K": 1, **_STEP}, {"S": 1, "N": 1}, final=True),
-    "GPES": Row(_gpes, True, False, True, "N K F", "N(S+P)",
+    "GPES": TableRow(_gpes, True, False, True, "N K F", "N(S+P)",
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "NRES": Row(_online_es(est.nres), True, False, True, "N K F", "N(S+P)",
+    "NRES": TableRow(_online_es(est.nres), True, False, True, "N K F", "N(S+P)",
                 {"K": 1, **_STEP}, {"S": 1, "N": 1}),
-    "guided ES": Row(_online_es(est.guided_es, num_surrogates=1), False, True, True,
+    "guided ES": TableRow(_online_es(est.guided_es, num_surrogates=1), False, True, True,
                      "N T(F+B)", "N(TS+P)", {"T": 1, **_STEP}, {"T": 1, "S": 1, "N": 1}),
 }  # fmt: skip
 
@@ -162,7 +162,7 @@ def quartic_system() -> UnrolledSystem:
     return UnrolledSystem(lambda theta, key, horizon: jnp.zeros_like(theta), step)
 
 
-def sampler(row: Row, system, theta, num: int, replicates: int):
+def sampler(row: TableRow, system, theta, num: int, replicates: int):
     """``sigma -> estimates [replicates, WORKERS, P]``: independent, theta held.
 
     Each worker has its share of the ``num`` particles and runs one episode.
@@ -213,7 +213,7 @@ def differs(estimates: np.ndarray, other: np.ndarray, scale: float) -> bool:
     return bool(np.any(gap > Z * error + 1e-6 * scale))
 
 
-def accepts_any_loss(row: Row, system, theta) -> bool:
+def accepts_any_loss(row: TableRow, system, theta) -> bool:
     """Whether the estimator takes a loss whose derivative is zero."""
 
     def rounded(theta, state, key):
@@ -228,7 +228,7 @@ def accepts_any_loss(row: Row, system, theta) -> bool:
     return True
 
 
-def cost_exponents(row: Row, symbols=tuple(COST_SIZES)) -> dict[str, tuple[float, float]]:
+def cost_exponents(row: TableRow, symbols=tuple(COST_SIZES)) -> dict[str, tuple[float, float]]:
     """Of each symbol, the exponents of the operations and of the bytes of an outer step."""
 
     @cache
@@ -293,7 +293,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
 
 
 def claims(rows: list[dict], exponents: dict) -> list[Claim]:
-    def agree(column: str, expected: Callable[[Row], bool]) -> tuple[bool, str]:
+    def agree(column: str, expected: Callable[[TableRow], bool]) -> tuple[bool, str]:
         wrong = [r["estimator"] for r in rows if r[column] != expected(ROWS[r["estimator"]])]
         return not wrong, f"{len(rows) - len(wrong)} of {len(rows)} estimators as expected" + (
             f"; not {', '.join(wrong)}" if wrong else ""

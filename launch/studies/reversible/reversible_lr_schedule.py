@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from launch.studies.shared.meta_descent import (
-    Trained,
+    EvaluatedTraining,
     Training,
     draw_meta_curve,
     evaluation,
@@ -110,7 +110,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     return Result(claims, table, draw(log_rates, found.losses, chosen, shown), data, caption)
 
 
-def draw(log_rates, meta_losses, chosen: int, shown: dict[str, Trained]) -> Figure:
+def draw(log_rates, meta_losses, chosen: int, shown: dict[str, EvaluatedTraining]) -> Figure:
     """Training and test curves, the meta-loss, and the schedules of each layer."""
     figure, ((curves, meta), tensors) = plots.panels(2, (9.4, 6.6), rows=2)
     for (label, out), colour in zip(shown.items(), (plots.GRAY, "C0", "C3"), strict=True):

@@ -101,7 +101,7 @@ class Training(NamedTuple):
         return value, pull(grads)[0], trained.report.ok
 
 
-class Trained(NamedTuple):
+class EvaluatedTraining(NamedTuple):
     """Over seeds: mean losses along and after training, and the largest final training loss.
 
     Attributes:
@@ -116,8 +116,10 @@ class Trained(NamedTuple):
     worst: float
 
 
-def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[Any], Trained]:
-    """``theta -> Trained`` over seeds that ``meta_descend`` never sees; compiled once.
+def evaluation(
+    training: Training, num_seeds: int, seed: int = 99
+) -> Callable[[Any], EvaluatedTraining]:
+    """``theta -> EvaluatedTraining`` over seeds that ``meta_descend`` never sees; compiled once.
 
     Trains in segments, to test in between, where the exact state is rounded to floats.
     """
@@ -170,7 +172,7 @@ def evaluation(training: Training, num_seeds: int, seed: int = 99) -> Callable[[
     def evaluate(theta):
         curves, tests, train = (np.asarray(x) for x in seeds(theta))
         test_curve = np.mean(tests, 0)
-        return Trained(
+        return EvaluatedTraining(
             np.mean(curves, 0),
             test_curve,
             float(np.mean(train)),
