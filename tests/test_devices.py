@@ -13,6 +13,7 @@ import pytest
 from launch import config as cfg
 from launch.job import build
 from meta_train import devices, trainer
+from meta_train.estimators.hybrid.messages import mean_in_pairs
 
 
 def run(num_devices, num_steps, estimator="pes", **more):
@@ -157,3 +158,24 @@ def test_the_zeros_that_a_checkpoint_is_read_into():
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.Config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4, 6, 8, 16])
+def test_means_over_devices_are_summed_in_pairs(num_devices):
+    """With those on each device, to the bit as on one; on 6 devices but for the rounding."""
+    # One large number among small ones: every other order of sums rounds otherwise.
+    values = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+    values[5] *= 1e4
+    values = values[: 48 if num_devices == 6 else 32]
+    parts = {"a": values.reshape(num_devices, -1, 3)}
+    means = jax.pmap if num_devices <= 4 else jax.vmap
+    found = means(
+        lambda tree: devices.device_tree_mean(mean_in_pairs(tree)), axis_name=devices._AXIS
+    )(parts)["a"]
+    level = values
+    if num_devices == 6:
+        np.testing.assert_allclose(found[0], values.mean(0), rtol=1e-5, atol=1e-3)
+        return
+    while len(level) > 1:
+        level = level[::2] + level[1::2]
+    np.testing.assert_array_equal(found, np.tile(level / np.float32(32), (num_devices, 1)))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,64 @@ def test_a_row_is_on_disk_when_it_is_logged(tmp_path):
         assert json.loads(lines[-1]) == {"step": step, "meta_loss": None}
     assert track.wandb_dir is None
     track.close()
+
+
+def test_the_next_process_goes_on_where_the_last_one_was(tmp_path, monkeypatch):
+    """With a clock of our own, after rows beyond the checkpoint and a torn one."""
+    now = 1000.0
+    monkeypatch.setattr(tracking.time, "perf_counter", lambda: now)
+    monkeypatch.setenv("WANDB_SERVICE", "of whoever started this")
+    first = tracker(tmp_path, 0, "disabled")
+    assert "WANDB_SERVICE" not in os.environ
+    marks = []
+    for step in (1, 2, 3):
+        now += 10
+        first.log({"step": step, "meta_loss": 0.5, "time/wall_seconds": first.seconds()})
+        marks.append(first.mark())
+    first.close()
+    assert first._file._file.closed and first._bar.disable
+    assert [mark["bytes"] for mark in marks] == sorted({mark["bytes"] for mark in marks})
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"step": 4, "meta_l')
+    now += 500  # Nothing runs.
+    second = tracker(tmp_path, 2, "disabled", marks[1])
+    assert second.seconds() == 30
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    now += 10
+    second.log({"step": 3, "meta_loss": 0.25, "time/wall_seconds": second.seconds()})
+    assert (second._bar.n, second._bar.postfix) == (3, "meta-loss 0.2500")
+    second.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["time/wall_seconds"]) for row in rows] == [(1, 10), (2, 20), (3, 40)]
+
+
+def test_other_processes_track_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.jax, "process_index", lambda: 1)
+    track = tracker(tmp_path, 0, "disabled")
+    track.log({"step": 1, "meta_loss": 0.0})
+    assert track.mark() is None and track.wandb_dir is None and track.seconds() >= 0
+    track.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lines", "last_step", "kept", "sound"),
+    [
+        ([b'{"step": 1}', b'{"step": 2}', b""], 2, [0, 1], True),
+        ([b'{"step": 1}', b'{"step": 2}', b""], 1, [0], True),
+        ([b'{"step": 0}', b'{"step": 1}', b'{"step": 1}', b""], 9, [1], True),
+        ([b'{"step": 1}', b'{"st'], 9, [0], True),
+        ([b'{"step": 1}', b'{"st', b'{"step": 2}', b""], 9, [0, 2], False),
+        *(
+            ([b'{"step": 1}', line, b'{"step": 2}', b""], 9, [0, 2], False)
+            for line in (b"{}", b"7", b"[]", b'{"step": "2"}', b"\xff", b"")
+        ),
+    ],
+)
+def test_whole_rows(lines, last_step, kept, sound):
+    expected = b"".join(lines[i] + b"\n" for i in kept)
+    assert tracking.whole_rows(b"\n".join(lines), last_step) == (expected, sound)
 
 
 def test_offline_runs_of_one_job_count_its_outer_steps(tmp_path, monkeypatch):
