@@ -60,14 +60,14 @@ def test_the_next_process_goes_on_where_the_last_one_was(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes() + b'{"step": 4, "meta_l')
     now += 500  # Nothing runs.
     second = tracker(tmp_path, 2, "disabled", marks[1])
-    assert second.seconds() == 30
+    assert second.seconds() == 20  # As the row that is kept says.
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     now += 10
     second.log({"step": 3, "meta_loss": 0.25, "time/wall_seconds": second.seconds()})
     assert (second._bar.n, second._bar.postfix) == (3, "meta-loss 0.2500")
     second.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(row["step"], row["time/wall_seconds"]) for row in rows] == [(1, 10), (2, 20), (3, 40)]
+    assert [(row["step"], row["time/wall_seconds"]) for row in rows] == [(1, 10), (2, 20), (3, 30)]
 
 
 def test_other_processes_track_nothing(tmp_path, monkeypatch):
