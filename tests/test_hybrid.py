@@ -921,6 +921,33 @@ def test_prediction_beats_the_stale_gradient():
     assert np.mean(predicted) > np.mean(repeated) + 0.05
 
 
+def test_prediction_of_gradients_that_are_zero():
+    """It predicts zero, and learns from the first one that is not as if they had not been."""
+    predictor = estimators.learned_features()
+    state = predictor.init(jax.random.key(0), 5, jnp.float32)
+    for _ in range(2):
+        state = predictor.learn(state, jnp.zeros(5))
+        np.testing.assert_array_equal(predictor.predict(state), np.zeros(5))
+    gradient = jnp.arange(5.0)
+    np.testing.assert_allclose(predictor.predict(predictor.learn(state, gradient)), gradient)
+
+
+@pytest.mark.parametrize("search", [control_variate(), guided(num_surrogates=2)])
+def test_a_relative_sigma_of_gradients_that_are_zero(search):
+    """Perturbations of size zero say nothing, rather than 0 / 0."""
+    estimator = build(
+        search=search,
+        noise=estimators.Noise(0.1, relative=True),
+        surrogate=fixed_surrogate(np.zeros(SIZE)),
+        refresh_every=3,
+    )
+    state = estimator.init(jnp.asarray(THETA), jax.random.key(0))
+    estimate = jax.jit(estimator.estimate)
+    for step in range(6):
+        grad, state, _ = estimate(jnp.asarray(THETA), state, jax.random.key(step))
+        np.testing.assert_array_equal(grad, np.zeros(SIZE))
+
+
 @pytest.mark.parametrize("name", ["int8", "top_k"])
 def test_error_feedback_loses_nothing(x64, name):
     """What was sent, plus what is left, is what should have been sent."""
