@@ -36,7 +36,7 @@ from meta_train.estimators.hybrid import (
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
-from tests.systems import linear, window_gradients, z_scores
+from tests.systems import leaves_equal, linear, window_gradients, z_scores
 
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
@@ -507,10 +507,11 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     runs = []
     for num_devices in (1, 2, 4):
         step, state, axes, parts = compiled(num_devices, **arguments)
-        log = replay.ReplayLog(tmp_path / f"{num_devices}.log", 0)
+        log, messages = replay.ReplayLog(tmp_path / f"{num_devices}.log", 0), []
         for number in range(1, 8):
             state, metrics = step(state)
-            log.append(number, jax.device_get(metrics["message"]))
+            messages.append(jax.device_get(metrics["message"]))
+            log.append(number, messages[-1])
         log.close()
         runs.append(devices.to_host(state, axes))
     for other in runs[1:]:
@@ -537,7 +538,9 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     # Cut back at a resume: later records and the torn one go.
     replay.ReplayLog(path, 5).close()
     like = replay.message_spec(build_alone(arguments), start)
-    assert [number for number, _ in replay.read_log(path, like)] == [1, 2, 3, 4, 5]
+    numbers, read = zip(*replay.read_log(path, like), strict=True)
+    assert numbers == (1, 2, 3, 4, 5)
+    assert leaves_equal(read, tuple(messages[:5]))
 
 
 def test_a_log_may_be_torn_anywhere(tmp_path):
