@@ -65,6 +65,7 @@ TESTS = {
     "meta_train/journal.py": "checkpoint train hybrid",
     "meta_train/tracking.py": "tracking train contracts",
     "meta_train/estimators/config.py": "choices contracts",
+    "meta_train/estimators/hybrid/replay.py": "hybrid replay_command",
     "meta_train/estimators/hybrid/*.py": "hybrid choices contracts",
     "meta_train/estimators/mixture.py": "mixture contracts",
     "meta_train/estimators/reversible.py": "reversible_estimator contracts",

@@ -541,6 +541,12 @@ def test_same_run_on_any_number_of_devices_and_from_the_log(tmp_path, arguments)
     numbers, read = zip(*replay.read_log(path, like), strict=True)
     assert numbers == (1, 2, 3, 4, 5)
     assert leaves_equal(read, tuple(messages[:5]))
+    # A log that begins too late rebuilds nothing.
+    late = replay.ReplayLog(tmp_path / "late.log", 0)
+    late.append(2, messages[1])
+    late.close()
+    with pytest.raises(ValueError, match="no record of step 1, the next is 2"):
+        replay.rebuild(build_alone(arguments), optimizer, start, tmp_path / "late.log")
 
 
 def test_a_log_may_be_torn_anywhere(tmp_path):
