@@ -95,7 +95,7 @@ def test_drawn_parts_count_for_those_that_are_not():
     # Given who ran, the gradient is the sum of w_i K / m.
     state = mixed.estimator.init(theta, jax.random.key(1))
     grad, after, metrics = mixed.estimator.estimate(theta, state, keys[0])
-    expected = 0
+    expected, losses = 0, np.zeros(3)
     for i, estimator in enumerate(estimators):
         part = estimator.estimate(theta, state.parts[i], jax.random.fold_in(keys[0], i))
         moved = not systems.leaves_equal(after.parts[i].position, state.parts[i].position)
@@ -103,7 +103,25 @@ def test_drawn_parts_count_for_those_that_are_not():
         assert np.isnan(metrics[f"meta_loss/{names[i]}"]) == (not ran[0, i])
         if ran[0, i]:
             expected += (i + 1) / 6 * 3 / 2 * part[0]
+            losses[i] = part[2]["loss"]
     np.testing.assert_allclose(grad, expected, rtol=1e-5)
+    weights = np.array([1.0, 2.0, 3.0]) * ran[0]
+    np.testing.assert_allclose(metrics["loss"], losses @ weights / weights.sum(), rtol=1e-5)
+
+
+def test_parts_alike_draw_apart():
+    """Their starts and their perturbations, in every step."""
+    system, theta = systems.nonlinear(0)
+    estimator = pes(system, num_pairs=2, truncation=3, horizons=HORIZON, sigma=0.1)
+    mixed = mixture([estimator] * 3, names=("a", "b", "c"))
+    state = mixed.estimator.init(theta, jax.random.key(0))
+    estimate = jax.jit(mixed.estimator.estimate)
+    for step in range(3):
+        starts = [part.states["x"] for part in state.parts]
+        _, state, metrics = estimate(theta, state, jax.random.key(step))
+        norms = [float(metrics[f"meta_grad_norm/{name}"]) for name in "abc"]
+        for values in (starts, norms):
+            assert len({np.asarray(value).tobytes() for value in values}) == 3
 
 
 def test_a_part_that_is_not_finite_contributes_nothing():

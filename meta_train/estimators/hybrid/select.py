@@ -13,7 +13,7 @@ COMBINES = ("argmin", "worker_mean", "top", "rank")
 
 
 def select(
-    *, step_size: float = 1.0, combine: str = "argmin", top: int = 1, antithetic: bool = False
+    *, step_size: float, combine: str = "argmin", top: int = 1, antithetic: bool = False
 ) -> Search:
     """Candidates are ``theta - a (d + e_c)``, steps at rate ``a``, and ``g = d + sum_c w_c e_c``.
 
