@@ -323,3 +323,10 @@ def test_output_that_nobody_reads_is_no_error(name):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_artbp_cuts_at_any_mean_length_above_one():
+    cfg.estimator("artbp", truncation=1.01, alpha=1.01)
+    for values in ({"truncation": 1.0}, {"alpha": 1.0}, {"truncation": float("nan")}):
+        with pytest.raises(ValueError, match=f"`{next(iter(values))}` must be above 1, got"):
+            cfg.estimator("artbp", **values)
