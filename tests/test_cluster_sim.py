@@ -203,7 +203,7 @@ def test_the_algorithm_is_the_same_however_candidates_are_split():
     """What the simulation rests on: the costs of a step do not depend on who computes them."""
     theta, messages = jnp.zeros(SIZE), []
     for estimator in map(build, (1, 4)):
-        step = systems.jit(estimator.estimate)
+        step = jax.jit(estimator.estimate)
         state = estimator.init(theta, jax.random.key(100))
         for index in range(2):
             grad, state, metrics = step(theta, state, jax.random.key(index))

@@ -4,9 +4,12 @@ Statistical tests use fixed keys, over 2e5 draws in float64, and demand |z| <= 4
 coordinate together with a standard error far below the bias they are there to detect.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
@@ -70,7 +73,7 @@ def estimate(estimator, theta, seed=0):
             state = est.synchronized(state)
         return estimator.estimate(theta, state, jax.random.key(seed + 100))
 
-    grad, state, _ = systems.jit(run)(theta)
+    grad, state, _ = jax.jit(run)(theta)
     return np.asarray(ravel_pytree(grad)[0]), state
 
 
@@ -129,7 +132,7 @@ def test_bptt_is_the_central_difference(x64):
     estimator = build("bptt", system, 3, fixed_horizon(T))
     exact = estimate(estimator, theta)[0]
 
-    @systems.jit
+    @jax.jit
     def loss(flat):
         state = estimator.init(unravel(flat), jax.random.key(0))
         return estimator.estimate(unravel(flat), state, jax.random.key(100))[2]["loss"]
@@ -182,7 +185,7 @@ def test_noise_is_drawn_anew_once_per_period_and_episode(x64):
     state = est.synchronized(estimator.init(theta, jax.random.key(0)))
     sums, draws = [], []
     for step in range(5):
-        _, state, _ = systems.jit(estimator.estimate)(theta, state, jax.random.key(step))
+        _, state, _ = jax.jit(estimator.estimate)(theta, state, jax.random.key(step))
         sums.append(np.asarray(state.memory[0][0]))
         draws.append(np.asarray(state.memory[1][0]))
     assert (draws[0] == draws[1]).all() and (draws[2] == draws[3]).all()
@@ -233,6 +236,31 @@ def test_reparam_is_exact_for_quadratic_losses(x64, name):
     exact = estimate(build("bptt", system, 1, fixed_horizon(T)), theta)[0]
     pathwise = estimate(build(name, system, 4, fixed_horizon(T)), theta)[0]
     assert_equal(pathwise, exact, 1e-10 if name == "reparam" else 1e-5)
+
+
+def test_truncated_es_goes_on_from_the_unperturbed_run(x64):
+    """Whatever sigma is: its state, and the loss it reports, are those of theta itself."""
+    system, theta = systems.nonlinear(1)
+    found = []
+    for sigma in (1e-3, 1.0):
+        estimator = build("truncated_es", system, 3, fixed_horizon(T), sigma=sigma)
+
+        def run(theta, estimator=estimator):
+            state = est.synchronized(estimator.init(theta, jax.random.key(0)))
+            return estimator.estimate(theta, state, jax.random.key(1))
+
+        grad, state, metrics = jax.jit(run)(theta)
+        found.append((state.states, metrics["loss"]))
+        assert optax.tree.norm(grad) > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), *map(comparable, found))
+
+
+def comparable(tree):
+    """Its arrays, with keys as their numbers."""
+    return [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(tree)
+    ]
 
 
 @pytest.mark.parametrize("name", ["full_es", "truncated_es", "pes", "gpes", "nres", "guided_es"])
@@ -519,9 +547,9 @@ def test_shards_in_chunks_agree_with_the_whole(name):
     system, theta = systems.nonlinear(0)
     whole = build(name, system, 4, fixed_horizon(6))
     chunked = build(name, system, 4, fixed_horizon(6), chunk=1)
-    state = systems.jit(whole.init)(theta, jax.random.key(0))
+    state = jax.jit(whole.init)(theta, jax.random.key(0))
     assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(state))
-    step, shard_step = systems.jit(whole.estimate), systems.jit(chunked.estimate)
+    step, shard_step = jax.jit(whole.estimate), jax.jit(chunked.estimate)
     shards = [jax.tree.map(lambda x, s=s: x[s], state) for s in (slice(0, 2), slice(2, 4))]
     for i in range(3):
         key = jax.random.key(i)
@@ -560,7 +588,7 @@ def test_a_diverged_episode_counts_nothing_and_ends(name):
             state = est.synchronized(state)
         return estimator.estimate(theta, state, jax.random.key(1))
 
-    grad, state, metrics = systems.jit(run)(theta)
+    grad, state, metrics = jax.jit(run)(theta)
     assert np.isfinite(ravel_pytree(grad)[0]).all() and metrics["finite"] < 1
     if name == "reparam_es":
         return

@@ -21,9 +21,7 @@ SIGMA = 0.3
 def blocks(name, count, num, dim):
     """Independent blocks, float64 ``[count, num, dim]``."""
     keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(
-        systems.jit(jax.vmap(lambda k: samplers.draw(name, k, num, dim)))(keys), float
-    )
+    return np.asarray(jax.jit(jax.vmap(lambda k: samplers.draw(name, k, num, dim)))(keys), float)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,7 +55,7 @@ def test_a_row_is_drawn_alone(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_type_is_that_of_theta(x64, name):
     for dtype in map(jnp.dtype, ("bfloat16", "float64")):
-        x = systems.jit(lambda key, t=dtype: samplers.draw(name, key, 7, 3, t))(jax.random.key(0))
+        x = jax.jit(lambda key, t=dtype: samplers.draw(name, key, 7, 3, t))(jax.random.key(0))
         assert x.dtype == dtype and np.isfinite(x.astype(float)).all()
 
 

@@ -45,7 +45,7 @@ def outer_steps(estimator_of, theta=THETA):
 
         return jax.lax.scan(body, state, None, length=NUM_STEPS)[1]
 
-    found = systems.jit(lambda uses: jax.lax.map(run, uses))(USES)
+    found = jax.jit(lambda uses: jax.lax.map(run, uses))(USES)
     return [np.asarray(x)[:, -COMPARED:] for x in found]
 
 
@@ -177,6 +177,6 @@ def test_every_particle_draws_on_its_own(name):
 
         return jax.lax.map(alone, jnp.arange(4))
 
-    grads, losses = map(np.asarray, systems.jit(lambda uses: jax.lax.map(run, uses))(USES))
+    grads, losses = map(np.asarray, jax.jit(lambda uses: jax.lax.map(run, uses))(USES))
     assert all_differ(losses[0]) and all_differ(losses[1])
     assert name in EXACT or all_differ(grads[2])

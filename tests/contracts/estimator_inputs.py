@@ -288,4 +288,4 @@ def test_entries_that_outgrow_sigma_are_counted(name):
         return estimator.estimate(theta, state, key)[2]["unperturbed"]
 
     grown = jnp.array([0.0, 1.0, 1e4, 1e7], "float32")
-    np.testing.assert_allclose(systems.jit(unperturbed)(grown), 0.25)
+    np.testing.assert_allclose(jax.jit(unperturbed)(grown), 0.25)
