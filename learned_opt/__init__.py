@@ -4,6 +4,7 @@ from learned_opt.base import LearnedOptimizer, OptimizerConfig
 from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.tuned import (
     learnable_adam,
     learnable_schedule,
@@ -28,4 +29,5 @@ __all__ = [
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
     "save",
+    "small_fc_optimizer",
 ]
