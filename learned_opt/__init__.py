@@ -5,6 +5,7 @@ from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
+from learned_opt.star import star_optimizer
 from learned_opt.tuned import (
     learnable_adam,
     learnable_schedule,
@@ -30,4 +31,5 @@ __all__ = [
     "reversible_mlp_optimizer",
     "save",
     "small_fc_optimizer",
+    "star_optimizer",
 ]

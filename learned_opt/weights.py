@@ -26,6 +26,7 @@ from learned_opt.model_card import model_card
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
+from learned_opt.star import star_optimizer
 from learned_opt.tuned import (
     learnable_adam,
     learnable_schedule,
@@ -37,6 +38,7 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
     "small_fc": small_fc_optimizer,
+    "star": star_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
     "schedule": learnable_schedule,
