@@ -10,12 +10,6 @@ from learned_opt.muon import learnable_muon
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.star import star_optimizer
-from learned_opt.tuned import (
-    learnable_adam,
-    learnable_schedule,
-    learnable_sgdm,
-    per_tensor_sgdm,
-)
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save

@@ -31,12 +31,6 @@ from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.star import star_optimizer
-from learned_opt.tuned import (
-    learnable_adam,
-    learnable_schedule,
-    learnable_sgdm,
-    per_tensor_sgdm,
-)
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
