@@ -19,7 +19,7 @@ def star_optimizer(
     exp_mult: float = 1e-3,
     nominal_step: float = 1e-3,
     weight_decay: float = 0.0,
-    precondition: bool = True,
+    precondition: bool = False,
     nominal_controller: bool = False,
     decay_controller: bool = False,
 ) -> LearnedOptimizer:
@@ -28,7 +28,7 @@ def star_optimizer(
     With the network and inputs of ``small_fc_optimizer`` but four outputs ``d, a, b, c``, momenta
     ``m_i`` and second moment ``v``, the update is
 
-    ``-nominal_step e^(exp_mult b) mean_i(m_i) r - step_mult d e^(exp_mult a) r
+    ``-nominal_step e^(exp_mult b) mean_i(m_i) r - step_mult d e^(exp_mult a)
     - weight_decay e^(exp_mult c) p``,  ``r = 1 / sqrt(v + 1e-6)``,
 
     with ``b = 1`` and ``c = 0`` where the network does not control them. So it begins near Adam at
@@ -44,7 +44,9 @@ def star_optimizer(
       exp_mult: scale of the three log-magnitudes.
       nominal_step: rate of the Adam-like step, 0 or more.
       weight_decay: share of the parameter that a step removes (no rate comes on top), 0 or more.
-      precondition: whether the learned step too is divided by the root of the second moment.
+      precondition: whether the learned step too is multiplied by ``r``, as in Google's trained
+        ones. Where gradients are small that is up to 1000: a fresh theta then takes large steps
+        at random.
       nominal_controller: whether the network controls the rate of the Adam-like step.
       decay_controller: whether it controls the weight decay.
 
@@ -53,8 +55,7 @@ def star_optimizer(
 
     Source: Harrison, Metz, Sohl-Dickstein 2022 (arXiv 2209.11208); `adafac_nominal.py` in
     google/learned_optimization, its default nominal step ("AdamAggMo"). Differs: the limit of
-    gradients; defaults are those of the trained ones and not of the code, where ``nominal_step``
-    is 0 and ``precondition`` false.
+    gradients, and ``nominal_step``, by default 0 there.
     """
     check_sizes(hidden_sizes=hidden_sizes)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)

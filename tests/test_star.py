@@ -29,13 +29,17 @@ def transcription(theta, shapes):
 
 def test_recipe(fast_compilation):
     optimizer = learned_opt.star_optimizer(
-        nominal_step=2e-3, weight_decay=0.1, nominal_controller=True, decay_controller=True
+        nominal_step=2e-3,
+        weight_decay=0.1,
+        precondition=True,
+        nominal_controller=True,
+        decay_controller=True,
     )
     published.check_transcription(optimizer, transcription)
 
 
 def test_recorded_updates(fast_compilation):
-    optimizer = learned_opt.star_optimizer(weight_decay=0.1)
+    optimizer = learned_opt.star_optimizer(weight_decay=0.1, precondition=True)
     published.check_recorded("star", optimizer, published_theta)
 
 
