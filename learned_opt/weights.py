@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
+from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
 from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
@@ -38,6 +39,8 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "reversible_mlp": reversible_mlp_optimizer,
     "small_fc": small_fc_optimizer,
     "star": star_optimizer,
+    "celo2": celo2_optimizer,
+    "celo2_base": celo2_base_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
     "nadamw": learnable_nadamw,
