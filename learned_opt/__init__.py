@@ -2,7 +2,9 @@
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig
+from learned_opt.celo import celo_optimizer
 from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
+from learned_opt.celo_adam import celo_adam_optimizer
 from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
@@ -12,6 +14,7 @@ from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.star import star_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
+from learned_opt.velo import velo_optimizer, velo_s_optimizer
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
 
@@ -22,6 +25,8 @@ __all__ = [
     "__version__",
     "celo2_base_optimizer",
     "celo2_optimizer",
+    "celo_adam_optimizer",
+    "celo_optimizer",
     "l3rs_optimizer",
     "learnable_adam",
     "learnable_lion",
@@ -38,4 +43,6 @@ __all__ = [
     "save",
     "small_fc_optimizer",
     "star_optimizer",
+    "velo_optimizer",
+    "velo_s_optimizer",
 ]

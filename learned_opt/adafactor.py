@@ -96,8 +96,9 @@ def update_accumulators(old: Accumulators, grad: jax.Array, decays: Decays) -> A
 
 def factored_roots(new: Accumulators) -> list[jax.Array]:
     """Adafactor's inverse roots ``R K`` for each decay; not for fewer than two axes."""
-    d1, _ = factored_axes(new.square.shape)
-    means = jnp.mean(new.rows, axis=1 + d1, keepdims=True)
+    axes = factored_axes(new.square.shape)
+    assert axes is not None and new.columns is not None
+    means = jnp.mean(new.rows, axis=1 + axes[0], keepdims=True)
     rows, columns = _safe_rsqrt(new.rows / (means + 1e-9)), _safe_rsqrt(new.columns)
     return [row * column for row, column in zip(rows, columns, strict=True)]
 

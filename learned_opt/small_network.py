@@ -22,16 +22,22 @@ class Layer(NamedTuple):
 
 
 class Layers(nn.Module):
-    """The weights of a network of these sizes, inputs and outputs included."""
+    """The weights of a network of these sizes, inputs and outputs included.
+
+    Attributes:
+      sizes: of the layers.
+      copies: axes of networks before those of each array.
+    """
 
     sizes: Sequence[int]
+    copies: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self) -> tuple[Layer, ...]:
         return tuple(
             Layer(
-                self.param(f"kernel_{i}", fan_in_normal, shape),
-                self.param(f"bias_{i}", nn.initializers.zeros, shape[1:]),
+                self.param(f"kernel_{i}", fan_in_normal, (*self.copies, *shape)),
+                self.param(f"bias_{i}", nn.initializers.zeros, (*self.copies, *shape[1:])),
             )
             for i, shape in enumerate(pairwise(self.sizes))
         )

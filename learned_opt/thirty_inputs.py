@@ -1,6 +1,7 @@
 """The per-parameter network of thirty inputs that VeLO, Celo and Celo2 step by."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from learned_opt.small_network import Layer, apply_layers
 NUM_INPUTS = 30
 NUM_OUTPUTS = 3  # Direction, magnitude, and one that nothing reads.
 GRADIENT_LIMIT = 1000.0
+_SQUARE_DECAY = 0.999
 
 
 def network_outputs(
@@ -64,6 +66,44 @@ def network_outputs(
         offsets = adafactor.offsets(new, axes, eps, rows, columns)
     own = [adafactor.normalized(x, axes, eps) for x in own]
     return apply_layers((Layer(before, first.bias), *others), own, offsets)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # So that tracing it again costs nothing.
+def scaled_steps(
+    exp_mult: float,
+    own_layers: bool,
+    layers: Sequence[Layer],
+    old: adafactor.Accumulators,
+    grads: jax.Array,
+    params: jax.Array,
+) -> tuple[jax.Array, adafactor.Accumulators]:
+    """``d exp(exp_mult m) rms(p)`` for all ``n`` tensors of one shape, and their accumulators.
+
+    Args:
+      exp_mult: scale of the log-magnitude.
+      own_layers: whether ``layers`` have an axis of the tensors before their own.
+      layers: of the network that puts out ``d`` and ``m``.
+      old: of the gradients before, with an axis of the tensors first.
+      grads, params: ``[n, *shape]``.
+    """
+    decays = adafactor.fixed_decays(grads.dtype, _SQUARE_DECAY)
+
+    def step(layers, old, grad, param):
+        grad = jnp.clip(grad, -GRADIENT_LIMIT, GRADIENT_LIMIT)
+        new = adafactor.update_accumulators(old, grad, decays)
+        axes = tuple(range(-grad.ndim, 0))
+        direction, magnitude, _ = network_outputs(
+            layers, grad, param, new, axes=axes, eps=1e-5, square_eps=1e-6
+        )
+        return direction * jnp.exp(exp_mult * magnitude) * _size(param), new
+
+    return jax.vmap(step, (0 if own_layers else None, 0, 0, 0))(tuple(layers), old, grads, params)
+
+
+def _size(param):
+    """``sqrt(mean(param^2) + 1e-9)``, also where a square overflows."""
+    scale = jax.lax.stop_gradient(jnp.maximum(1, jnp.max(jnp.abs(param))))
+    return scale * jnp.sqrt(jnp.mean(jnp.square(param / scale)) + 1e-9 / scale / scale)
 
 
 # Smaller squares have inverse roots whose derivative is beyond float32.
