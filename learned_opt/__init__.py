@@ -5,6 +5,7 @@ from learned_opt.base import LearnedOptimizer, OptimizerConfig
 from learned_opt.celo import celo_optimizer
 from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
 from learned_opt.celo_adam import celo_adam_optimizer
+from learned_opt.formats import load_published
 from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
@@ -36,6 +37,7 @@ __all__ = [
     "learnable_sgdm",
     "load",
     "load_config",
+    "load_published",
     "mask_zero_gradients",
     "mlp_optimizer",
     "per_tensor_sgdm",

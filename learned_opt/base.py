@@ -11,6 +11,9 @@ import optax
 
 Theta = Any
 
+# Arguments that say what meta-training moves; theta is the same whatever they are.
+WITHOUT_PART_IN_THETA = ("phase",)
+
 
 class ReversibleUpdate(NamedTuple):
     """An update on flat parameters ``[P]``, in the parts that let it be undone.

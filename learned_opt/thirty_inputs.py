@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt import adafactor
+from learned_opt.limits import limited
 from learned_opt.small_network import Layer, apply_layers
 
 NUM_INPUTS = 30
@@ -46,9 +47,8 @@ def network_outputs(
     root = jax.lax.rsqrt(new.square + square_eps)
     if new.columns is None:
         factored = list(jax.lax.rsqrt(new.rows + 1e-9))
-        for_momenta = list(_inverse_root(new.rows))
     else:
-        factored = for_momenta = adafactor.factored_roots(new)
+        factored = adafactor.factored_roots(new)
     own = [grad, jnp.clip(grad, -0.1, 0.1), param, *momenta, new.square]
     own += [*(m * root for m in momenta), root, *(grad * r for r in factored), grad * root]
 
@@ -58,7 +58,10 @@ def network_outputs(
     )
     offsets = []
     if new.columns is not None or vectors_have_factors:
-        own += [m * r for m, r in zip(momenta, for_momenta, strict=True)]
+        if new.columns is None:
+            own += list(_over_root(new.momenta, new.rows))
+        else:
+            own += [m * r for m, r in zip(momenta, factored, strict=True)]
         before = jnp.concatenate([before, last])
         rows, columns = (
             jnp.concatenate(both) for both in ((rows, row_roots), (columns, column_roots))
@@ -79,6 +82,9 @@ def scaled_steps(
 ) -> tuple[jax.Array, adafactor.Accumulators]:
     """``d exp(exp_mult m) rms(p)`` for all ``n`` tensors of one shape, and their accumulators.
 
+    Gradients count as at most 1000, as their authors have it; parameters as at most 1.2e18
+    (float32), so that neither squares nor derivatives overflow.
+
     Args:
       exp_mult: scale of the log-magnitude.
       own_layers: whether ``layers`` have an axis of the tensors before their own.
@@ -92,25 +98,21 @@ def scaled_steps(
         grad = jnp.clip(grad, -GRADIENT_LIMIT, GRADIENT_LIMIT)
         new = adafactor.update_accumulators(old, grad, decays)
         axes = tuple(range(-grad.ndim, 0))
+        param = limited(param, 2)
         direction, magnitude, _ = network_outputs(
             layers, grad, param, new, axes=axes, eps=1e-5, square_eps=1e-6
         )
-        return direction * jnp.exp(exp_mult * magnitude) * _size(param), new
+        size = jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
+        return direction * jnp.exp(exp_mult * magnitude) * size, new
 
     return jax.vmap(step, (0 if own_layers else None, 0, 0, 0))(tuple(layers), old, grads, params)
-
-
-def _size(param):
-    """``sqrt(mean(param^2) + 1e-9)``, also where a square overflows."""
-    scale = jax.lax.stop_gradient(jnp.maximum(1, jnp.max(jnp.abs(param))))
-    return scale * jnp.sqrt(jnp.mean(jnp.square(param / scale)) + 1e-9 / scale / scale)
 
 
 # Smaller squares have inverse roots whose derivative is beyond float32.
 _SMALL = 1e-18
 
 
-def _inverse_root(square):
-    """``square ** -0.5`` of numbers above 0, constant below 1e-18 as far as derivatives see."""
-    constant = jax.lax.rsqrt(jax.lax.stop_gradient(square))
-    return jnp.where(square < _SMALL, constant, jax.lax.rsqrt(jnp.maximum(square, _SMALL)))
+def _over_root(x, square):
+    """``x * square ** -0.5``, whose derivative counts as 0 where ``square`` is below 1e-18."""
+    constant = jax.lax.stop_gradient(x * jax.lax.rsqrt(square))
+    return jnp.where(square < _SMALL, constant, x * jax.lax.rsqrt(jnp.maximum(square, _SMALL)))

@@ -13,6 +13,7 @@ from learned_opt.arguments import check_between, check_count, check_given
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.controller import Controller, state_dtype
 from learned_opt.groups import group_by_shape, stack, unstack
+from learned_opt.limits import limited
 from learned_opt.progress import NUM_PROGRESS, LossAverages, init_averages, progress
 from learned_opt.recurrent import LSTMState
 from learned_opt.small_network import Layers
@@ -55,7 +56,7 @@ def velo_optimizer(
     thirty inputs of every parameter (see ``thirty_inputs``), over their root mean square in the
     tensor, through an MLP 4-4 with ReLU to a direction ``d`` and a magnitude ``m``. The update is
     ``-r step_mult d exp(exp_mult m) rms(p)``, with ``rms(p)`` as in ``celo_optimizer``. Gradients
-    count as at most 1000. A layer that the authors' code overwrites does nothing.
+    count as at most 1000. Parameters count as at most 1.2e18 (float32). A layer that the authors' code overwrites does nothing.
 
     A parameter whose gradient is exactly zero moves all the same: the network has no reason to
     answer zero features with a zero direction. ``mask_zero_gradients`` holds it still.
@@ -138,8 +139,10 @@ def velo_optimizer(
     return learned_optimizer(init, bind, moves_without_gradient=True)
 
 
-def velo_s_optimizer(hidden_size: int = 64, num_networks: int = 32) -> LearnedOptimizer:
-    """VeLO-s: a small VeLO of 46,337 meta-parameters, with ``network_mult`` 1.
+def velo_s_optimizer(
+    hidden_size: int = 64, num_networks: int = 32, network_mult: float = 1.0
+) -> LearnedOptimizer:
+    """VeLO-s: a small VeLO of 46,337 meta-parameters.
 
     A parameter whose gradient is exactly zero moves all the same; ``mask_zero_gradients`` holds it
     still.
@@ -147,13 +150,15 @@ def velo_s_optimizer(hidden_size: int = 64, num_networks: int = 32) -> LearnedOp
     Args:
       hidden_size: of the LSTM.
       num_networks: how many are mixed.
+      network_mult: scale of the mixed weights; 1 for the published one. A fresh theta hardly
+        moves parameters with it.
 
     Raises:
-      ValueError: on a size out of range.
+      ValueError: on a size or multiplier out of range.
 
     Source: Moudgil et al. 2025 (arXiv 2501.12670); `factory.py` in amoudgl/celo.
     """
-    return velo_optimizer(hidden_size, num_networks, network_mult=1.0)
+    return velo_optimizer(hidden_size, num_networks, network_mult)
 
 
 @jax.jit
@@ -163,6 +168,7 @@ def _features(run, old, params):
     rank = jax.nn.one_hot(axes, _MOST_AXES + 1, dtype=run.dtype)
 
     def features(old, param):
+        param = limited(param, 2)
         scale = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(jnp.square(param))))
         momenta, square = (x.reshape(-1, param.size) * scale for x in (old.momenta, old.square))
         mean = jnp.mean(momenta, axis=1, keepdims=True)

@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from learned_opt import formats
 
 NUM_STEPS = 12
+BESIDE = Path(__file__).parents[2] / "shared" / "data" / "peer_updates"
 
 
 def recorded(name):
@@ -21,8 +22,7 @@ def recorded(name):
 
     Skips the test, and says so, where the recordings are not: they are no part of the repository.
     """
-    beside = Path(__file__).parents[2] / "shared" / "data" / "peer_updates"
-    folder = Path(os.environ.get("LEARNED_OPT_PEER_UPDATES", beside))
+    folder = Path(os.environ.get("LEARNED_OPT_PEER_UPDATES", BESIDE))
     if not folder.is_dir():
         pytest.skip(f"no recorded updates at {folder} (LEARNED_OPT_PEER_UPDATES names another)")
     arrays = safetensors.numpy.load_file(folder / f"{name}.safetensors")
@@ -48,15 +48,17 @@ def compiled(optimizer, num_steps):
     return jax.jit(begin), jax.jit(update)
 
 
-def check_recorded(name, optimizer, of=None, tolerance=1e-5):
+def check_recorded(name, optimizer, of=None, theta=None, tolerance=1e-5):
     """Each update from the recorded parameters, against the recorded one; prints the error.
 
     That is the largest difference in a tensor, beyond what the rounding of the recorded
     parameters explains, over the largest update in it.
     """
-    params, grads, losses, theta = recorded(name)
+    params, grads, losses, found = recorded(name)
     begin, update = compiled(optimizer, 50)
-    theta, worst = unflatten_dict(formats.renamed(of or name, theta), sep="/"), 0.0
+    if theta is None:
+        theta = unflatten_dict(formats.theta_of(of or name, found), sep="/")
+    worst = 0.0
     state = begin(theta, params[0])
     for t in range(NUM_STEPS):
         updates, state = update(theta, grads[t], state, params[t], losses[t])

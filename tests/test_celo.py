@@ -1,11 +1,15 @@
 """Celo and Celo-Adam against their authors' updates, at their published theta, and transcribed."""
 
 import jax
+import jax.flatten_util
 import numpy as np
 import pytest
 
 import learned_opt
+from launch import config as cfg
+from launch import job
 from tests import published
+from tests.systems import leaves_equal
 
 DECAYS = [0.9, 0.99, 0.999]
 
@@ -96,3 +100,25 @@ def test_reads_the_loss(name):
     transform = optimizer.bind(optimizer.init(jax.random.key(0)), 10)
     with pytest.raises(ValueError, match=r"reads the parameters and the loss: call .*value=loss"):
         transform.update(np.ones(3), transform.init(np.ones(3)), np.ones(3))
+
+
+@pytest.mark.parametrize(("phase", "held"), [(0, []), (1, ["scheduler"]), (2, ["rule"])])
+def test_phases_train_their_part_from_where_the_other_ended(phase, held, tmp_path):
+    arguments = {"hidden_size": 2, "step_mult": 1e-3, "exp_mult": 1e-3, "phase": 1}
+    optimizer = learned_opt.celo_optimizer(hidden_size=2)
+    theta = jax.tree.map(np.asarray, optimizer.init(jax.random.key(7)))
+    learned_opt.save(tmp_path, "celo", arguments, theta)
+    config = cfg.Config(
+        task=cfg.task("quadratic"),
+        optimizer=cfg.optimizer("celo", hidden_size=2, phase=phase),
+        meta=cfg.meta_optimizer("adamw", learning_rate=1.0),
+        init_from=str(tmp_path),
+    )
+    made = job.build(config, None)
+    assert leaves_equal(made.trainable.start(), theta)
+    begin = jax.flatten_util.ravel_pytree(theta)[0]
+    state = made.meta_optimizer.init(begin)
+    moved = made.theta_tree(made.meta_optimizer.update(1 + 0 * begin, state, begin)[0])["params"]
+    for part, steps in moved.items():
+        for step in jax.tree.leaves(steps):
+            assert np.all((step == 0) == (part in held))
