@@ -39,7 +39,8 @@ def celo_optimizer(
     over the tensor and pass through an MLP 4-4 with ReLU to a direction ``d`` and a magnitude
     ``m``. The update is ``-s step_mult d exp(exp_mult m) rms(p)``, where ``rms(p)`` is
     ``sqrt(mean(p^2) + 1e-9)`` over the tensor, and ``s`` is a scheduler's, an LSTM that reads the
-    loss (``value``) and the step over ``num_steps``. Gradients count as at most 1000. Parameters count as at most 1.2e18 (float32).
+    loss (``value``) and the step over ``num_steps``. Gradients count as at most 1000, and
+    parameters as at most 1.2e18 (float32).
 
     Its authors meta-train it in two phases: first the rule, without the scheduler
     (``phase=1``), then the scheduler over that rule (``phase=2``, started from the first with
@@ -60,7 +61,8 @@ def celo_optimizer(
     Raises:
       ValueError: on a size, multiplier or phase out of range.
 
-    Source: Moudgil et al. 2025 (arXiv 2501.12670); `celo.py` in amoudgl/celo.
+    Source: Moudgil et al. 2025 (arXiv 2501.12670); `celo.py` in amoudgl/celo. Differs: the limit
+    of parameters.
     """
     check_count(hidden_size=hidden_size)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)

@@ -56,7 +56,8 @@ def velo_optimizer(
     thirty inputs of every parameter (see ``thirty_inputs``), over their root mean square in the
     tensor, through an MLP 4-4 with ReLU to a direction ``d`` and a magnitude ``m``. The update is
     ``-r step_mult d exp(exp_mult m) rms(p)``, with ``rms(p)`` as in ``celo_optimizer``. Gradients
-    count as at most 1000. Parameters count as at most 1.2e18 (float32). A layer that the authors' code overwrites does nothing.
+    count as at most 1000, and parameters as at most 1.2e18 (float32). A layer that the authors'
+    code overwrites does nothing.
 
     A parameter whose gradient is exactly zero moves all the same: the network has no reason to
     answer zero features with a zero direction. ``mask_zero_gradients`` holds it still.
@@ -73,7 +74,8 @@ def velo_optimizer(
 
     Source: Metz et al. 2022 (arXiv 2211.09760); `hyper_v2.py` in google/learned_optimization, both
     flags named "bugged" False. That code measures the spread of the second moment around the mean
-    of the momenta, as here, since trained weights know it so.
+    of the momenta, as here, since trained weights know it so. Differs: the limit of
+    parameters.
     """
     check_count(hidden_size=hidden_size, num_networks=num_networks)
     check_between(0, math.inf, network_mult=network_mult, step_mult=step_mult, exp_mult=exp_mult)
