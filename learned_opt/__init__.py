@@ -1,15 +1,13 @@
 """Learned optimizers: Flax modules that act as optax transformations."""
 
+from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig
+from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
+from learned_opt.muon import learnable_muon
 from learned_opt.reversible import reversible_mlp_optimizer
-from learned_opt.tuned import (
-    learnable_adam,
-    learnable_schedule,
-    learnable_sgdm,
-    per_tensor_sgdm,
-)
+from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
 
@@ -19,6 +17,9 @@ __all__ = [
     "OptimizerConfig",
     "__version__",
     "learnable_adam",
+    "learnable_lion",
+    "learnable_muon",
+    "learnable_nadamw",
     "learnable_schedule",
     "learnable_sgdm",
     "load",

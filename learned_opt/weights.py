@@ -20,23 +20,24 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
+from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
+from learned_opt.muon import learnable_muon
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
-from learned_opt.tuned import (
-    learnable_adam,
-    learnable_schedule,
-    learnable_sgdm,
-    per_tensor_sgdm,
-)
+from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
+    "nadamw": learnable_nadamw,
+    "lion": learnable_lion,
+    "muon": learnable_muon,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }
