@@ -2,6 +2,7 @@
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig
+from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
@@ -16,6 +17,7 @@ __all__ = [
     "LearnedOptimizer",
     "OptimizerConfig",
     "__version__",
+    "l3rs_optimizer",
     "learnable_adam",
     "learnable_lion",
     "learnable_muon",

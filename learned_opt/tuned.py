@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.arguments import check_between, check_count
+from learned_opt.arguments import check_between, check_count, check_num_tensors
 from learned_opt.base import LearnedOptimizer
 from learned_opt.hyperparameters import inverse_time, tuned
 
@@ -80,13 +80,7 @@ def per_tensor_sgdm(
         del num_steps
 
         def init(params):
-            given = len(jax.tree.leaves(params))
-            if given not in (0, num_tensors):  # None at all: nothing to do.
-                raise ValueError(
-                    f"`num_tensors` must be the number of leaves of the parameters, got "
-                    f"num_tensors={num_tensors} for parameters of {given}; make the optimizer "
-                    f"with num_tensors={given}."
-                )
+            check_num_tensors(num_tensors, params)
             return jax.tree.map(jnp.zeros_like, params)
 
         def update(updates, velocity, params=None):

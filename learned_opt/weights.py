@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
+from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
@@ -38,6 +39,7 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "nadamw": learnable_nadamw,
     "lion": learnable_lion,
     "muon": learnable_muon,
+    "l3rs": l3rs_optimizer,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }

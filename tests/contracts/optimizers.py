@@ -1,5 +1,6 @@
 """The contract of every learned optimizer."""
 
+import inspect
 import itertools
 from functools import partial
 
@@ -19,7 +20,8 @@ LOSS = {"value": 1.5}  # Given to every update, as inner training does; most do 
 
 def make(name, num_tensors=3):
     """The optimizer of that name for so many tensors, and a theta."""
-    arguments = {"num_tensors": num_tensors} if name == "per_tensor_sgdm" else {}
+    takes_it = "num_tensors" in inspect.signature(OPTIMIZERS[name]).parameters
+    arguments = {"num_tensors": num_tensors} if takes_it else {}
     optimizer = OPTIMIZERS[name](**arguments)
     return optimizer, optimizer.init(jax.random.key(0))
 

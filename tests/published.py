@@ -1,0 +1,145 @@
+"""Updates that published implementations computed, and NumPy transcriptions of what they share."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
+
+NUM_STEPS = 12
+
+
+def recorded(name):
+    """Parameters ``[13]``, gradients and losses ``[12]``, and theta of the authors' own run.
+
+    Skips the test, and says so, where the recordings are not: they are no part of the repository.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data" / "peer_updates"
+    folder = Path(os.environ.get("LEARNED_OPT_PEER_UPDATES", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded updates at {folder} (LEARNED_OPT_PEER_UPDATES names another)")
+    arrays = safetensors.numpy.load_file(folder / f"{name}.safetensors")
+
+    def tree(start):
+        start = start + "/"
+        return {key.removeprefix(start): x for key, x in arrays.items() if key.startswith(start)}
+
+    params = [unflatten_dict(tree(f"params_{t}"), sep="/") for t in range(NUM_STEPS + 1)]
+    grads = [unflatten_dict(tree(f"grads_{t}"), sep="/") for t in range(NUM_STEPS)]
+    return params, grads, arrays["losses"], tree("theta")
+
+
+def check_recorded(name, optimizer, theta_of, tolerance=1e-5):
+    """Each update from the recorded parameters, against the recorded one; prints the error.
+
+    That is the largest difference in a tensor, beyond what the rounding of the recorded
+    parameters explains, over the largest update in it.
+    """
+    params, grads, losses, theta = recorded(name)
+    transform = optimizer.bind(theta_of(theta), 50)
+    update, state, worst = jax.jit(transform.update), transform.init(params[0]), 0.0
+    for t in range(NUM_STEPS):
+        updates, state = update(grads[t], state, params[t], value=losses[t])
+        for u, p, q in zip(*map(jax.tree.leaves, (updates, *params[t : t + 2])), strict=True):
+            rounding = np.spacing(np.maximum(abs(p), abs(q)))
+            error = abs(u - (q.astype(float) - p)) - rounding
+            worst = max(worst, error.max() / abs(u).max())
+    print(f"{name}: largest relative error over {NUM_STEPS} updates {worst:.1e}")
+    assert worst < tolerance
+
+
+SHAPES = {"conv": (3, 2, 2, 4), "cube": (3, 3, 3), "matrix": (5, 7), "tall": (9, 2)}
+SHAPES |= {"same": (5, 7), "scalar": (), "one": (1,), "vector": (7,), "row": (1, 6)}
+
+
+def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES):
+    """Parameters of a run against those of ``transcription``, in double precision and in single.
+
+    Args:
+      transcription: ``theta -> (name, shape) -> update``, with ``update(p, g, t, loss)`` the
+        change of the tensor in step ``t``; it remembers what it needs, in float64.
+    """
+    rng = np.random.default_rng(0)
+    theta = jax.tree.map(
+        lambda w: w + rng.normal(size=w.shape, scale=0.1), optimizer.init(jax.random.key(0))
+    )
+    first = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = [
+        {name: rng.normal(size=s) * 10.0 ** rng.integers(-3, 2) for name, s in shapes.items()}
+        for _ in range(num_steps)
+    ]
+    losses = 2.0 + rng.normal(size=num_steps)
+    rules = transcription(jax.tree.map(np.asarray, theta), shapes)
+    expected, params = [], first
+    for t in range(num_steps):
+        changes = rules(params, grads[t], t, losses[t])
+        params = {name: params[name] + changes[name] for name in params}
+        expected.append(changes)
+
+    for dtype, tolerance in ((np.float64, 1e-6), (np.float32, 1e-5)):
+        with jax.enable_x64(dtype == np.float64):
+            cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
+            transform = optimizer.bind(cast(theta), num_steps)
+            params, update = cast(first), jax.jit(transform.update)
+            state = transform.init(params)
+            for t in range(num_steps):
+                updates, state = update(cast(grads[t]), state, params, value=dtype(losses[t]))
+                params = jax.tree.map(lambda p, u: p + u, params, updates)
+                for name, change in expected[t].items():
+                    error = abs(updates[name] - change).max() / abs(change).max()
+                    assert error < tolerance, (name, t, dtype, error)
+
+
+class Accumulators:
+    """Of one tensor, as in Adafactor; gradients in, features out, all in float64."""
+
+    def __init__(self, shape):
+        self.shape = shape
+        self.axes = tuple(np.argsort(shape, kind="stable")[-2:]) if len(shape) > 1 else None
+        self.m, self.v = np.zeros((3, *shape)), np.zeros(shape)
+        self.rows = self.columns = 0.0
+
+    def update(self, g, momentum, square, factored):
+        """Decays ``[3]``, a scalar and ``[3]``."""
+
+        def by_decay(d):
+            return np.reshape(d, (-1, *[1] * len(self.shape)))
+
+        self.m = by_decay(momentum) * self.m + (1 - by_decay(momentum)) * g
+        self.v = square * self.v + (1 - square) * g**2
+        q, d = (g**2 + 1e-30)[None], by_decay(factored)
+        if self.axes is None:
+            self.rows = self.columns = d * self.rows + (1 - d) * q
+            return
+        d1, d0 = self.axes
+        self.rows = d * self.rows + (1 - d) * q.mean(axis=d0 + 1, keepdims=True)
+        self.columns = d * self.columns + (1 - d) * q.mean(axis=d1 + 1, keepdims=True)
+
+    def full(self, x):
+        return np.broadcast_to(x, (len(x), *self.shape))
+
+    def roots(self):
+        """``[3, *shape]``: Adafactor's inverse root."""
+        d1 = self.axes[0] + 1
+        rows = self.rows / (self.rows.mean(axis=d1, keepdims=True) + 1e-9)
+        rows, columns = np.maximum(rows, 1e-9), np.maximum(self.columns, 1e-9)
+        return (rows * columns) ** -0.5
+
+
+def network(layers, x):
+    """``x [inputs, ...]`` through layers of kernel and bias, ReLU between."""
+    for i, (kernel, bias) in enumerate(layers):
+        x = np.maximum(x, 0) if i else x
+        x = np.einsum("io,i...->o...", kernel, x) + bias.reshape(-1, *[1] * (x.ndim - 1))
+    return x
+
+
+def layers_of(weights):
+    """Pairs of kernel and bias of a network's parameters."""
+    count = len(weights) // 2
+    return [(weights[f"kernel_{i}"], weights[f"bias_{i}"]) for i in range(count)]
