@@ -1,5 +1,6 @@
 """The contract of every learned optimizer."""
 
+import functools
 import inspect
 import itertools
 from functools import partial
@@ -18,11 +19,12 @@ PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.ara
 LOSS = {"value": 1.5}  # Given to every update, as inner training does; most do not read it.
 
 
+@functools.cache
 def make(name, num_tensors=3):
-    """The optimizer of that name for so many tensors, and a theta."""
-    takes_it = "num_tensors" in inspect.signature(OPTIMIZERS[name]).parameters
-    arguments = {"num_tensors": num_tensors} if takes_it else {}
-    optimizer = OPTIMIZERS[name](**arguments)
+    """The optimizer of that name for so many tensors, small where it has a size, and a theta."""
+    arguments = {"num_tensors": num_tensors, "hidden_size": 4}
+    taken = arguments.keys() & inspect.signature(OPTIMIZERS[name]).parameters.keys()
+    optimizer = OPTIMIZERS[name](**{key: arguments[key] for key in taken})
     return optimizer, optimizer.init(jax.random.key(0))
 
 
