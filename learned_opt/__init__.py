@@ -7,6 +7,7 @@ from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.muon import learnable_muon
+from learned_opt.nn_adam import nn_adam
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
@@ -28,6 +29,7 @@ __all__ = [
     "load_config",
     "mask_zero_gradients",
     "mlp_optimizer",
+    "nn_adam",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
     "save",

@@ -27,6 +27,7 @@ from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
 from learned_opt.muon import learnable_muon
+from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
@@ -40,6 +41,7 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "lion": learnable_lion,
     "muon": learnable_muon,
     "l3rs": l3rs_optimizer,
+    "nn_adam": nn_adam,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }
