@@ -9,6 +9,7 @@ from learned_opt.mlp import mlp_optimizer
 from learned_opt.muon import learnable_muon
 from learned_opt.nn_adam import nn_adam
 from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
@@ -32,5 +33,6 @@ __all__ = [
     "nn_adam",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
+    "rnn_mlp_optimizer",
     "save",
 ]

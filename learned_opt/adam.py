@@ -6,6 +6,7 @@ import optax
 
 from learned_opt.base import LearnedOptimizer
 from learned_opt.hyperparameters import inverse_time, tuned
+from learned_opt.norms import limited
 
 
 def learnable_adam(
@@ -93,7 +94,7 @@ def scale_by_adam(b1, b2, eps, nesterov: bool = False) -> optax.GradientTransfor
 
     def update(updates, state, params=None):
         del params
-        updates = jax.tree.map(_limited, updates)
+        updates = jax.tree.map(limited, updates)
         count = optax.safe_increment(state.count)
         mean = optax.tree.update_moment(updates, state.mu, b1, 1)
         square = optax.tree.update_moment(updates, state.nu, b2, 2)
@@ -126,12 +127,6 @@ def nesterov_mean(mean, updates, decay, count):
 def _mean(mean, updates, decay, count):
     del updates
     return optax.tree.bias_correction(mean, decay, count)
-
-
-def _limited(gradient):
-    limit = float(jnp.finfo(gradient.dtype).max) ** 0.5 / 16
-    # An infinite gradient stays one: a diverged run must show.
-    return jnp.where(jnp.isinf(gradient), gradient, jnp.clip(gradient, -limit, limit))
 
 
 @jax.custom_jvp

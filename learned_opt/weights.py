@@ -30,6 +30,7 @@ from learned_opt.muon import learnable_muon
 from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
@@ -42,6 +43,7 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "muon": learnable_muon,
     "l3rs": l3rs_optimizer,
     "nn_adam": nn_adam,
+    "rnn_mlp": rnn_mlp_optimizer,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }

@@ -35,7 +35,7 @@ def recorded(name):
 
 
 def compiled(optimizer, num_steps):
-    """``(theta, params) -> state`` and ``(theta, grads, state, params, loss) -> updates, state``."""
+    """Its first state, of theta and parameters; and its update, of whatever that depends on."""
 
     def begin(theta, params):
         return optimizer.bind(theta, num_steps).init(params)
@@ -95,7 +95,7 @@ def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES):
 
     for dtype, tolerance in ((np.float64, 1e-6), (np.float32, 1e-5)):
         with jax.enable_x64(dtype == np.float64):
-            cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
+            cast = partial(jax.tree.map, lambda x, d=dtype: jnp.asarray(x, d))
             begin, update = compiled(optimizer, num_steps)
             weights, params = cast(theta), cast(first)
             state = begin(weights, params)
