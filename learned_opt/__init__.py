@@ -10,6 +10,7 @@ from learned_opt.muon import learnable_muon
 from learned_opt.nn_adam import nn_adam
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
+from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
@@ -35,4 +36,5 @@ __all__ = [
     "reversible_mlp_optimizer",
     "rnn_mlp_optimizer",
     "save",
+    "small_fc_optimizer",
 ]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.initializers import fan_in_normal
 from learned_opt.norms import limited, norm
 from learned_opt.recurrent import LSTM, InitialState, LSTMState
+from learned_opt.small_network import Layers
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 LOSS_DECAY = 0.9
@@ -55,13 +55,7 @@ class RNNMLP(nn.Module):
         self.to_lstm = nn.Dense(LSTM_TO_LSTM, kernel_init=fan_in_normal)
         self.to_mlp = nn.Dense(LSTM_TO_MLP, kernel_init=fan_in_normal)
         inputs = NUM_PARAMETER_FEATURES + NUM_CONSTANT_FEATURES + LSTM_TO_MLP
-        self.layers = [
-            (
-                self.param(f"kernel_{i}", fan_in_normal, shape),
-                self.param(f"bias_{i}", nn.initializers.zeros, shape[1:]),
-            )
-            for i, shape in enumerate(pairwise((inputs, *self.mlp_sizes, 2 + MLP_TO_LSTM)))
-        ]
+        self.network = Layers((inputs, *self.mlp_sizes, 2 + MLP_TO_LSTM))
 
     def begin(self, num_tensors: int) -> tuple[LSTMState, jax.Array, jax.Array]:
         """The state of the tensors' LSTMs, what they are told by all, and ``[tensors, 16]``."""
@@ -87,7 +81,7 @@ class RNNMLP(nn.Module):
           features: ``[23, n, size]``.
           constant: ``[n, 31]``, which enter the first layer as a bias of each tensor.
         """
-        (kernel, bias), *others = self.layers
+        (kernel, bias), *others = self.network()
         own = kernel[:NUM_PARAMETER_FEATURES]
         x = jnp.tensordot(own.T, features, 1)
         x += (constant @ kernel[NUM_PARAMETER_FEATURES:] + bias).T[..., None]
@@ -101,6 +95,7 @@ class RNNMLP(nn.Module):
         """Touches every weight, so that ``init`` makes it."""
         state, from_lstm, from_mlp = self.begin(1)
         features = jnp.zeros((1, NUM_TENSOR_FEATURES))
+        self.network()
         self.tensors(jnp.concatenate([from_lstm[None], from_mlp, features], axis=1), state)
 
 

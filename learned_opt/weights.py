@@ -31,11 +31,13 @@ from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
+from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
+    "small_fc": small_fc_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
     "nadamw": learnable_nadamw,

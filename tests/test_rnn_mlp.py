@@ -79,7 +79,7 @@ def transcription(theta, shapes):
             x = np.concatenate([x, np.tile(rest, (p.size, 1))], axis=1)
             assert x.shape[1] == 54
             for layer in range(3):
-                x = x @ w[f"kernel_{layer}"] + w[f"bias_{layer}"]
+                x = x @ w["network"][f"kernel_{layer}"] + w["network"][f"bias_{layer}"]
                 x = np.maximum(x, 0) if layer < 2 else x
             changes[name] = (-0.001 * x[:, 0] * np.exp(0.001 * x[:, 1])).reshape(shape)
             from_mlp[name] = np.mean(x[:, 2:], axis=0)
@@ -93,7 +93,8 @@ def test_transcription(fast_compilation):
     optimizer = learned_opt.rnn_mlp_optimizer()
     theta = optimizer.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 35799
-    check_transcription(optimizer, transcription)
+    # Three networks in a row, whose noisy weights amplify roundings.
+    check_transcription(optimizer, transcription, single=1e-4)
 
 
 def test_needs_the_loss():
