@@ -154,7 +154,7 @@ def rnn_mlp_optimizer(
 
     Source: Metz et al. 2020 (arXiv 2009.11243); ``rnn_mlp_lopt.py`` in
     google/learned_optimization. Differs: no validation losses are given, so that input is what
-    theirs is until the first, and finite losses count as at most 1.2e18.
+    theirs is until the first; finite losses count as at most 1.2e18, gradients as 2.7e8 (float32).
     """
     check_count(hidden_size=hidden_size)
     check_sizes(mlp_sizes=mlp_sizes)
@@ -245,7 +245,7 @@ def _clipped(grads, state, count):
     """Gradients within ten times their running size, and that size after this step."""
     corrected = state.gradient_size / (1 - CLIP_DECAY ** (state.steps + 1))
     limit = CLIP_MULTIPLE * corrected
-    grads = [jnp.clip(g, -limit, limit) for g in grads]
+    grads = [jnp.clip(limited(g, power=4), -limit, limit) for g in grads]
     squares = sum(jnp.sum(jnp.mean(jnp.square(g), axis=1)) for g in grads) / count
     size = jnp.sqrt(1e-8 + squares)
     return grads, CLIP_DECAY * state.gradient_size + (1 - CLIP_DECAY) * size

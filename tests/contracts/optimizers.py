@@ -22,7 +22,7 @@ LOSS = {"value": 1.5}  # Given to every update, as inner training does; most do 
 @functools.cache
 def make(name, num_tensors=3):
     """The optimizer of that name for so many tensors, small where it has a size, and a theta."""
-    arguments = {"num_tensors": num_tensors, "hidden_size": 4}
+    arguments = {"num_tensors": num_tensors, "hidden_size": 4, "mlp_sizes": (4,)}
     taken = arguments.keys() & inspect.signature(OPTIMIZERS[name]).parameters.keys()
     optimizer = OPTIMIZERS[name](**{key: arguments[key] for key in taken})
     return optimizer, optimizer.init(jax.random.key(0))
