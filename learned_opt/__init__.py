@@ -14,6 +14,7 @@ from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
+from learned_opt.width import scale_by_width
 
 __all__ = [
     "OPTIMIZERS",
@@ -36,5 +37,6 @@ __all__ = [
     "reversible_mlp_optimizer",
     "rnn_mlp_optimizer",
     "save",
+    "scale_by_width",
     "small_fc_optimizer",
 ]
