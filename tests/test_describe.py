@@ -61,12 +61,12 @@ def test_readings_of_later_steps_and_of_what_may_be_given():
 
     def bind(theta, num_steps):
         def init(params):
-            return jnp.zeros(2)
+            return jnp.zeros(()), jnp.zeros(())
 
         def update(updates, state, params=None, *, value=0.0, **extra):
             weights = updates if params is None else params
             steps = jax.tree.map(lambda g, p: theta * state[1] * (g + p), updates, weights)
-            return steps, jnp.stack([jnp.asarray(value, jnp.float32), state[0]])
+            return steps, (jnp.asarray(value, jnp.float32), state[0])
 
         return optax.GradientTransformationExtraArgs(init, update)
 
