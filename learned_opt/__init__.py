@@ -2,6 +2,7 @@
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig
+from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
 from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
@@ -11,6 +12,7 @@ from learned_opt.nn_adam import nn_adam
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
+from learned_opt.star import star_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
@@ -21,6 +23,8 @@ __all__ = [
     "LearnedOptimizer",
     "OptimizerConfig",
     "__version__",
+    "celo2_base_optimizer",
+    "celo2_optimizer",
     "l3rs_optimizer",
     "learnable_adam",
     "learnable_lion",
@@ -39,4 +43,5 @@ __all__ = [
     "save",
     "scale_by_width",
     "small_fc_optimizer",
+    "star_optimizer",
 ]

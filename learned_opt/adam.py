@@ -6,7 +6,7 @@ import optax
 
 from learned_opt.base import LearnedOptimizer
 from learned_opt.hyperparameters import inverse_time, tuned
-from learned_opt.norms import limited
+from learned_opt.limits import limited
 
 
 def learnable_adam(
@@ -94,7 +94,7 @@ def scale_by_adam(b1, b2, eps, nesterov: bool = False) -> optax.GradientTransfor
 
     def update(updates, state, params=None):
         del params
-        updates = jax.tree.map(limited, updates)
+        updates = jax.tree.map(lambda g: limited(g, 2), updates)
         count = optax.safe_increment(state.count)
         mean = optax.tree.update_moment(updates, state.mu, b1, 1)
         square = optax.tree.update_moment(updates, state.nu, b2, 2)

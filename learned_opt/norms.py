@@ -23,16 +23,6 @@ def norm(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     return jnp.squeeze(scale * length, tuple(axes))
 
 
-def limited(x: jax.Array, power: int = 2) -> jax.Array:
-    """Within a sixteenth of the largest float's root, so that this power of it does not overflow.
-
-    In float32 1.2e18 for squares, 2.7e8 for fourth powers.
-    """
-    limit = float(jnp.finfo(x.dtype).max) ** (1 / power) / 16
-    # What is infinite stays so: a diverged run must show.
-    return jnp.where(jnp.isinf(x), x, jnp.clip(x, -limit, limit))
-
-
 def _scaled_norm(x, axes):
     """A scale, and the norm over that scale: both with ``axes``, of size 1."""
     # The product does not depend on the scale, so that has no part in the derivative.

@@ -15,7 +15,8 @@ from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.features import TIMESCALES
 from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.initializers import fan_in_normal
-from learned_opt.norms import limited, norm
+from learned_opt.limits import limited
+from learned_opt.norms import norm
 from learned_opt.recurrent import LSTM, InitialState, LSTMState
 from learned_opt.small_network import Layers
 
@@ -245,7 +246,7 @@ def _clipped(grads, state, count):
     """Gradients within ten times their running size, and that size after this step."""
     corrected = state.gradient_size / (1 - CLIP_DECAY ** (state.steps + 1))
     limit = CLIP_MULTIPLE * corrected
-    grads = [jnp.clip(limited(g, power=4), -limit, limit) for g in grads]
+    grads = [jnp.clip(limited(g, 4), -limit, limit) for g in grads]
     squares = sum(jnp.sum(jnp.mean(jnp.square(g), axis=1)) for g in grads) / count
     size = jnp.sqrt(1e-8 + squares)
     return grads, CLIP_DECAY * state.gradient_size + (1 - CLIP_DECAY) * size
@@ -253,7 +254,7 @@ def _clipped(grads, state, count):
 
 def _loss_features(state, loss):
     """The training loss and a validation loss of 0, over the running mean and deviation."""
-    loss = limited(jnp.asarray(loss, state.loss_mean.dtype))
+    loss = limited(jnp.asarray(loss, state.loss_mean.dtype), 2)
     mean = LOSS_DECAY * state.loss_mean + (1 - LOSS_DECAY) * loss
     variance = LOSS_DECAY * state.loss_variance + (1 - LOSS_DECAY) * jnp.square(mean - loss)
     correction = 1 / (1 - LOSS_DECAY ** (state.steps + 1) + 1e-8)

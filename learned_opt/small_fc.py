@@ -15,6 +15,7 @@ from learned_opt.arguments import check_between, check_sizes
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.features import TIMESCALES, time_embedding
 from learned_opt.groups import group_by_shape, stack, unstack
+from learned_opt.limits import limited
 from learned_opt.small_network import Layer, Layers, apply_layers
 
 NUM_FEATURES = 28  # Normalized ones.
@@ -136,17 +137,11 @@ def _update(step, layers, decays, time, old, grads, params):
     """Of all tensors of one shape."""
 
     def update(old, grad, param):
-        grad = _limited(grad)
+        grad = limited(grad, 4)
         new = adafactor.update_accumulators(old, grad, decays)
         return step(_network(layers, time, grad, param, new), param, new), new
 
     return jax.vmap(update)(old, grads, params)
-
-
-def _limited(gradient):
-    limit = float(jnp.finfo(gradient.dtype).max) ** 0.25 / 16
-    # An infinite gradient stays one: a diverged run must show.
-    return jnp.where(jnp.isinf(gradient), gradient, jnp.clip(gradient, -limit, limit))
 
 
 def _network(layers, time, grad, param, new):

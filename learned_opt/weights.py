@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
+from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
 from learned_opt.l3rs import l3rs_optimizer
 from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
@@ -32,12 +33,16 @@ from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
+from learned_opt.star import star_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
     "small_fc": small_fc_optimizer,
+    "star": star_optimizer,
+    "celo2": celo2_optimizer,
+    "celo2_base": celo2_base_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
     "nadamw": learnable_nadamw,

@@ -11,6 +11,8 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
+from learned_opt import formats
+
 NUM_STEPS = 12
 
 
@@ -46,7 +48,7 @@ def compiled(optimizer, num_steps):
     return jax.jit(begin), jax.jit(update)
 
 
-def check_recorded(name, optimizer, theta_of, tolerance=1e-5):
+def check_recorded(name, optimizer, of=None, tolerance=1e-5):
     """Each update from the recorded parameters, against the recorded one; prints the error.
 
     That is the largest difference in a tensor, beyond what the rounding of the recorded
@@ -54,7 +56,7 @@ def check_recorded(name, optimizer, theta_of, tolerance=1e-5):
     """
     params, grads, losses, theta = recorded(name)
     begin, update = compiled(optimizer, 50)
-    theta, worst = theta_of(theta), 0.0
+    theta, worst = unflatten_dict(formats.renamed(of or name, theta), sep="/"), 0.0
     state = begin(theta, params[0])
     for t in range(NUM_STEPS):
         updates, state = update(theta, grads[t], state, params[t], losses[t])
@@ -143,6 +145,21 @@ class Accumulators:
         rows = self.rows / (self.rows.mean(axis=d1, keepdims=True) + 1e-9)
         rows, columns = np.maximum(rows, 1e-9), np.maximum(self.columns, 1e-9)
         return (rows * columns) ** -0.5
+
+
+def thirty_inputs(g, p, memory, axes, eps, square_eps):
+    """Those of VeLO, Celo and Celo2, normalized; the last 15 of a vector are its ``v ** -0.5``."""
+    m, v, rows, columns = memory.m, memory.v, memory.full(memory.rows), memory.full(memory.columns)
+    if memory.axes is None:
+        factored, for_momenta = (rows + 1e-9) ** -0.5, rows**-0.5
+    else:
+        factored = for_momenta = memory.roots()
+    root = (v + square_eps) ** -0.5
+    x = [g[None], np.clip(g, -0.1, 0.1)[None], p[None], m, v[None], m * root, root[None]]
+    x += [g * factored, (g * root)[None], rows, columns]
+    x = np.concatenate([*x, (rows + 1e-8) ** -0.5, (columns + 1e-8) ** -0.5, m * for_momenta])
+    assert len(x) == 30
+    return x / np.sqrt(eps + np.mean(x**2, axis=axes, keepdims=True))
 
 
 def network(layers, x):

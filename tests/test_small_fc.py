@@ -13,21 +13,6 @@ from tests import published
 TIMESCALES = [1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000]
 
 
-def published_theta(found):
-    """Their tree in our names."""
-    names = {
-        f"nn/~/{theirs}{i}": f"{ours}_{i}"
-        for theirs, ours in (("w", "kernel"), ("b", "bias"))
-        for i in range(3)
-    }
-    network = {ours: found[theirs] for theirs, ours in names.items()}
-    decays = {
-        f"{ours}_decays": found[f"{theirs}_decays"]
-        for theirs, ours in (("momentum", "momentum"), ("rms", "square"), ("adafactor", "factored"))
-    }
-    return {"params": {"network": network, **decays}}
-
-
 def outputs(theta, g, p, t, memory):
     """The network's outputs for one tensor, whose accumulators ``memory`` takes the gradient."""
     theta = theta["params"]
@@ -102,4 +87,4 @@ def test_recorded_updates(name, width, count, fast_compilation):
     optimizer = learned_opt.small_fc_optimizer((width, width))
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == count
-    published.check_recorded(name, optimizer, published_theta)
+    published.check_recorded(name, optimizer, "small_fc")

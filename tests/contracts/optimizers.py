@@ -15,7 +15,11 @@ from learned_opt import OPTIMIZERS, mask_zero_gradients, scale_by_width
 from tests.systems import leaves_equal
 
 NAMES = sorted(OPTIMIZERS)
-PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.arange(4.0)]}
+PARAMS = {
+    "scalar": jnp.array(0.5),
+    "matrix": jnp.arange(6.0).reshape(3, 2),
+    "deep": [jnp.arange(4.0)],
+}
 LOSS = {"value": 1.5}  # Given to every update, as inner training does; most do not read it.
 
 
@@ -61,7 +65,10 @@ def test_learned_optimizer(name, fast_compilation):
     # theta matters, is differentiable, and may be batched.
     slope = jax.grad(lambda t: optax.tree.sum(run(t)))(theta)
     assert optax.tree.norm(slope) > 0
-    thetas = jax.tree.map(lambda t: jnp.stack([t, 1.1 * t]), theta)
+    other = jax.tree.map(
+        lambda t: t + 0.1 * jnp.sin(1 + jnp.arange(t.size)).reshape(t.shape), theta
+    )
+    thetas = jax.tree.map(lambda *t: jnp.stack(t), theta, other)
     batched = jax.jit(jax.vmap(run))(thetas)
     np.testing.assert_allclose(batched["matrix"][0], params["matrix"], rtol=1e-5)
     assert not np.allclose(batched["matrix"][0], batched["matrix"][1], atol=1e-9)
