@@ -11,13 +11,16 @@ from learned_opt.lion import learnable_lion
 from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.muon import learnable_muon
+from learned_opt.nn_adam import nn_adam
 from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.star import star_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
 from learned_opt.velo import velo_optimizer, velo_s_optimizer
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
+from learned_opt.width import scale_by_width
 
 __all__ = [
     "OPTIMIZERS",
@@ -40,9 +43,12 @@ __all__ = [
     "load_published",
     "mask_zero_gradients",
     "mlp_optimizer",
+    "nn_adam",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
+    "rnn_mlp_optimizer",
     "save",
+    "scale_by_width",
     "small_fc_optimizer",
     "star_optimizer",
     "velo_optimizer",

@@ -12,7 +12,7 @@ from learned_opt.adam import scale_by_adam
 from learned_opt.arguments import check_between, check_count, check_given, check_num_tensors
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import group_by_shape, stack, unstack
-from learned_opt.norms import over_norm, root_mean_square
+from learned_opt.norms import norm, over_norm
 
 BASES = ("gradient", "momentum", "adam")
 OBSERVED = ("loss", "gradient", "parameter")
@@ -171,7 +171,7 @@ def _observed(grads, weights, loss, dtype) -> jax.Array:
     """``[tensors, 3]``: see ``OBSERVED``."""
 
     def log_sizes(stacks):
-        sizes = [root_mean_square(x, range(1, x.ndim)) for x in stacks]
+        sizes = [norm(x, range(1, x.ndim)) / (x.size / len(x)) ** 0.5 for x in stacks]
         return jnp.log(1e-8 + jnp.concatenate(sizes)) / 10
 
     grad_sizes, weight_sizes = log_sizes(grads), log_sizes(weights)

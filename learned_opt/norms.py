@@ -1,4 +1,4 @@
-"""Norms of tensors of any size of numbers: they do not overflow, and have a derivative at 0."""
+"""Sizes of tensors of any numbers: nothing overflows, and there is a derivative at 0."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,10 @@ def over_norm(x: jax.Array, axes: Sequence[int], eps: float) -> jax.Array:
     return (x / scale) / (length + eps / scale)
 
 
-def root_mean_square(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Without ``axes``; its derivative at 0 is 0."""
+def norm(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Over ``axes``, without them; its derivative at 0 is 0."""
     scale, length = _scaled_norm(x, axes)
-    size = x.size / max(1, length.size)
-    return jnp.squeeze(scale * length, tuple(axes)) / size**0.5
+    return jnp.squeeze(scale * length, tuple(axes))
 
 
 def _scaled_norm(x, axes):

@@ -30,8 +30,10 @@ from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
 from learned_opt.muon import learnable_muon
+from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
+from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
 from learned_opt.star import star_optimizer
 from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
@@ -54,6 +56,8 @@ OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "lion": learnable_lion,
     "muon": learnable_muon,
     "l3rs": l3rs_optimizer,
+    "nn_adam": nn_adam,
+    "rnn_mlp": rnn_mlp_optimizer,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }

@@ -79,7 +79,7 @@ def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES, si
     Args:
       transcription: ``theta -> (name, shape) -> update``, with ``update(p, g, t, loss)`` the
         change of the tensor in step ``t``; it remembers what it needs, in float64.
-      single: largest relative error in single precision.
+      single: the largest error in single precision, relative to a tensor's largest update.
     """
     rng = np.random.default_rng(0)
     theta = jax.tree.map(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import OPTIMIZERS, mask_zero_gradients
+from learned_opt import OPTIMIZERS, mask_zero_gradients, scale_by_width
 from tests.systems import leaves_equal
 
 NAMES = sorted(OPTIMIZERS)
@@ -29,6 +29,7 @@ def make(name, num_tensors=3):
     arguments = {
         "num_tensors": num_tensors,
         "hidden_size": 4,
+        "mlp_sizes": (4,),
         "num_networks": 2,
         "network_mult": 100.0,
     }
@@ -343,3 +344,24 @@ def test_zero_gradients(name, fast_compilation):
     assert held.dtype == params.dtype and np.all(held[np.array([0, 2])] != 0)
     first = [t.update(grads, t.init(params), params, **LOSS)[0] for t in (plain, masked)]
     np.testing.assert_array_equal(first[1], np.where(grads == 0, 0, first[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scaled_by_width(name, fast_compilation):
+    """Each tensor's update takes its multiplier, behind the mask too; the state is as without."""
+    optimizer, theta = make(name, num_tensors=2)
+    params = {"hidden": jnp.linspace(-1, 1, 24, dtype=jnp.float16).reshape(6, 4), "bias": 0.5}
+    grads = {"hidden": params["hidden"].at[0].set(0), "bias": -1.0}
+    base = {"hidden": np.zeros((3, 2)), "bias": np.zeros(())}
+    plain = optimizer.bind(theta, 10)
+    scaled = scale_by_width(mask_zero_gradients(plain), base)
+
+    @jax.jit
+    def first(params, grads):
+        return [t.update(grads, t.init(params), params, **LOSS) for t in (plain, scaled)]
+
+    (steps, state), (scaled_steps, scaled_state) = first(params, grads)
+    assert leaves_equal(state, scaled_state) and types(steps) == types(scaled_steps)
+    np.testing.assert_array_equal(scaled_steps["hidden"][1:], 0.5 * steps["hidden"][1:])
+    np.testing.assert_array_equal(scaled_steps["hidden"][0], 0)
+    assert scaled_steps["bias"] == steps["bias"]
