@@ -61,7 +61,7 @@ def run(
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
             if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
                 sys.path.append("")
-            _import_modules()
+            import_modules()
             base = cls() if preset is None else cfg.load_preset(flags.FLAGS.preset)
             config = choices.apply_words(base, node, "cfg")
             if helping:
@@ -78,7 +78,8 @@ def run(
     app.run(start, flags_parser=parse)
 
 
-def _import_modules() -> None:
+def import_modules() -> None:
+    """Imports what ``--import`` names."""
     for name in IMPORT.value:
         try:
             __import__(name)

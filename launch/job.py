@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from launch import config as cfg
@@ -11,6 +12,7 @@ from launch.choices import to_dict
 from launch.config import Config
 from launch.trainables import TRAINABLES, Trainable
 from meta_train import devices, estimators, strict_json, trainer
+from meta_train.meta_optimizers import holding
 from meta_train.mixture_step import make_mixture_step
 from meta_train.unroll import theta_tree, with_flat_theta
 
@@ -57,6 +59,8 @@ def build(config: Config, data_dir: str | None) -> Job:
         for system in systems
     ]
     meta_optimizer = config.meta.make(config.num_steps)
+    if trainable.held:
+        meta_optimizer = holding(meta_optimizer, _held(trainable.held, theta_spec))
     if len(parts) > 1:
         mixed = estimators.mixture(parts, names=names, **config.task.mixing)
         estimator, axes = mixed.estimator, trainer.state_axes(mixed.estimator)
@@ -88,6 +92,12 @@ def build(config: Config, data_dir: str | None) -> Job:
         meta_optimizer,
         jax.jit(lambda theta: trainable.evaluate(to_tree(theta))),
     )
+
+
+def _held(keys: tuple[str, ...], theta_spec: Any) -> np.ndarray:
+    """Where theta as a vector is of those keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(theta_spec)
+    return np.concatenate([np.full(leaf.size, path[1].key in keys) for path, leaf in leaves])
 
 
 def describe(job: Job) -> str:

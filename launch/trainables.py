@@ -14,6 +14,7 @@ from launch.choices import to_dict
 from launch.config import Config
 from launch.provenance import provenance
 from learned_opt import LearnedOptimizer, weights
+from learned_opt.base import WITHOUT_PART_IN_THETA
 from meta_train import evaluate, strict_json
 from meta_train.estimators import telescoped
 from meta_train.inner import inner_training
@@ -33,6 +34,7 @@ class Trainable(NamedTuple):
       systems: the unrolled systems whose theta it is, one a task.
       evaluate: ``theta -> {"eval/...": scalar}``, jittable.
       export: ``(folder, theta, step) -> None``.
+      held: the keys of ``theta["params"]`` that the job leaves as they begin.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Trainable(NamedTuple):
     systems: tuple[UnrolledSystem, ...]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
+    held: tuple[str, ...] = ()
 
 
 def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
@@ -74,7 +77,9 @@ def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
         return start_theta(config)
 
     systems = tuple(make_system(config, task, optimizer) for task in tasks.values())
-    return Trainable("optimizer", optimizer.init, start, systems, evaluation, export)
+    return Trainable(
+        "optimizer", optimizer.init, start, systems, evaluation, export, optimizer.held
+    )
 
 
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
@@ -161,7 +166,7 @@ def start_theta(config: Config) -> Any:
     differences = [
         f"--cfg.optimizer.{key} is {value!r} there, {here[key]!r} here".replace(".name ", " ")
         for key, value in there.items()
-        if key in here and here[key] != value
+        if key in here and here[key] != value and key not in WITHOUT_PART_IN_THETA
     ]
     if differences:
         raise ValueError(

@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 
 def check_between(lower: float, upper: float, **values: Any) -> None:
     """Raises ``ValueError`` unless every value is a number strictly between the two."""
@@ -29,6 +31,26 @@ def check_sizes(**values: Any) -> None:
             raise ValueError(
                 f"`{name}` must be one or more whole numbers of at least 1, got {sizes!r}."
             )
+
+
+def check_num_tensors(num_tensors: int, params: Any) -> None:
+    """Raises ``ValueError`` unless the parameters have so many leaves (or none: nothing to do)."""
+    given = len(jax.tree.leaves(params))
+    if given not in (0, num_tensors):
+        raise ValueError(
+            f"`num_tensors` must be the number of leaves of the parameters, got "
+            f"num_tensors={num_tensors} for parameters of {given}; make the optimizer "
+            f"with num_tensors={given}."
+        )
+
+
+def check_given(optimizer: str, params: Any, value: Any) -> None:
+    """Raises ``ValueError`` unless an update was given the parameters and the loss."""
+    if params is None or value is None:
+        raise ValueError(
+            f"The {optimizer} optimizer reads the parameters and the loss: call "
+            "`update(grads, state, params, value=loss)`."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,9 @@ import optax
 
 Theta = Any
 
+# Arguments that say what meta-training moves; theta is the same whatever they are.
+WITHOUT_PART_IN_THETA = ("phase",)
+
 
 class ReversibleUpdate(NamedTuple):
     """An update on flat parameters ``[P]``, in the parts that let it be undone.
@@ -44,12 +47,14 @@ class LearnedOptimizer(NamedTuple):
         that have them.
       moves_without_gradient: whether a parameter moves whose gradient has been exactly 0
         in every step (``mask_zero_gradients`` stops it).
+      held: the keys of ``theta["params"]`` that meta-training leaves as they are.
     """
 
     init: Callable[[jax.Array], Theta]
     bind: Callable[[Theta, Any], optax.GradientTransformationExtraArgs]
     reversible: ReversibleUpdate | None = None
     moves_without_gradient: bool = False
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def learned_optimizer(
     *,
     reversible: ReversibleUpdate | None = None,
     moves_without_gradient: bool = False,
+    held: tuple[str, ...] = (),
 ) -> LearnedOptimizer:
     """A ``LearnedOptimizer`` that keeps the rules below, whatever ``bind`` does.
 
@@ -92,7 +98,7 @@ def learned_optimizer(
         _check_num_steps(num_steps)
         return _by_rules(optax.with_extra_args_support(bind(theta, num_steps)))
 
-    return LearnedOptimizer(init, bind_by_rules, reversible, moves_without_gradient)
+    return LearnedOptimizer(init, bind_by_rules, reversible, moves_without_gradient, held)
 
 
 def _by_rules(

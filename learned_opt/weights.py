@@ -20,23 +20,44 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from learned_opt.adam import learnable_adam, learnable_nadamw
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
+from learned_opt.celo import celo_optimizer
+from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
+from learned_opt.celo_adam import celo_adam_optimizer
+from learned_opt.l3rs import l3rs_optimizer
+from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
+from learned_opt.muon import learnable_muon
+from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import user_path, writable_folder
 from learned_opt.reversible import reversible_mlp_optimizer
-from learned_opt.tuned import (
-    learnable_adam,
-    learnable_schedule,
-    learnable_sgdm,
-    per_tensor_sgdm,
-)
+from learned_opt.rnn_mlp import rnn_mlp_optimizer
+from learned_opt.small_fc import small_fc_optimizer
+from learned_opt.star import star_optimizer
+from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgdm
+from learned_opt.velo import velo_optimizer, velo_s_optimizer
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
+    "small_fc": small_fc_optimizer,
+    "star": star_optimizer,
+    "celo": celo_optimizer,
+    "celo_adam": celo_adam_optimizer,
+    "velo": velo_optimizer,
+    "velo_s": velo_s_optimizer,
+    "celo2": celo2_optimizer,
+    "celo2_base": celo2_base_optimizer,
     "sgdm": learnable_sgdm,
     "adam": learnable_adam,
+    "nadamw": learnable_nadamw,
+    "lion": learnable_lion,
+    "muon": learnable_muon,
+    "l3rs": l3rs_optimizer,
+    "nn_adam": nn_adam,
+    "rnn_mlp": rnn_mlp_optimizer,
     "schedule": learnable_schedule,
     "per_tensor_sgdm": per_tensor_sgdm,
 }

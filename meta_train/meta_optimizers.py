@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from meta_train.checks import check_positive, check_whole
@@ -126,6 +128,22 @@ class RMSProp(MetaOptimizerConfig):
 
     def optimizer(self, rate):
         return optax.rmsprop(rate, self.decay, self.eps)
+
+
+def holding(
+    meta_optimizer: optax.GradientTransformation, held: np.ndarray
+) -> optax.GradientTransformation:
+    """``meta_optimizer``, which sees no gradient where theta is ``held`` and does not move it.
+
+    Args:
+      held: ``[P]`` booleans, for theta as a vector.
+    """
+
+    def update(grad, state, theta=None):
+        updates, state = meta_optimizer.update(jnp.where(held, 0, grad), state, theta)
+        return jnp.where(held, 0, updates), state
+
+    return optax.GradientTransformation(meta_optimizer.init, update)
 
 
 META_OPTIMIZERS: dict[str, type[MetaOptimizerConfig]] = {

@@ -75,7 +75,10 @@ TESTS = {
     "learned_opt/weights.py": "weights mlp_optimizer tuned paths",
     "learned_opt/model_card.py": "weights evaluate readme",
     "learned_opt/paths.py": "paths weights",
-    "learned_opt/*.py": "mlp_optimizer tuned reversible_estimator readme contracts",
+    "learned_opt/inspection.py": "describe",
+    "learned_opt/width.py": "width contracts",
+    "learned_opt/*.py": "mlp_optimizer tuned scheduled l3rs nn_adam rnn_mlp small_fc "
+    "reversible_estimator readme contracts",
 }
 # These start processes of their own, in which calls are not seen: they count as callers of all.
 PROCESSES = ("tests/test_train.py", "tests/test_checkpoint.py")

@@ -1,5 +1,7 @@
 """The contract of every learned optimizer."""
 
+import functools
+import inspect
 import itertools
 from functools import partial
 
@@ -9,17 +11,30 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import OPTIMIZERS, mask_zero_gradients
+from learned_opt import OPTIMIZERS, mask_zero_gradients, scale_by_width
 from tests.systems import leaves_equal
 
 NAMES = sorted(OPTIMIZERS)
-PARAMS = {"scalar": jnp.array(0.5), "matrix": jnp.ones((3, 2)), "deep": [jnp.arange(4.0)]}
+PARAMS = {
+    "scalar": jnp.array(0.5),
+    "matrix": jnp.arange(6.0).reshape(3, 2),
+    "deep": [jnp.arange(4.0)],
+}
+LOSS = {"value": 1.5}  # Given to every update, as inner training does; most do not read it.
 
 
+@functools.cache
 def make(name, num_tensors=3):
-    """The optimizer of that name for so many tensors, and a theta."""
-    arguments = {"num_tensors": num_tensors} if name == "per_tensor_sgdm" else {}
-    optimizer = OPTIMIZERS[name](**arguments)
+    """The optimizer of that name for so many tensors, small where it has a size, and a theta."""
+    arguments = {
+        "num_tensors": num_tensors,
+        "hidden_size": 4,
+        "mlp_sizes": (4,),
+        "num_networks": 2,
+        "network_mult": 100.0,
+    }
+    taken = arguments.keys() & inspect.signature(OPTIMIZERS[name]).parameters.keys()
+    optimizer = OPTIMIZERS[name](**{key: arguments[key] for key in taken})
     return optimizer, optimizer.init(jax.random.key(0))
 
 
@@ -33,7 +48,7 @@ def types(tree):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learned_optimizer(name):
+def test_learned_optimizer(name, fast_compilation):
     optimizer, theta = make(name)
     assert leaves_equal(theta, optimizer.init(jax.random.key(0)))
     grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)
@@ -43,7 +58,7 @@ def test_learned_optimizer(name):
 
         def body(carry, _):
             params, state = carry
-            updates, state = transform.update(grads, state, params, value=jnp.array(1.0))
+            updates, state = transform.update(grads, state, params, **LOSS)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(body, (PARAMS, transform.init(PARAMS)), None, length=5)[0][0]
@@ -56,7 +71,10 @@ def test_learned_optimizer(name):
     # theta matters, is differentiable, and may be batched.
     slope = jax.grad(lambda t: optax.tree.sum(run(t)))(theta)
     assert optax.tree.norm(slope) > 0
-    thetas = jax.tree.map(lambda t: jnp.stack([t, 1.1 * t]), theta)
+    other = jax.tree.map(
+        lambda t: t + 0.1 * jnp.sin(1 + jnp.arange(t.size)).reshape(t.shape), theta
+    )
+    thetas = jax.tree.map(lambda *t: jnp.stack(t), theta, other)
     batched = jax.jit(jax.vmap(run))(thetas)
     np.testing.assert_allclose(batched["matrix"][0], params["matrix"], rtol=1e-5)
     assert not np.allclose(batched["matrix"][0], batched["matrix"][1], atol=1e-9)
@@ -70,8 +88,8 @@ EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e3
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_updates_and_their_derivatives_are_finite(name):
-    """Of the 1st, 2nd and 100th update, by theta, gradient, parameters and state; both modes."""
+def test_updates_and_their_derivatives_are_finite(name, fast_compilation):
+    """Of the 1st, 2nd and 100th update, by theta, gradient, parameters, loss, state; both modes."""
     optimizer, theta = make(name)
     theta = jax.tree.map(lambda t: t.astype(jnp.float32), theta)
     # Every tensor but the last has elements that never have a gradient.
@@ -83,7 +101,7 @@ def test_updates_and_their_derivatives_are_finite(name):
     def scaled(by):
         return jax.tree.map(lambda x: by * x, pattern)
 
-    def update_at(observed, theta, first, later, params, floats):
+    def update_at(observed, theta, first, later, params, loss, floats):
         transform = optimizer.bind(theta, 100)
         leaves, structure = jax.tree.flatten(transform.init(params))
         floats = iter(floats)
@@ -91,7 +109,7 @@ def test_updates_and_their_derivatives_are_finite(name):
 
         def body(state, step):
             grads = jax.tree.map(lambda a, b: jnp.where(step == 0, a, b), first, later)
-            updates, state = transform.update(grads, state, params)
+            updates, state = transform.update(grads, state, params, value=loss)
             return state, updates
 
         updates = jax.lax.scan(body, state, jnp.arange(100))[1]
@@ -103,7 +121,8 @@ def test_updates_and_their_derivatives_are_finite(name):
         params = jax.tree.map(lambda x: param * (1.0 + 0 * x), pattern)
         state = optimizer.bind(theta, 100).init(params)
         floats = [x for x in jax.tree.leaves(state) if is_float(x)]
-        at = (theta, scaled(first), scaled(later), params, floats)
+        # The loss is as extreme as the parameters.
+        at = (theta, scaled(first), scaled(later), params, param, floats)
 
         def update(*at):
             return update_at(observed, *at)
@@ -139,7 +158,7 @@ def two_steps(transform, params, grads):
 
     def body(carry, _):
         params, state = carry
-        updates, state = transform.update(grads, state, params)
+        updates, state = transform.update(grads, state, params, **LOSS)
         return (optax.apply_updates(params, updates), state), updates
 
     (params, state), updates = jax.lax.scan(body, (params, transform.init(params)), length=2)
@@ -164,14 +183,14 @@ def check_types(name):
         state = jax.eval_shape(transform.init, params)
         for dtype, is_weak in types(state):
             assert not is_weak and (not is_float(dtype) or dtype == accumulator_type(param_type))
-        updates, after = jax.eval_shape(transform.update, grads, state, params)
+        updates, after = jax.eval_shape(partial(transform.update, **LOSS), grads, state, params)
         assert types(after) == types(state) and types(updates) == types(params)
         found = jax.eval_shape(partial(two_steps, transform), params, grads)
         assert list(map(types, found)) == list(map(types, (params, state, params)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_types_round_nothing_but_the_update(name):
+def test_types_round_nothing_but_the_update(name, fast_compilation):
     """Narrow and weakly typed leaves of a mixed tree are as good as their float32 copies."""
     optimizer, theta = make(name, num_tensors=5)
     transform = optimizer.bind(theta, 10)
@@ -181,7 +200,7 @@ def test_types_round_nothing_but_the_update(name):
     values = jnp.linspace(-1, 1, 7, dtype=jnp.float32)
     params = {key: values.astype(p) for key, (p, _) in pairs.items()} | {"weak": jnp.asarray(0.5)}
     grads = {key: (3 * values).astype(g) for key, (_, g) in pairs.items()} | {"weak": 0.25}
-    update = jax.jit(transform.update)
+    update = jax.jit(partial(transform.update, **LOSS))
 
     def run(params, grads):
         state = transform.init(params)
@@ -210,13 +229,15 @@ def test_types_round_nothing_but_the_update(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_degenerate_trees(name):
+def test_degenerate_trees(name, fast_compilation):
     """Nothing, None, no elements, scalars, Python floats; and a group without parameters."""
     matrix, scalar = jnp.linspace(-1, 1, 6).reshape(3, 2), jnp.asarray(-0.5)
 
     def run(transform, params):
         grads = jax.tree.map(lambda p: 2 * p + 1, params)
-        return jax.jit(lambda p, g: transform.update(g, transform.init(p), p)[0])(params, grads)
+        transform = optax.with_extra_args_support(transform)
+        first = jax.jit(lambda p, g: transform.update(g, transform.init(p), p, **LOSS)[0])
+        return first(params, grads)
 
     def bound(num_tensors):
         optimizer, theta = make(name, num_tensors)
@@ -307,7 +328,7 @@ def test_refusals(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zero_gradients(name):
+def test_zero_gradients(name, fast_compilation):
     """What never had a gradient moves where it is said to, and nowhere behind the mask."""
     optimizer, theta = make(name, num_tensors=1)
     moves = optimizer.moves_without_gradient
@@ -321,5 +342,26 @@ def test_zero_gradients(name):
     assert np.array_equal(found[grads == 0] != 0, np.full(3, moves))
     np.testing.assert_array_equal(held, np.where(grads == 0, 0, held))
     assert held.dtype == params.dtype and np.all(held[np.array([0, 2])] != 0)
-    first = [t.update(grads, t.init(params), params, value=1.0)[0] for t in (plain, masked)]
+    first = [t.update(grads, t.init(params), params, **LOSS)[0] for t in (plain, masked)]
     np.testing.assert_array_equal(first[1], np.where(grads == 0, 0, first[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scaled_by_width(name, fast_compilation):
+    """Each tensor's update takes its multiplier, behind the mask too; the state is as without."""
+    optimizer, theta = make(name, num_tensors=2)
+    params = {"hidden": jnp.linspace(-1, 1, 24, dtype=jnp.float16).reshape(6, 4), "bias": 0.5}
+    grads = {"hidden": params["hidden"].at[0].set(0), "bias": -1.0}
+    base = {"hidden": np.zeros((3, 2)), "bias": np.zeros(())}
+    plain = optimizer.bind(theta, 10)
+    scaled = scale_by_width(mask_zero_gradients(plain), base)
+
+    @jax.jit
+    def first(params, grads):
+        return [t.update(grads, t.init(params), params, **LOSS) for t in (plain, scaled)]
+
+    (steps, state), (scaled_steps, scaled_state) = first(params, grads)
+    assert leaves_equal(state, scaled_state) and types(steps) == types(scaled_steps)
+    np.testing.assert_array_equal(scaled_steps["hidden"][1:], 0.5 * steps["hidden"][1:])
+    np.testing.assert_array_equal(scaled_steps["hidden"][0], 0)
+    assert scaled_steps["bias"] == steps["bias"]
