@@ -59,20 +59,20 @@ def celo_adam(theta, shapes):
 
 
 @pytest.mark.parametrize("phase", [0, 1])
-def test_recipe(phase, fast_compilation):
+def test_recipe(phase):
     optimizer = learned_opt.celo_optimizer(hidden_size=5, phase=phase)
     shapes = published.SHAPES if phase == 0 else {"matrix": (2, 3)}
     published.check_transcription(optimizer, lambda *given: celo(phase, *given), shapes=shapes)
 
 
-def test_recipe_with_adam(fast_compilation):
+def test_recipe_with_adam():
     optimizer = learned_opt.celo_adam_optimizer(hidden_size=5)
     # Bias correction divides by 1 - 0.999^t, which single precision knows to 3e-5.
     published.check_transcription(optimizer, celo_adam, single=5e-5)
 
 
 @pytest.mark.parametrize(("name", "count"), [("celo", 37_089), ("celo_adam", 36_865)])
-def test_recorded_updates(name, count, fast_compilation):
+def test_recorded_updates(name, count):
     optimizer = learned_opt.OPTIMIZERS[name]()
     assert size(jax.eval_shape(optimizer.init, jax.random.key(0))) == count
     published.check_recorded(name, optimizer)

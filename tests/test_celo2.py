@@ -50,7 +50,7 @@ def transcription(full, theta, shapes):
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["celo2", "celo2_base"])
-def test_recipe(full, fast_compilation):
+def test_recipe(full):
     build = learned_opt.celo2_optimizer if full else learned_opt.celo2_base_optimizer
     published.check_transcription(
         build(hidden_size=3, weight_decay=0.1),
@@ -60,7 +60,7 @@ def test_recipe(full, fast_compilation):
 
 
 @pytest.mark.parametrize("name", ["celo2", "celo2_base"])
-def test_recorded_updates(name, fast_compilation):
+def test_recorded_updates(name):
     optimizer = learned_opt.OPTIMIZERS[name]()
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 347

@@ -13,7 +13,6 @@ from launch.studies.hybrid_es.hybrid_training import estimate_without
 from meta_train import estimators as est
 from meta_train.estimators.hybrid import Noise, hybrid_es, select
 from meta_train.unroll import UnrolledSystem
-from tests import systems
 
 LINK = {"speed": 2e9, "latency": 1e-3, "bandwidth": 1e6}
 

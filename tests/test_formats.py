@@ -165,7 +165,7 @@ def test_damaged_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["celo", "celo_adam"])
-def test_real_files(name, fast_compilation):
+def test_real_files(name):
     """They load, are what the recordings hold, and make an update."""
     recordings = published.recorded(name)
     beside = Path(os.environ.get("LEARNED_OPT_PEER_UPDATES", published.BESIDE)).parent / "celo"

@@ -44,14 +44,14 @@ def transcription(theta, shapes):
     return rules
 
 
-def test_transcription(fast_compilation):
+def test_transcription():
     optimizer = learned_opt.l3rs_optimizer(num_tensors=len(SHAPES))
     theta = optimizer.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 375 + 8
     check_transcription(optimizer, transcription)
 
 
-def test_starts_at_its_learning_rate(fast_compilation):
+def test_starts_at_its_learning_rate():
     """Equal shares of three directions that agree: each tensor's step has that size."""
     optimizer = learned_opt.l3rs_optimizer(num_tensors=2, learning_rate=0.03)
     transform = optimizer.bind(optimizer.init(jax.random.key(1)), 10)

@@ -86,14 +86,14 @@ def transcription(theta, shapes):
     return rules
 
 
-def test_transcription(fast_compilation):
+def test_transcription():
     optimizer = learned_opt.nn_adam(eps=0.1)
     theta = optimizer.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 21896
     check_transcription(optimizer, transcription)
 
 
-def test_hyperparameters_stay_in_their_range(fast_compilation):
+def test_hyperparameters_stay_in_their_range():
     """However far the LSTM would move them, and gradients count as at most 1000."""
     optimizer = learned_opt.nn_adam(output_scale=100.0)
     theta = optimizer.init(jax.random.key(0))

@@ -89,7 +89,7 @@ def transcription(theta, shapes):
     return rules
 
 
-def test_transcription(fast_compilation):
+def test_transcription():
     optimizer = learned_opt.rnn_mlp_optimizer()
     theta = optimizer.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 35799

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import learned_opt
-from tests.systems import jit
 
 SHAPES = [(5, 7), (7,), (), (2, 3, 4), (9, 2), (3, 3, 2, 4)]
 STEPS, NUM_STEPS = 12, 20
@@ -46,7 +45,7 @@ def problem():
 def trajectory(transform, params, grads):
     """Parameters after every step, a list of steps for each tensor."""
 
-    @jit
+    @jax.jit
     def run(params, grads):
         def body(carry, grads):
             params, state = carry

@@ -56,12 +56,12 @@ def transcription(theta, shapes):
     return rule
 
 
-def test_recipe(fast_compilation):
+def test_recipe():
     published.check_transcription(learned_opt.small_fc_optimizer(), transcription)
 
 
 @pytest.mark.parametrize("width", [8, 9], ids=["sums", "products"])
-def test_networks_of_any_width(width, fast_compilation):
+def test_networks_of_any_width(width):
     """With their derivatives, which those of a narrow one take from products too."""
     module = Layers((4, width, width, 2))
     weights = jax.tree.map(lambda w: w + 0.1, jax.jit(module.init)(jax.random.key(0))["params"])
@@ -83,7 +83,7 @@ def test_networks_of_any_width(width, fast_compilation):
 @pytest.mark.parametrize(
     ("name", "width", "count"), [("small_fc", 4, 197), ("small_fc_32", 32, 2409)]
 )
-def test_recorded_updates(name, width, count, fast_compilation):
+def test_recorded_updates(name, width, count):
     optimizer = learned_opt.small_fc_optimizer((width, width))
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == count

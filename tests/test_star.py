@@ -27,7 +27,7 @@ def transcription(theta, shapes):
     return rule
 
 
-def test_recipe(fast_compilation):
+def test_recipe():
     optimizer = learned_opt.star_optimizer(
         nominal_step=2e-3,
         weight_decay=0.1,
@@ -38,7 +38,7 @@ def test_recipe(fast_compilation):
     published.check_transcription(optimizer, transcription)
 
 
-def test_recorded_updates(fast_compilation):
+def test_recorded_updates():
     optimizer = learned_opt.star_optimizer(weight_decay=0.1, precondition=True)
     published.check_recorded("star", optimizer)
 

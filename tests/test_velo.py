@@ -51,13 +51,13 @@ def velo(theta, shapes):
     return rule
 
 
-def test_recipe(fast_compilation):
+def test_recipe():
     optimizer = learned_opt.velo_optimizer(hidden_size=5, num_networks=3)
     # Weights are a hundred times a mean, and as much larger are roundings.
     published.check_transcription(optimizer, velo, single=5e-5)
 
 
-def test_recorded_updates(fast_compilation):
+def test_recorded_updates():
     optimizer = learned_opt.velo_optimizer(64, 32, network_mult=1.0, step_mult=1.0)
     published.check_recorded("velo_s", optimizer)
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from learned_opt import learnable_adam, scale_by_width
-from tests.systems import jit
 
 SHAPES = {
     "input": ((5, 4), (5, 16), 1),
@@ -70,7 +69,7 @@ def test_all_widths_move_alike():
             updates, state = transform.update(jax.grad(loss)(params), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        @jit
+        @jax.jit
         def run():
             return jax.lax.scan(body, (params, transform.init(params)), length=3)[0][0]
 

@@ -48,7 +48,7 @@ def types(tree):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learned_optimizer(name, fast_compilation):
+def test_learned_optimizer(name):
     optimizer, theta = make(name)
     assert leaves_equal(theta, optimizer.init(jax.random.key(0)))
     grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)
@@ -88,7 +88,7 @@ EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e3
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_updates_and_their_derivatives_are_finite(name, fast_compilation):
+def test_updates_and_their_derivatives_are_finite(name):
     """Of the 1st, 2nd and 100th update, by theta, gradient, parameters, loss, state; both modes."""
     optimizer, theta = make(name)
     theta = jax.tree.map(lambda t: t.astype(jnp.float32), theta)
@@ -190,7 +190,7 @@ def check_types(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_types_round_nothing_but_the_update(name, fast_compilation):
+def test_types_round_nothing_but_the_update(name):
     """Narrow and weakly typed leaves of a mixed tree are as good as their float32 copies."""
     optimizer, theta = make(name, num_tensors=5)
     transform = optimizer.bind(theta, 10)
@@ -229,7 +229,7 @@ def test_types_round_nothing_but_the_update(name, fast_compilation):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_degenerate_trees(name, fast_compilation):
+def test_degenerate_trees(name):
     """Nothing, None, no elements, scalars, Python floats; and a group without parameters."""
     matrix, scalar = jnp.linspace(-1, 1, 6).reshape(3, 2), jnp.asarray(-0.5)
 
@@ -328,7 +328,7 @@ def test_refusals(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zero_gradients(name, fast_compilation):
+def test_zero_gradients(name):
     """What never had a gradient moves where it is said to, and nowhere behind the mask."""
     optimizer, theta = make(name, num_tensors=1)
     moves = optimizer.moves_without_gradient
@@ -347,7 +347,7 @@ def test_zero_gradients(name, fast_compilation):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scaled_by_width(name, fast_compilation):
+def test_scaled_by_width(name):
     """Each tensor's update takes its multiplier, behind the mask too; the state is as without."""
     optimizer, theta = make(name, num_tensors=2)
     params = {"hidden": jnp.linspace(-1, 1, 24, dtype=jnp.float16).reshape(6, 4), "bias": 0.5}
