@@ -263,7 +263,7 @@ def to_host(state: Any, axes: Any) -> Any:
         tree = jax.tree.map(copy, tree)
         if axis is None:
             return tree
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
     return jax.tree.map(fetch, axes, state, is_leaf=lambda axis: axis is None)
 

@@ -220,3 +220,37 @@ def test_episodes_of_a_system_are_right_or_reported():
         assert metrics["finite"] == ok
         if ok:
             assert float(grad) == pytest.approx(float(found[0][0]), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("fixed", "dtype"), [(SINGLE, np.float32), (DOUBLE, np.float64)])
+def test_a_small_tensor_that_the_objective_hangs_on(fixed, dtype):
+    """Beside a large one at the same rate: the right derivatives, or none.
+
+    The objective is ``sum(b) / scale``, and ``b`` moves by ``scale`` times what it would at 1.
+    """
+    rates, reports = [], []
+    with jax.enable_x64(dtype == np.float64):
+
+        @jax.jit
+        def run(scale):
+            params = {"a": jnp.array([1.0, 2.0], dtype), "b": jnp.array([1.0, -1.0], dtype)}
+            _, grads, trained = reversible.hypergradients(
+                lambda p, theta, t: (
+                    jnp.sum(p["a"] ** 2) / 2 + scale * theta * jnp.sum(jnp.sin(p["b"]))
+                ),
+                lambda p, theta: jnp.sum(p["b"]) / scale,
+                reversible.setup(params, 0.1, 0.5, jnp.asarray(0.7, dtype)),
+                num_steps=6,
+                fixed=fixed,
+                momentum_floor=0.5,
+            )
+            return grads.learning_rates, trained.report.failure
+
+        for exponent in range(4, 20):
+            rate, failure = run(jnp.asarray(10.0**-exponent, dtype))
+            rates.append(float(rate))
+            reports.append(int(failure))
+    right = np.array(reports) == Failure.NONE
+    np.testing.assert_allclose(np.array(rates)[right], -3.794, rtol=1e-2)
+    assert np.all(np.isnan(np.array(rates)[~right]))
+    assert 3 <= right.sum() <= 13 and np.all(np.diff(right.astype(int)) <= 0)

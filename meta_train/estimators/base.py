@@ -55,6 +55,7 @@ def checked(
     *,
     differentiates: bool = False,
     sigma: Any = None,
+    sampler: str = "normal",
     **more: Any,
 ) -> GradientEstimator:
     """The estimator, which first asks whether it can be used on this system and this theta.
@@ -67,6 +68,7 @@ def checked(
       sigma: the smallest standard deviation of the perturbations that its estimates are divided
         by; ``None`` if there is none. Then the metric ``unperturbed`` says what share of theta's
         entries have grown too large for it; see ``checks.lost_share``.
+      sampler: the distribution of the perturbations.
 
     Raises:
       ValueError: (from ``init``) as ``checks.check_system``; on a loss without a derivative where
@@ -79,14 +81,14 @@ def checked(
         if differentiates:
             check_differentiable(name, system, theta, key)
         if sigma is not None:
-            check_sigma(sigma, theta)
+            check_sigma(sigma, theta, sampler)
         return fixed_types(init(theta, key))
 
     def estimate_checked(theta, state, key):
         theta = fixed_types(theta)
         grad, state, metrics = estimate(theta, state, key)
         if sigma is not None:
-            metrics = metrics | {"unperturbed": lost_share(theta, sigma)}
+            metrics = metrics | {"unperturbed": lost_share(theta, sigma, sampler)}
         return grad, state, metrics
 
     return GradientEstimator(init_checked, estimate_checked, **more)

@@ -87,7 +87,7 @@ def full_es(
         grad, _, metrics = population_mean(contributions, losses)
         return grad, ids, metrics
 
-    return checked("full_es", system, init, estimate, sigma=sigma)
+    return checked("full_es", system, init, estimate, sigma=sigma, sampler=sampler)
 
 
 def truncated_es(
@@ -151,7 +151,7 @@ def truncated_es(
         return contribution, jax.tree.map(lambda x: x[2], branches), unperturbed
 
     estimate = estimate_perturbed_windows(window, perturbations, chunk)
-    return checked("truncated_es", system, init, estimate, sigma=sigma)
+    return checked("truncated_es", system, init, estimate, sigma=sigma, sampler=sampler)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def gpes(
         return contribution, particle, (positive + negative) / 2
 
     estimate = estimate_perturbed_windows(window, perturbations, chunk)
-    return checked("gpes", system, init, estimate, sigma=sigma)
+    return checked("gpes", system, init, estimate, sigma=sigma, sampler=sampler)
 
 
 def nres(

@@ -148,6 +148,7 @@ def guided_es(
         init,
         estimate,
         differentiates=True,
+        sampler=sampler,
         sigma=sigma * math.sqrt(alpha),  # Of the directions that no surrogate has.
     )
 

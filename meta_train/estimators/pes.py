@@ -91,7 +91,7 @@ def pes(
         return contribution, particle, (positive + negative) / 2
 
     estimate = estimate_perturbed_windows(window, perturbations, chunk)
-    return checked("pes", system, init, estimate, sigma=sigma)
+    return checked("pes", system, init, estimate, sigma=sigma, sampler=sampler)
 
 
 @dataclass(frozen=True)

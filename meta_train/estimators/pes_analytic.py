@@ -118,6 +118,7 @@ def pes_analytic(
         estimate,
         differentiates=True,
         sigma=sigma,
+        sampler=sampler,
     )
 
 

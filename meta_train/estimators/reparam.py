@@ -160,6 +160,7 @@ def reparam_es(
         estimate,
         differentiates=True,
         sigma=sigma,
+        sampler=sampler,
     )
 
 

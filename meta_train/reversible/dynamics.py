@@ -293,7 +293,7 @@ def reverse(
             )
             d_theta = _sum(d_theta, d_theta_t, theta_observed)
             decay = numerator * 2.0**-fixed.decay_bits
-            stakes = add_stakes(stakes, t, fixed, decay, a_float, moved, d_moved, a_move)
+            stakes = add_stakes(stakes, t, fixed, decay, a_float, absorbed, moved, d_moved, a_move)
         return (w, a, buffer, d_w, d_a, d_theta, stakes), (d_hyper, loss)
 
     with jax.enable_x64(True):

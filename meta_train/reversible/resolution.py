@@ -66,9 +66,13 @@ def no_stakes(dtype) -> Stakes:
     return Stakes(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.int32(-1))
 
 
-def add_stakes(stakes: Stakes, t, fixed, decay, accumulators, moved, d_moved, d_accumulators):
+def add_stakes(
+    stakes: Stakes, t, fixed, decay, accumulators, absorbed, moved, d_moved, d_accumulators
+):
     """With those of step ``t``, walking back; derivatives are of the objective by this move."""
-    noise = jnp.where(accumulators == 0, 0.0, accumulator_noise(decay, fixed))
+    # Zero with nothing absorbed has no error; zero after a gradient was rounded away.
+    nothing = (accumulators == 0) & (absorbed == 0)
+    noise = jnp.where(nothing, 0.0, accumulator_noise(decay, fixed))
     slip = jnp.where(moved == 0, 0.0, move_noise(fixed))
     moves = jnp.sum(jnp.abs(d_moved * moved))
     errors = jnp.sum(jnp.abs(d_accumulators) * noise) + jnp.sum(jnp.abs(d_moved) * slip)

@@ -126,7 +126,7 @@ def hybrid_es(
         flat = ravel_pytree(theta)[0]
         # A search that tries steps divides by no sigma.
         if search.paired and not search.stale_step and not noise.relative:
-            check_sigma(noise.sigma, theta)
+            check_sigma(noise.sigma, theta, noise.sampler)
         particles = surrogate.init(theta, key)
         num_particles = jax.tree.leaves(particles)[0].shape[0]
         if num_particles % num_workers:
