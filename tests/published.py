@@ -48,16 +48,21 @@ def compiled(optimizer, num_steps):
     return jax.jit(begin), jax.jit(update)
 
 
-def check_recorded(name, optimizer, of=None, theta=None, tolerance=1e-5):
+def check_recorded(name, optimizer, theta_of=None, tolerance=1e-5):
     """Each update from the recorded parameters, against the recorded one; prints the error.
 
     That is the largest difference in a tensor, beyond what the rounding of the recorded
     parameters explains, over the largest update in it.
+
+    Args:
+      theta_of: from the recorded arrays to theta; by default as ``formats`` has it.
     """
     params, grads, losses, found = recorded(name)
     begin, update = compiled(optimizer, 50)
-    if theta is None:
-        theta = unflatten_dict(formats.theta_of(of or name, found), sep="/")
+    if theta_of is None:
+        theta = unflatten_dict(formats.theta_of(name, found), sep="/")
+    else:
+        theta = theta_of(found)
     worst = 0.0
     state = begin(theta, params[0])
     for t in range(NUM_STEPS):
@@ -103,14 +108,16 @@ def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES, si
             cast = partial(jax.tree.map, lambda x, d=dtype: jnp.asarray(x, d))
             begin, update = compiled(optimizer, num_steps)
             weights, params = cast(theta), cast(first)
-            state = begin(weights, params)
+            state, worst = begin(weights, params), 0.0
             for t in range(num_steps):
                 loss = jnp.asarray(losses[t], dtype)
                 updates, state = update(weights, cast(grads[t]), state, params, loss)
                 params = {name: params[name] + updates[name] for name in params}
                 for name, change in expected[t].items():
                     error = abs(np.asarray(updates[name]) - change).max() / abs(change).max()
+                    worst = max(worst, error)
                     assert error < tolerance, (name, t, dtype, error)
+            print(f"{dtype.__name__}: largest relative error over {num_steps} updates {worst:.1e}")
 
 
 class Accumulators:
