@@ -53,8 +53,9 @@ def velo(theta, shapes):
 
 def test_recipe(fast_compilation):
     optimizer = learned_opt.velo_optimizer(hidden_size=5, num_networks=3)
-    # Weights are a hundred times a mean, and as much larger are roundings.
-    published.check_transcription(optimizer, velo, single=2e-4)
+    # The outputs of a random theta are differences of large numbers: roundings of single precision
+    # are 1e-5 of the first update, and grow with the run.
+    published.check_transcription(optimizer, velo, single=1e-3)
 
 
 def test_recorded_updates(fast_compilation):
