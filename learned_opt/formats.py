@@ -253,9 +253,7 @@ def _read(file: Path) -> tuple[dict[str, Table], dict[str, Any]]:
     try:
         tree = msgpack_restore(contents)
     except Exception as error:
-        _refuse(
-            file, f"is neither safetensors nor Flax's msgpack, or damaged ({_first_line(error)})"
-        )
+        _refuse(file, f"is damaged, or no msgpack or safetensors ({_first_line(error)})")
     if isinstance(tree, dict) and tree.keys() == {"0", "1", "2"}:
         tree = tree["0"]  # Theta, the name of a run, and a step.
     if not isinstance(tree, dict):

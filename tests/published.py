@@ -48,16 +48,21 @@ def compiled(optimizer, num_steps):
     return jax.jit(begin), jax.jit(update)
 
 
-def check_recorded(name, optimizer, of=None, theta=None, tolerance=1e-5):
+def check_recorded(name, optimizer, theta_of=None, tolerance=1e-5):
     """Each update from the recorded parameters, against the recorded one; prints the error.
 
     That is the largest difference in a tensor, beyond what the rounding of the recorded
     parameters explains, over the largest update in it.
+
+    Args:
+      theta_of: from the recorded arrays to theta; by default as ``formats`` has it.
     """
     params, grads, losses, found = recorded(name)
     begin, update = compiled(optimizer, 50)
-    if theta is None:
-        theta = unflatten_dict(formats.theta_of(of or name, found), sep="/")
+    if theta_of is None:
+        theta = unflatten_dict(formats.theta_of(name, found), sep="/")
+    else:
+        theta = theta_of(found)
     worst = 0.0
     state = begin(theta, params[0])
     for t in range(NUM_STEPS):
@@ -74,7 +79,7 @@ SHAPES = {"conv": (3, 2, 2, 4), "tall": (9, 2), "other": (7,), "scalar": (), "ve
 
 
 def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES, single=1e-5):
-    """Parameters of a run against those of ``transcription``, in double precision and in single.
+    """Updates from the parameters of a run of ``transcription``, in double precision and single.
 
     Args:
       transcription: ``theta -> (name, shape) -> update``, with ``update(p, g, t, loss)`` the
@@ -95,22 +100,23 @@ def check_transcription(optimizer, transcription, num_steps=6, shapes=SHAPES, si
     expected, params = [], first
     for t in range(num_steps):
         changes = rules(params, grads[t], t, losses[t])
+        expected.append((params, changes))
         params = {name: params[name] + changes[name] for name in params}
-        expected.append(changes)
 
     for dtype, tolerance in ((np.float64, 1e-6), (np.float32, single)):
         with jax.enable_x64(dtype == np.float64):
             cast = partial(jax.tree.map, lambda x, d=dtype: jnp.asarray(x, d))
             begin, update = compiled(optimizer, num_steps)
-            weights, params = cast(theta), cast(first)
-            state = begin(weights, params)
-            for t in range(num_steps):
+            weights = cast(theta)
+            state, worst = begin(weights, cast(first)), 0.0
+            for t, (params, changes) in enumerate(expected):
                 loss = jnp.asarray(losses[t], dtype)
-                updates, state = update(weights, cast(grads[t]), state, params, loss)
-                params = {name: params[name] + updates[name] for name in params}
-                for name, change in expected[t].items():
+                updates, state = update(weights, cast(grads[t]), state, cast(params), loss)
+                for name, change in changes.items():
                     error = abs(np.asarray(updates[name]) - change).max() / abs(change).max()
+                    worst = max(worst, error)
                     assert error < tolerance, (name, t, dtype, error)
+            print(f"{dtype.__name__}: largest relative error over {num_steps} updates {worst:.1e}")
 
 
 class Accumulators:

@@ -172,7 +172,22 @@ def test_real_files(name):
     optimizer, theta = learned_opt.load_published(name, beside / f"{name}_theta.state")
     expected = unflatten_dict(formats.theta_of(name, recordings[3]), sep="/")
     assert leaves_equal(theta, jax.tree.map(jnp.asarray, expected))
-    published.check_recorded(name, optimizer, theta=theta)
+    published.check_recorded(name, optimizer, lambda _: theta)
     other = {"celo": "celo_adam", "celo_adam": "celo"}[name]
     with pytest.raises(ValueError, match=f"holds no whole theta of '{other}'"):
         learned_opt.load_published(other, beside / f"{name}_theta.state")
+
+
+def test_layouts():
+    """PyTorch's layers are [outputs, inputs], and Celo2's are not layers of PyTorch's."""
+    shapes = {
+        name: {key: x.shape for key, x in theirs("PYLO", name, theta_of(name)).items()}
+        for name in ("small_fc", "celo2", "velo")
+    }
+    small, celo2, velo = shapes.values()
+    assert small["network.input.weight"] == (3, 39) and small["network.output.weight"] == (2, 3)
+    assert celo2["w0.3"] == (3, 3) and celo2["w0.4"] == (1, 3) and celo2["dense_w.1"] == (3, 3)
+    assert velo["mix_layer1.weight"] == (3, 30) and velo["lstm.linear.weight"] == (12, 6)
+    assert velo["rnn_to_controls.weight"] == (2, 3) and velo["step_size.weight"] == (1, 3)
+    assert velo["input_weights_"] == (2, 4, 30) and velo["output_weights_"] == (2, 3, 4)
+    assert velo["lstm_init_state.1"] == (1, 3) and velo["hidden_bias_.0"] == (2, 4)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 import learned_opt
+from learned_opt import formats
 from learned_opt.small_network import Layers, apply_layers
 from tests import published
 
@@ -80,6 +82,10 @@ def test_networks_of_any_width(width):
     jax.test_util.check_grads(apply, (weights, x), 1, atol=0.02, rtol=0.02, eps=1e-3)
 
 
+def theta_of(found):
+    return unflatten_dict(formats.theta_of("small_fc", found), sep="/")
+
+
 @pytest.mark.parametrize(
     ("name", "width", "count"), [("small_fc", 4, 197), ("small_fc_32", 32, 2409)]
 )
@@ -87,4 +93,4 @@ def test_recorded_updates(name, width, count):
     optimizer = learned_opt.small_fc_optimizer((width, width))
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == count
-    published.check_recorded(name, optimizer, "small_fc")
+    published.check_recorded(name, optimizer, theta_of)

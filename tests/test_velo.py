@@ -53,8 +53,9 @@ def velo(theta, shapes):
 
 def test_recipe():
     optimizer = learned_opt.velo_optimizer(hidden_size=5, num_networks=3)
-    # Weights are a hundred times a mean, and as much larger are roundings.
-    published.check_transcription(optimizer, velo, single=5e-5)
+    # The outputs of a random theta are differences of large numbers, and roundings of the LSTM's
+    # state grow with the run: 1e-5 of the first update, 3e-4 of the sixth.
+    published.check_transcription(optimizer, velo, single=1e-3)
 
 
 def test_recorded_updates():

@@ -44,7 +44,7 @@ def test_save_and_load(name, tmp_path):
     updates = []
     for opt, t in ((optimizer, theta), (loaded, loaded_theta)):
         transform = opt.bind(t, 10)
-        update = jax.jit(lambda t=transform: t.update(grads, t.init(params), params)[0])
+        update = jax.jit(lambda t=transform: t.update(grads, t.init(params), params, value=1.5)[0])
         updates.append(update())
     assert leaves_equal(*updates)
     assert learned_opt.load_config(tmp_path / "a")["training"] == TRAINING
