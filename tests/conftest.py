@@ -23,16 +23,17 @@ import pytest
 def pytest_configure(config):
     """Tests run few steps of many programs, so their time is that of compiling.
 
-    Without LLVM's optimizations it is half of a job's, and by XLA's older emitters, where it still
-    has them, a third of that. These round one formula differently in different programs, so they
-    serve where tests marked `exact` are left out. Commands that tests start compile as jobs do, and
-    in ``make test-as-jobs`` so do all. JAX reads the variable at its first computation.
+    LLVM's first optimization level is a job's own (see `devices.CPU_FLAGS`). Without LLVM's
+    optimizations the time is half of that, and by XLA's older emitters, where it still has them, a
+    third of the rest. These round one formula differently in different programs, so they serve
+    where tests marked `exact` are left out. Commands that tests start compile as jobs do, and in
+    ``make test-as-jobs`` so do all. JAX reads the variable at its first computation.
     """
+    quick = "not exact" in config.option.markexpr
     # Devices of a starved machine wait for each other longer than XLA's patience of 40 s.
     flags = ["--xla_cpu_collective_call_terminate_timeout_seconds=300"]
-    flags += ["--xla_backend_optimization_level=0"]
-    has_older_emitters = importlib.metadata.version("jax").startswith("0.10.")
-    if has_older_emitters and "not exact" in config.option.markexpr:
+    flags += [f"--xla_backend_optimization_level={0 if quick else 1}"]
+    if quick and importlib.metadata.version("jax").startswith("0.10."):
         flags += ["--xla_cpu_use_fusion_emitters=false"]
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 

@@ -38,6 +38,8 @@ from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
 from tests.systems import leaves_equal, linear, window_gradients, z_scores
 
+pytestmark = pytest.mark.exact
+
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
 MATRIX = np.diag(np.linspace(0.2, 2.0, SIZE)) + 0.1

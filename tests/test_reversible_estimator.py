@@ -21,6 +21,8 @@ from tasks.base import Task
 from tasks.data.images import load_images
 from tasks.mlp import mlp_classifier
 
+pytestmark = pytest.mark.exact
+
 
 def regression(dtype=np.float32):
     """Fitting a random teacher with a small tanh network, on fresh inputs."""

@@ -16,6 +16,8 @@ from meta_train.reversible.arithmetic import snap
 from meta_train.reversible.dynamics import Cotangents, reverse, run
 from meta_train.reversible.sgd import _problem, naive_reversal
 
+pytestmark = pytest.mark.exact
+
 PARAMS = {"layer1": {"w": (3, 4), "b": (4,)}, "layer2": {"w": (4, 2)}}
 
 
