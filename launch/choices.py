@@ -17,6 +17,7 @@ import importlib
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,13 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
             f"is {name!r}, which is not part of this library. Import {module} first "
             f"(on the command line: --import={module})."
         )
-    return _class_of(kind, _attribute(name, module, attribute))
+    thing = _attribute(name, module, attribute)
+    if not callable(thing):
+        raise ValueError(
+            f"names {name!r}, a {type(thing).__name__}, which must be a function or a {kind.base} "
+            "dataclass."
+        )
+    return _class_of(kind, thing)
 
 
 def _attribute(name: str, module: str, attribute: str) -> Any:
@@ -141,8 +148,6 @@ def _class_of(kind: Kind, thing: Any) -> type:
             f"names the class {thing.__qualname__}, which must be a frozen dataclass derived from "
             f"{kind.package}.{kind.base}."
         )
-    if not callable(thing):
-        raise ValueError(f"names {thing!r}, which must be a function or a {kind.base} dataclass.")
     entries = []
     parameters = inspect.signature(thing).parameters
     for parameter in parameters.values():
@@ -153,16 +158,28 @@ def _class_of(kind: Kind, thing: Any) -> type:
                 f"names the function {thing.__qualname__}, whose argument `{parameter.name}` has "
                 "no default; the arguments are the fields of the configuration, give each one."
             )
+        if isinstance(parameter.default, list | dict | set):
+            raise ValueError(
+                f"names the function {thing.__qualname__}, whose argument `{parameter.name}` has "
+                f"the default {parameter.default!r}, which could change; use a tuple."
+            )
         entry = dataclasses.field(default=parameter.default)
         entries.append((parameter.name, parameter.annotation, entry))
     passed = [name for name in kind.given if name in parameters]
+    made = typing.get_type_hints(base.make)["return"]
 
     def make(self: Any, *given: Any) -> Any:
         arguments = dict(zip(kind.given, given, strict=False))
         arguments = {name: arguments.get(name) for name in passed}
-        return thing(
+        result = thing(
             **arguments, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         )
+        if not isinstance(result, made):
+            raise ValueError(
+                f"the function {thing.__module__}:{thing.__qualname__} must return a "
+                f"{made.__name__}, got a {type(result).__name__}."
+            )
+        return result
 
     namespace = {
         "make": make,

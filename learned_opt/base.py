@@ -182,11 +182,11 @@ def _check_num_steps(num_steps: Any) -> None:
     else:
         is_number = not isinstance(num_steps, bool | str) and np.ndim(num_steps) == 0
         is_number = is_number and np.asarray(num_steps).dtype.kind in "iuf"
-        positive = is_number and 1 <= num_steps < np.inf
+        positive = is_number and 1 <= num_steps <= 2**30
     if not (is_number and positive):
         raise ValueError(
-            f"`num_steps` must be a number of at least 1, got num_steps={num_steps!r}; give the "
-            "steps that the inner run will take."
+            f"`num_steps` must be a number of at least 1, at most 2^30, got "
+            f"num_steps={num_steps!r}; give the steps that the inner run will take."
         )
 
 

@@ -121,7 +121,14 @@ def check_system(system: Any, theta: Any, key: jax.Array) -> None:
         one from ``init``, or its loss is no real float scalar.
     """
     check_theta(theta)
-    _check_init(system.init)
+    check_takes(
+        "system.init",
+        system.init,
+        "theta, key, horizon",
+        "; the horizon is the number of steps of the episode that starts, for schedules. Add it, "
+        "and ignore it if nothing depends on it",
+    )
+    check_takes("system.step", system.step, "theta, state, key")
     state = jax.eval_shape(lambda *args: fixed_types(system.init(*args)), theta, key, HORIZON)
     result = jax.eval_shape(system.step, theta, state, key)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
@@ -133,15 +140,13 @@ def check_system(system: Any, theta: Any, key: jax.Array) -> None:
     check_loss("system.step", result[1])
 
 
-def _check_init(init: Callable) -> None:
-    """Raises ``ValueError`` unless ``init`` takes ``(theta, key, horizon)``."""
+def check_takes(name: str, fn: Callable, arguments: str, why: str = "") -> None:
+    """Raises ``ValueError`` unless ``fn`` can be called with these arguments, by position."""
     try:
-        inspect.signature(init).bind(None, None, None)
+        inspect.signature(fn).bind(*arguments.split(", "))
     except TypeError:
         raise ValueError(
-            "`system.init` must take (theta, key, horizon), got one that takes "
-            f"{inspect.signature(init)}; the horizon is the number of steps of the episode that "
-            "starts, for schedules. Add it, and ignore it if nothing depends on it."
+            f"`{name}` must take ({arguments}), got one that takes {inspect.signature(fn)}{why}."
         ) from None
     except ValueError:  # Nothing is known of the arguments of some functions not in Python.
         return

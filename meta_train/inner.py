@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt.base import LearnedOptimizer
-from meta_train.checks import MAX_LENGTH, check_loss, check_whole
+from meta_train.checks import MAX_LENGTH, check_loss, check_takes, check_whole
 from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
@@ -58,11 +58,12 @@ def inner_training(
         whose loss is not finite.
 
     Raises:
-      ValueError: on an unknown ``meta_loss`` or ``reduction``, or a non-positive ceiling; from
+      ValueError: on a function of the task or the optimizer that takes other arguments, an
+        unknown ``meta_loss`` or ``reduction``, or a non-positive ceiling; from
         ``init``, on a horizon that is not a whole number from 1 to 2^30; from ``step``, on a loss
         of the task that is no real float scalar.
     """
-    check_arguments(meta_loss, reduction, loss_ceiling)
+    check_arguments(task, learned_optimizer, meta_loss, reduction, loss_ceiling)
 
     def init(theta, key, horizon):
         check_horizon(horizon)
@@ -82,7 +83,8 @@ def inner_training(
         train_loss, grads = jax.value_and_grad(task.loss)(
             state.params, state.instance, batch, key_loss
         )
-        updates, opt_state = learned_optimizer.bind(theta, state.horizon).update(
+        transform = optax.with_extra_args_support(learned_optimizer.bind(theta, state.horizon))
+        updates, opt_state = transform.update(
             grads, state.opt_state, state.params, value=train_loss
         )
         params = optax.apply_updates(state.params, updates)
@@ -115,8 +117,23 @@ def check_horizon(horizon: Any) -> None:
         check_whole(maximum=MAX_LENGTH, horizon=horizon)
 
 
-def check_arguments(meta_loss: str, reduction: str, loss_ceiling: float | None) -> None:
+def check_arguments(
+    task: Task,
+    learned_optimizer: LearnedOptimizer,
+    meta_loss: str,
+    reduction: str,
+    loss_ceiling: float | None,
+) -> None:
     """Raises ``ValueError`` as ``inner_training`` says."""
+    for where, given, arguments in (
+        ("task.sample", task.sample, "key"),
+        ("task.init", task.init, "instance, key"),
+        ("task.batch", task.batch, "instance, key, split"),
+        ("task.loss", task.loss, "params, instance, batch, key"),
+        ("learned_optimizer.init", learned_optimizer.init, "key"),
+        ("learned_optimizer.bind", learned_optimizer.bind, "theta, num_steps"),
+    ):
+        check_takes(where, given, arguments)
     for name, value, valid in (
         ("meta_loss", meta_loss, META_LOSSES),
         ("reduction", reduction, REDUCTIONS),

@@ -73,6 +73,17 @@ def outside(tmp_path, monkeypatch):
             class NotADataclass(OptimizerConfig):
                 pass
 
+            NUMBERS = jnp.arange(3.0)
+
+            def listed(sizes=[3, 2]):
+                return quadratic_family(dim=sizes[0])
+
+            def no_task():
+                return 5
+
+            def no_optimizer():
+                return optax.sgd(0.1)
+
             def wide_es(system, horizons, num_particles=8, sigma=0.5):
                 return full_es(system, num_pairs=num_particles, horizons=horizons, sigma=sigma)
 
@@ -155,6 +166,8 @@ def test_what_a_preset_set_carries_over_where_it_fits():
         (["task=mymod:nothing"], "mymod has none"),
         (["task=mymod:needy"], "argument `dim` has no default"),
         (["optimizer=mymod:NotADataclass"], "must be a frozen dataclass derived from"),
+        (["task=mymod:NUMBERS"], "which must be a function or a TaskConfig dataclass"),
+        (["task=mymod:listed"], "the default [3, 2], which could change; use a tuple"),
     ],
 )
 def test_wrong_words_are_named(words, message, outside):
@@ -330,3 +343,16 @@ def test_artbp_cuts_at_any_mean_length_above_one():
     for values in ({"truncation": 1.0}, {"alpha": 1.0}, {"truncation": float("nan")}):
         with pytest.raises(ValueError, match=f"`{next(iter(values))}` must be above 1, got"):
             cfg.estimator("artbp", **values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("task", "no_task", "mymod:no_task must return a Task, got a int"),
+        ("optimizer", "no_optimizer", "must return a LearnedOptimizer, got a GradientTransform"),
+    ],
+)
+def test_functions_that_return_something_else(kind, name, message, outside):
+    config = chosen(f"--cfg.{kind}=mymod:{name}")
+    with pytest.raises(ValueError, match=message):
+        getattr(config, kind).make()

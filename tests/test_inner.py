@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from learned_opt import learnable_schedule
+from learned_opt import LearnedOptimizer, learnable_schedule
 from meta_train.inner import inner_training
 from meta_train.unroll import unroll
 from tasks import quadratic_family
@@ -50,3 +51,46 @@ def test_a_wrong_horizon_is_refused(horizon):
         inner_training(TASK, OPTIMIZER).init(theta, jax.random.key(1), horizon)
     with pytest.raises(ValueError, match="`horizon` must be a whole number"):
         inner_training(TASK, OPTIMIZER).init(theta, jax.random.key(1), jnp.float32(horizon))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "fn", "message"),
+    [
+        (
+            "task",
+            "loss",
+            lambda p, i, b: 0.0,
+            r"`task.loss` must take \(params, instance, batch, key",
+        ),
+        (
+            "task",
+            "batch",
+            lambda key: (),
+            r"`task.batch` must take \(instance, key, split\), got one",
+        ),
+        ("task", "sample", lambda: (), r"`task.sample` must take \(key\)"),
+        (
+            "optimizer",
+            "bind",
+            lambda theta: None,
+            r"`learned_optimizer.bind` must take \(theta, num",
+        ),
+    ],
+)
+def test_functions_of_other_arguments_are_refused(part, name, fn, message):
+    parts = {"task": TASK, "optimizer": OPTIMIZER}
+    parts[part] = parts[part]._replace(**{name: fn})
+    with pytest.raises(ValueError, match=message):
+        inner_training(*parts.values())
+
+
+def test_an_update_may_read_no_loss():
+    """A plain optax transformation serves, though every update is given the loss."""
+    plain = LearnedOptimizer(
+        lambda key: {"rate": jnp.float32(0.1)}, lambda theta, num_steps: optax.sgd(theta["rate"])
+    )
+    theta = plain.init(jax.random.key(0))
+    system = inner_training(TASK, plain)
+    state = system.init(theta, jax.random.key(1), 3)
+    _, losses = unroll(system, theta, state, jax.random.key(2), 3)
+    assert losses[2] < losses[0]

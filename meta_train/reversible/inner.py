@@ -44,7 +44,7 @@ def reversible_inner_training(
         that is no real float scalar, decays that the fixed-point format cannot express, or as
         ``inner_training``.
     """
-    check_arguments(meta_loss, reduction, loss_ceiling)
+    check_arguments(task, learned_optimizer, meta_loss, reduction, loss_ceiling)
     if learned_optimizer.reversible is None:
         raise ValueError(
             "`learned_optimizer` must have a reversible form, got one whose steps cannot be "
