@@ -238,6 +238,26 @@ def test_reparam_is_exact_for_quadratic_losses(x64, name):
     assert_equal(pathwise, exact, 1e-10 if name == "reparam" else 1e-5)
 
 
+def test_a_noise_period_beyond_every_episode_is_an_episode(x64):
+    system, theta = systems.linear(4)
+    long = build("nres", system, 3, fixed_horizon(T))
+    longer = est.gpes(
+        system,
+        num_pairs=3,
+        truncation=K,
+        horizons=fixed_horizon(T),
+        noise_period=K * 2**40,
+        sigma=SIGMA,
+    )
+    assert_equal(estimate(longer, theta)[0], estimate(long, theta)[0], 1e-12)
+
+
+def test_horizons_are_kept_wide():
+    """Whatever integers they come in: positions are added to them."""
+    given = est.Horizons(np.array([3, 100], np.int8), np.array([0.5, 0.5], np.float16))
+    assert (given.values.dtype, given.probs.dtype) == (np.int64, np.float64)
+
+
 def test_truncated_es_goes_on_from_the_unperturbed_run(x64):
     """Whatever sigma is: its state, and the loss it reports, are those of theta itself."""
     system, theta = systems.nonlinear(1)
