@@ -252,6 +252,19 @@ def test_a_noise_period_beyond_every_episode_is_an_episode(x64):
     assert_equal(estimate(longer, theta)[0], estimate(long, theta)[0], 1e-12)
 
 
+@pytest.mark.parametrize("name", ["guided_es", "pes", "uoro"])
+def test_a_theta_in_bfloat16_is_estimated_in_it(name):
+    """As well as its eight bits let it be: QR, for one, has no such type."""
+    system, theta = systems.linear(4)
+    low = jnp.asarray(theta, jnp.bfloat16)
+    wide = UnrolledSystem(
+        lambda theta, key, horizon: system.init(theta, key, horizon).astype(jnp.float32),
+        lambda theta, state, key: system.step(theta.astype(jnp.float32), state, key),
+    )
+    grad, _ = estimate(build(name, wide, 2000, fixed_horizon(T), sigma=0.5), low)
+    assert np.all(np.isfinite(grad.astype(np.float32))) and grad.dtype == jnp.bfloat16
+
+
 def test_horizons_are_kept_wide():
     """Whatever integers they come in: positions are added to them."""
     given = est.Horizons(np.array([3, 100], np.int8), np.array([0.5, 0.5], np.float16))

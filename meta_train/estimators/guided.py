@@ -15,7 +15,12 @@ from meta_train.estimators.config import ONE_DEVICE, PairsConfig
 from meta_train.estimators.derivatives import float_leaves, replace_floats, resting_after_horizon
 from meta_train.estimators.horizons import Horizons, episode_loss
 from meta_train.estimators.particles import check_population
-from meta_train.estimators.perturbations import add_scaled, perturbation_sampler, scaled
+from meta_train.estimators.perturbations import (
+    add_scaled,
+    orthonormal,
+    perturbation_sampler,
+    scaled,
+)
 from meta_train.unroll import UnrolledSystem, unroll
 
 
@@ -116,7 +121,7 @@ def guided_es(
         key_horizon, key_begin = jax.random.split(key_restart)
         horizon = horizons.draw(key_horizon)
         flat, unravel = ravel_pytree(theta)
-        basis = jnp.linalg.qr(particle.surrogates.T)[0]
+        basis = orthonormal(particle.surrogates.T)
         within = jax.random.normal(key_sub, (num_surrogates,), flat.dtype)
         stretch = sigma * jnp.sqrt((1 - alpha) * flat.size / num_surrogates)
         eps = jnp.sqrt(alpha) * ravel_pytree(perturb(key_eps, particle.id))[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from meta_train.samplers import BLOCK, sampler_named
@@ -61,3 +62,9 @@ def add_scaled(theta: Theta, scale, direction: Theta) -> Theta:
 def scaled(scale, tree: Theta) -> Theta:
     """``scale * tree``, in its dtypes."""
     return jax.tree.map(lambda x: (scale * x).astype(x.dtype), tree)
+
+
+def orthonormal(columns: jax.Array) -> jax.Array:
+    """A basis of the span of the columns, ``[P, k]``; in float32 where they are narrower."""
+    wide = jnp.promote_types(columns.dtype, jnp.float32)
+    return jnp.linalg.qr(columns.astype(wide))[0].astype(columns.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from meta_train.checks import check_whole
 from meta_train.estimators.hybrid.messages import Costs, Sends
 from meta_train.estimators.hybrid.searches import Search, Setting, perturbation, weighted_sum
+from meta_train.estimators.perturbations import orthonormal
 
 # The address of the draws within the span of past surrogates; no row has this index.
 _WITHIN = 2**32 - 4
@@ -79,7 +80,7 @@ def guided(*, num_surrogates: int = 1, alpha: float = 0.5) -> Search:
         independent=lambda rows: num_surrogates,
         init=init,
         observe=lambda past, gradient: jnp.concatenate([gradient[None], past[:-1]]),
-        directions=lambda past, d, draws, rows: jnp.linalg.qr(past.T)[0].T,
+        directions=lambda past, d, draws, rows: orthonormal(past.T).T,
         direction=direction,
     )
 
@@ -95,7 +96,7 @@ def past_descent() -> Search:
 
     def directions(past, d, draws, rows):
         random = [draws.row(row) for row in range(1, rows)]
-        return jnp.linalg.qr(jnp.stack([d, *random], axis=1))[0].T
+        return orthonormal(jnp.stack([d, *random], axis=1)).T
 
     def step(setting, direction, sent):
         slopes = _finite(_slopes(setting, sent))
