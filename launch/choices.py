@@ -176,8 +176,8 @@ def _class_of(kind: Kind, thing: Any) -> type:
         )
         if not isinstance(result, made):
             raise ValueError(
-                f"the function {thing.__module__}:{thing.__qualname__} must return a "
-                f"{made.__name__}, got a {type(result).__name__}."
+                f"names the function {thing.__module__}:{thing.__qualname__}, which must return "
+                f"{made.__name__}, got {type(result).__name__}."
             )
         return result
 

@@ -348,8 +348,8 @@ def test_artbp_cuts_at_any_mean_length_above_one():
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("task", "no_task", "mymod:no_task must return a Task, got a int"),
-        ("optimizer", "no_optimizer", "must return a LearnedOptimizer, got a GradientTransform"),
+        ("task", "no_task", "mymod:no_task, which must return Task, got int"),
+        ("optimizer", "no_optimizer", "must return LearnedOptimizer, got GradientTransform"),
     ],
 )
 def test_functions_that_return_something_else(kind, name, message, outside):

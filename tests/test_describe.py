@@ -132,7 +132,10 @@ def test_command(tmp_path):
     assert "networks of 3 tensors" in done.stdout and "\n\nadam\n" in done.stdout
     for name, message in (
         ("nadam", "NAME must be one of adam, .*got 'nadam'. Did you mean 'nadamw'?"),
-        ("outside:wrong", "NAME 'outside:wrong' must make a LearnedOptimizer, got int."),
+        (
+            "outside:wrong",
+            "NAME names the function outside:wrong, which must return LearnedOptimizer, got int.",
+        ),
         (".", "is not a trained optimizer: config.json and theta.safetensors missing"),
     ):
         done = run(name)
