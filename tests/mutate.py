@@ -78,6 +78,7 @@ TESTS = {
     "learned_opt/inspection.py": "describe",
     "learned_opt/width.py": "width contracts",
     "learned_opt/*.py": "mlp_optimizer tuned scheduled l3rs nn_adam rnn_mlp small_fc "
+    "star celo celo2 velo formats "
     "reversible_estimator readme contracts",
 }
 # These start processes of their own, in which calls are not seen: they count as callers of all.
