@@ -1012,8 +1012,8 @@ def test_contradictions_are_refused(arguments, message):
 @pytest.mark.parametrize(
     "search, arguments, message",
     [
-        (select, {"combine": "best"}, "`combine` must be one of"),
-        (select, {"top": 0}, "`top` must be"),
+        (select, {"step_size": 1.0, "combine": "best"}, "`combine` must be one of"),
+        (select, {"step_size": 1.0, "top": 0}, "`top` must be"),
         (select, {"step_size": 0.0}, "`step_size` must be"),
         (guided, {"alpha": 0.0}, "`alpha` must be above 0"),
         (guided, {"num_surrogates": 0}, "`num_surrogates` must be"),
