@@ -497,10 +497,13 @@ def suggest(word: str, valid: Any) -> str:
 
 def _no_field(where: str, name: str, cls: type) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
-    return (
-        f"{where} has no field {name!r}; its fields are: {', '.join(names) or 'none'}."
-        f"{suggest(name, names)}"
-    )
+    # A field of a part is often asked of the whole: `--cfg.horizon` is `--cfg.inner.horizon`.
+    inner = [path for path in plain_paths(cls, where) if path.endswith(f".{name}")]
+    hint = f" Did you mean {inner[0]}?" if inner else suggest(name, names)
+    chosen = [f"{where}.{f.name}.FIELD" for f in dataclasses.fields(cls) if kind_of(f)]
+    if chosen and not hint:
+        hint = f" The fields of what is chosen are written {', '.join(chosen)}."
+    return f"{where} has no field {name!r}; its fields are: {', '.join(names) or 'none'}.{hint}"
 
 
 def plain_paths(cls: type, where: str) -> Iterator[str]:

@@ -85,7 +85,8 @@ class Config:
       eval_seeds: inner runs of an evaluation.
       checkpoint_every: outer steps between checkpoints.
       keep_checkpoints: how many of the newest to keep.
-      nonfinite_patience: outer steps without a finite particle after which to stop; 0: never.
+      nonfinite_patience: outer steps without a finite particle after which to stop (the step that
+        runs by then is finished first); 0: never.
       wandb_project: W&B project.
       wandb_mode: auto (online if logged in), online, offline or disabled.
       task: the inner problem.

@@ -47,7 +47,7 @@ def normalized_features(grads, params, momenta) -> jax.Array:
     """
 
     def normalize(x):
-        return x * jax.lax.rsqrt(1e-5 + jnp.mean(jnp.square(x), axis=-1, keepdims=True))
+        return x * jax.lax.rsqrt(1e-5 + jnp.mean(x * x, axis=-1, keepdims=True))
 
     def features(grad, param, momenta):
         return normalize(jnp.concatenate([grad.reshape(1, -1), param.reshape(1, -1), momenta]))

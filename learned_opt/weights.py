@@ -1,6 +1,7 @@
 """A trained optimizer on disk: ``theta.safetensors``, ``config.json`` and a model card.
 
 ``config.json`` of format 2 holds the SHA-256 of the weights and of itself. Format 1 has none.
+The card is for people, who may write on in it: nothing reads it, and no digest is of it.
 A save takes effect in one move, that of ``config.json``: until its weights have taken their place
 too, they are found under a second name.
 """

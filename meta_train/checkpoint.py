@@ -160,8 +160,8 @@ def _problem(folder: Path) -> str:
         return f"{DIGESTS} is missing" if _says_digested(folder) else ""
     except OSError as error:
         return f"{DIGESTS} cannot be read ({error.strerror})"
-    heading, *lines = text.split("\n")[:-1] or [""]
-    if heading != _heading(len(lines)):
+    heading, *lines, rest = ["", *text.split("\n")] if "\n" not in text else text.split("\n")
+    if heading != _heading(len(lines)) or rest:
         return f"{DIGESTS} has changed"
     for digest, _, name in (line.partition("  ") for line in lines):
         try:

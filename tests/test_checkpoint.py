@@ -71,6 +71,12 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(copy, damage, caplog):
         path.write_bytes(before)
         seen += 1
     assert seen > 8
+    digests = newest / "SHA256SUMS"
+    before = digests.read_bytes()
+    for after in (before + b" ", before[:-1]):
+        digests.write_bytes(after)
+        assert workdir.find_start(copy).step == 8
+    digests.write_bytes(before)
     assert workdir.find_start(copy).step == 12
     assert not caplog.records  # One sentence each, and not what Orbax has to say.
 

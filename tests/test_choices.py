@@ -144,6 +144,8 @@ def test_what_a_preset_set_carries_over_where_it_fits():
     ("words", "message"),
     [
         (["num_stpes=3"], "Did you mean 'num_steps'?"),
+        (["horizon=3"], "Did you mean --cfg.inner.horizon?"),
+        (["sigma=1"], "--cfg.optimizer.FIELD, --cfg.estimator.FIELD"),
         (["num_steps=abc"], "--cfg.num_steps must be a whole number, got 'abc'."),
         (["num_steps=2.5"], "--cfg.num_steps must be a whole number, got '2.5'."),
         (["num_steps=0"], "--cfg.num_steps must be at least 1, got 0."),

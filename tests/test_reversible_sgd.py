@@ -360,7 +360,7 @@ def test_ten_thousand_steps_are_recovered_to_the_bit(kind, fixed, dtype):
         ended = run(*problem.arguments)
         zeros = jnp.zeros_like(problem.velocity), jnp.zeros_like(ended.losses)
         cotangents = Cotangents(jnp.ones_like(problem.weights), *zeros)
-        grads, report, recovered, _ = reverse(*problem.arguments, ended, cotangents)
+        grads, report, recovered = reverse(*problem.arguments, ended, cotangents)
         assert np.all(np.isfinite(ravel_pytree(grads)[0]))
     assert reversible.explain(report) == "exact: no failure."
     for found, begun, end, bits in (
@@ -449,7 +449,7 @@ def test_one_flipped_bit_anywhere_poisons_every_gradient():
         jnp.ones_like(problem.weights), jnp.zeros_like(problem.velocity), jnp.zeros(300)
     )
     back = jax.jit(lambda ended: reverse(*problem.arguments, ended, cotangents))
-    grads, report, _, _ = back(ended)
+    grads, report, _ = back(ended)
     assert report.ok
     assert np.all(np.isfinite(ravel_pytree(grads)[0]))
     for field in ("weights", "accumulators", "buffer", "tape"):
@@ -457,7 +457,7 @@ def test_one_flipped_bit_anywhere_poisons_every_gradient():
             damaged = getattr(ended, field)
             first = (0,) * damaged.ndim
             damaged = damaged.at[first].set(damaged[first] ^ 1)
-        grads, report, _, _ = back(ended._replace(**{field: damaged}))
+        grads, report, _ = back(ended._replace(**{field: damaged}))
         assert int(report.failure) in (Failure.REPLAY, Failure.START), field
         assert np.all(np.isnan(ravel_pytree(grads)[0])), field
         assert "rounded differently" in reversible.explain(report)

@@ -53,7 +53,7 @@ def artbp(
     Source: Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time".
     Their ``c``; that its mean segment is ``l`` follows from a telescoping sum.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
     check_positive(mean_truncation=mean_truncation)
     for name, value in {"mean_truncation": mean_truncation, "alpha": alpha}.items():
         if not value > 1:

@@ -72,7 +72,7 @@ def bptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
 
     def init(theta, key):
         del theta, key
@@ -133,7 +133,7 @@ def tbptt(
 
     Source: Vicol et al. 2021, section 2 and Table 1.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
     check_truncation(horizons, truncation)
 
     def init(theta, key):

@@ -57,7 +57,7 @@ def full_es(
 
     Source: Vicol et al. 2021, section 3, equation 3 (antithetic form).
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
 
@@ -123,7 +123,7 @@ def truncated_es(
     inner state for the whole population; here every pair has its own, so a population
     covers many tasks and phases.
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
     check_truncation(horizons, truncation)

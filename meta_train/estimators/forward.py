@@ -240,7 +240,7 @@ def _online(
         the (estimated) total derivative of its loss.
       check_size: ``(theta, key)``; raises if the carry would be too large.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
     check_truncation(horizons, truncation)
 
     def init(theta, key):

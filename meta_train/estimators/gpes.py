@@ -13,7 +13,7 @@ from meta_train.estimators.base import (
     estimate_perturbed_windows,
 )
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
-from meta_train.estimators.horizons import Horizons, check_truncation, num_windows
+from meta_train.estimators.horizons import Horizons, check_horizons, check_truncation, num_windows
 from meta_train.estimators.particles import (
     antithetic_starts,
     check_population,
@@ -67,7 +67,7 @@ def gpes(
     truncations; losses are averaged over the truncation, not summed. A particle that starts
     in mid-episode draws its perturbation there.
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
     check_truncation(horizons, truncation)
@@ -149,6 +149,7 @@ def nres(
 
     Source: Li et al. 2023 (NRES), Vicol 2023 (ES-Single): the same estimator found twice.
     """
+    check_horizons(horizons)
     check_truncation(horizons, truncation)
     return gpes(
         system,

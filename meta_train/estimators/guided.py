@@ -76,7 +76,7 @@ def guided_es(
     Source: Maheswaranathan et al. 2019. Differs: ``C`` is scaled by ``P`` so that ``sigma``
     means what it does in ``full_es`` (the authors' factor ``beta`` is then 1).
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_whole(num_surrogates=num_surrogates)
     check_positive(sigma=sigma)
     check_multiple(horizons.max, truncation)

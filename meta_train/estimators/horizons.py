@@ -102,6 +102,15 @@ def log_uniform_horizons(minimum: int, maximum: int, multiple: int) -> Horizons:
     return Horizons(values, np.diff(edges) / (edges[-1] - edges[0]))
 
 
+def check_horizons(horizons: Any) -> None:
+    """Raises ``ValueError`` unless it is a distribution of episode lengths."""
+    if not isinstance(horizons, Horizons):
+        raise ValueError(
+            f"`horizons` must be a distribution of episode lengths, got {horizons!r}; write "
+            "`fixed_horizon(STEPS)`, `log_uniform_horizons(...)` or `Horizons(values, probs)`."
+        )
+
+
 def check_truncation(horizons: Horizons, truncation: int) -> None:
     """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``, a whole number."""
     if not is_whole(truncation) or not 1 <= truncation <= horizons.max:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.checks import check_whole
-from meta_train.estimators.horizons import Horizons, num_windows, step_weight
+from meta_train.estimators.horizons import Horizons, check_horizons, num_windows, step_weight
 from meta_train.estimators.perturbations import Theta, add_scaled
 from meta_train.unroll import UnrolledSystem
 
@@ -33,9 +33,17 @@ class Particle(NamedTuple):
     memory: Any
 
 
-def check_population(num: int, chunk: int | None, unit: str = "particles") -> None:
-    """Raises ``ValueError`` unless ``num_UNIT`` is a whole number, and ``chunk`` one or None."""
+def check_population(
+    num: int, horizons: Horizons, chunk: int | None, unit: str = "particles"
+) -> None:
+    """What every estimator first asks of the numbers it is given.
+
+    Raises:
+      ValueError: unless ``num_UNIT`` is a whole number, ``chunk`` one or None, and ``horizons``
+        are ``Horizons``.
+    """
     check_whole(**{f"num_{unit}": num})
+    check_horizons(horizons)
     if chunk is not None:
         check_whole(chunk=chunk)
 

@@ -62,7 +62,7 @@ def pes(
     between truncations, so no truncation mixes two episodes (one that ends within a truncation
     idles until the next); losses are averaged over the truncation, not summed.
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
     check_truncation(horizons, truncation)

@@ -69,7 +69,7 @@ def pes_analytic(
     Source: Vicol et al. 2021, PES+Analytic. Differs: each pair has a mean state of its own,
     so a population covers many tasks and phases.
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
     check_truncation(horizons, truncation)

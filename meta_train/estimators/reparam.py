@@ -51,7 +51,7 @@ def reparam(
     Source: Metz et al. 2019, "Understanding and correcting pathologies in the training of
     learned optimizers"; Vicol et al. 2021, Table 1.
     """
-    check_population(num_pairs, chunk, unit="pairs")
+    check_population(num_pairs, horizons, chunk, unit="pairs")
     check_positive(sigma=sigma)
     perturbations = perturbation_sampler(sampler, num_pairs, sigma)
 
@@ -114,7 +114,7 @@ def reparam_es(
     With a sampler whose components are not normal the two gradients are those of two different
     smoothings, equal up to quadratic losses.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
     check_positive(sigma=sigma)
     check_whole(pairs_per_particle=pairs_per_particle)
     if pairs_per_particle < 4 or pairs_per_particle % 2:

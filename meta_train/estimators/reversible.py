@@ -66,7 +66,7 @@ def reversible(
     Source: Maclaurin, Duvenaud, Adams 2015; here for any optimizer that moves the weights
     by what its post-update accumulators say.
     """
-    check_population(num_particles, chunk)
+    check_population(num_particles, horizons, chunk)
     if system.reversible is None:
         raise ValueError(
             "`system` must have a reversible form, got one whose steps cannot be undone. Make it "

@@ -43,7 +43,7 @@ from meta_train.reversible.report import (
     no_failure,
     poison,
 )
-from meta_train.reversible.resolution import Stakes, Travel, add_stakes, no_stakes
+from meta_train.reversible.resolution import Travel, add_stakes, no_stakes, of_stakes
 
 
 def _its_loss(theta, loss: jax.Array, weights, x) -> jax.Array:
@@ -233,22 +233,22 @@ def reverse(
     fixed: FixedPoint,
     outcome: Run,
     cotangents: Cotangents,
-) -> tuple[Gradients, Report, Recovered, Stakes]:
+) -> tuple[Gradients, Report, Recovered]:
     """Walks a run back to its start, and derivatives with it.
 
     The exact gradient of the fixed-point run, as if rounding were the identity. Every
     recomputed loss is compared with the recorded one, and the state in the end with the
-    initial state and an empty buffer, bit for bit; on a mismatch every gradient is NaN and
-    the report says why. Compute: a gradient, its reverse-over-reverse derivative and the
-    pullbacks of ``absorb`` and ``move`` per step. Memory: that of ``run``, and one gradient.
+    initial state and an empty buffer, bit for bit; on a mismatch, or where too much of the
+    objective hangs on rounding, every gradient is NaN and the report says why. Compute: a
+    gradient, its reverse-over-reverse derivative and the pullbacks of ``absorb`` and ``move``
+    per step. Memory: that of ``run``, and one gradient.
 
     Args:
       outcome: of ``run`` with the same arguments.
       cotangents: of its final weights, final accumulators and observed losses.
 
     Returns:
-      Gradients, the report of the run and the reversal together, where this ended, and how
-      much of the objective hung on rounding (whether it is too much is for the caller).
+      Gradients, the report of the run and the reversal together, and where this ended.
     """
     precise = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     dtype = weights.dtype
@@ -321,9 +321,9 @@ def reverse(
         started = no_failure()._replace(
             failure=jnp.where(exact, Failure.NONE, Failure.START).astype(jnp.int32)
         )
-        report = first(first(outcome.report, another), started)
+        report = first(first(first(outcome.report, another), started), of_stakes(stakes))
         gradients = poison(report.ok, Gradients(d_theta, d_hypers, d_w, d_a))
-        return gradients, report, Recovered(w, a, buffer), stakes
+        return gradients, report, Recovered(w, a, buffer)
 
 
 def float_step(

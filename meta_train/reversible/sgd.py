@@ -26,7 +26,7 @@ from meta_train.reversible.dynamics import (
     run,
 )
 from meta_train.reversible.report import Report, first, poison
-from meta_train.reversible.resolution import of_descent, of_stakes
+from meta_train.reversible.resolution import of_descent
 from meta_train.reversible.schedule import (
     check_schedule,
     expand,
@@ -172,10 +172,7 @@ def hypergradients(
         jnp.zeros_like(problem.velocity),
         jnp.zeros_like(ended.observed),
     )
-    gradients, report, _, stakes = reverse(*problem.arguments, ended, cotangents)
-    # The objective may hang on a small tensor that `of_descent` sees among large ones.
-    report = first(report, of_stakes(stakes))
-    gradients = poison(report.ok, gradients)
+    gradients, report, _ = reverse(*problem.arguments, ended, cotangents)
     theta_run, constants = gradients.theta
     learning_rates, momenta = jax.tree.map(
         lambda like, c, v: (v if c is None else c).reshape(jnp.shape(like)),

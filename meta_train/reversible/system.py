@@ -16,8 +16,7 @@ from meta_train.reversible.arithmetic import (
     plan_spills,
 )
 from meta_train.reversible.dynamics import Cotangents, Dynamics, float_step, reverse, run
-from meta_train.reversible.report import Report, first, poison
-from meta_train.reversible.resolution import of_stakes
+from meta_train.reversible.report import Report
 from meta_train.unroll import UnrolledSystem
 
 Theta = Any
@@ -161,9 +160,7 @@ def episode_gradient(
     ended = run(*arguments)
     value, d_losses = jax.value_and_grad(objective)(ended.observed)
     cotangents = Cotangents(jnp.zeros_like(weights), jnp.zeros_like(accumulators), d_losses)
-    gradients, report, _, stakes = reverse(*arguments, ended, cotangents)
-    report = first(report, of_stakes(stakes))
-    gradients = poison(report.ok, gradients)
+    gradients, report, _ = reverse(*arguments, ended, cotangents)
     no_gradient = jax.tree.map(_zero_cotangent, context)
     (through_start,) = pull_begin(Start(no_gradient, gradients.weights, gradients.accumulators))
     return value, jax.tree.map(jnp.add, gradients.theta, through_start), report

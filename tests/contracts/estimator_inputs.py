@@ -232,6 +232,13 @@ def test_counts_are_whole_numbers(name):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
+def test_lengths_of_episodes_are_horizons(name):
+    for value in (6, None, [3, 6], np.array(6), "6"):
+        with pytest.raises(ValueError, match=r"`horizons` must be a distribution .*fixed_horizon"):
+            on_system(name, plain(), value, truncation=K)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
 def test_types_stay(name, x64):
     """Whatever the default type, states and gradients keep theirs: outer steps may be scanned."""

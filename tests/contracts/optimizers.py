@@ -84,7 +84,7 @@ def test_learned_optimizer(name):
 # meet before it is lost, up to 1e30 (ten steps of 0.9 momentum below the largest float).
 GRADIENTS = [(0, 0), (1, 0), (1e20, 0), (1e30, 0), (0, 1), (1, 1), (1e20, 1e20), (1e30, 1e30)]
 GRADIENTS += [(1e18, 1e19), (1e-20, 1e-20), (1e-30, 1e-30)]
-EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e30)]
+EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e30, 3e38)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from jax.flatten_util import ravel_pytree
 from meta_train.checks import check_sigma, check_whole, fixed_types, is_whole
 from meta_train.estimators.base import GradientEstimator, checked
 from meta_train.estimators.config import NO_EXCHANGE, Exchange
-from meta_train.estimators.horizons import Horizons
+from meta_train.estimators.horizons import Horizons, check_horizons
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.between import between
 from meta_train.estimators.hybrid.compression import Compressor
@@ -83,6 +83,7 @@ def hybrid_es(
 
     Source: Bartolo, "Hybrid-ES" (poster). Differs: the poster leaves its in-between branch open.
     """
+    check_horizons(horizons)
     check_settings(
         refresh_every=refresh_every,
         num_workers=num_workers,
