@@ -109,7 +109,7 @@ def _safe_rsqrt(x):
 
 def normalized(x: jax.Array, axes: Sequence[int], eps: float) -> jax.Array:
     """``x`` over its root mean square along ``axes``."""
-    return x * jax.lax.rsqrt(eps + jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+    return x * jax.lax.rsqrt(eps + jnp.mean(x * x, axis=axes, keepdims=True))
 
 
 def offsets(

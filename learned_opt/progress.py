@@ -33,7 +33,9 @@ def progress(
     Nine are ``tanh(10 (steps / num_steps - c))``. The others compare averages ``a_i`` of decays
     ``exp(-1 / h_i)``, ``h_i`` from 10 to ``num_steps`` at equal ratios, bias-corrected: ``f =
     (a_i - min a_i) / (a_{i+1} - min a_i) - 1`` within 1 of 0, 0 in the first two steps. A loss
-    counts as at most twice the largest average.
+    counts as at most twice the largest average. Where a loss stands still to its last digits,
+    ``f`` is a quotient of rounding errors, here as in the authors' code, and what follows from it
+    differs between programs that round differently.
 
     Args:
       averages: of the losses before.

@@ -137,7 +137,7 @@ def _features(accumulators: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
     momenta, second_moment = accumulators[:-1], accumulators[-1]
     by_tensor = jnp.concatenate(
         [
-            piece * jax.lax.rsqrt(1e-5 + jnp.mean(jnp.square(piece), axis=1, keepdims=True))
+            piece * jax.lax.rsqrt(1e-5 + jnp.mean(piece * piece, axis=1, keepdims=True))
             for piece in jnp.split(momenta, np.cumsum(sizes)[:-1], axis=1)
             if piece.size  # The mean of none is NaN.
         ],

@@ -293,7 +293,7 @@ def _parameter_features(grad, weight, momenta, squares) -> jax.Array:
     log_weight = jnp.log(jnp.abs(weight) + 1e-8)
     own = jnp.stack([grad, weight, log_weight])
     x = jnp.concatenate([own, momenta, squares, momenta * root, root])
-    return x * jax.lax.rsqrt(1e-5 + jnp.mean(jnp.square(x), axis=2, keepdims=True))
+    return x * jax.lax.rsqrt(1e-5 + jnp.mean(x * x, axis=2, keepdims=True))
 
 
 def _constant_features(weight, steps, count) -> jax.Array:

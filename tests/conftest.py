@@ -42,6 +42,19 @@ def pytest_configure(config):
 pytest.register_assert_rewrite("tests.contracts")
 
 
+# Names whose code another name runs too, at another size or under another flag: their contracts
+# are among the slow tests.
+TWINS = {"es_single": "nres", "velo": "velo_s", "celo2_base": "celo2"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.path.name == "test_contracts.py" and params.get("name") in TWINS:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
     """Notes what a contract test ran on: the thing, by its parameter ``name``."""

@@ -38,8 +38,6 @@ from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
 from tests.systems import leaves_equal, linear, window_gradients, z_scores
 
-pytestmark = pytest.mark.exact
-
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
 MATRIX = np.diag(np.linspace(0.2, 2.0, SIZE)) + 0.1
@@ -484,6 +482,7 @@ def compiled(num_devices, **kwargs):
     return step.lower(placed).compile(), placed, axes, (estimator, optimizer, state)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -801,6 +800,7 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
     assert np.all(np.isfinite(found[0]))
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "nres", "reversible"])
 def test_the_gradients_are_those_of_the_base(base):
     """Two workers' refresh is the base's own estimate, its population goes on as alone."""

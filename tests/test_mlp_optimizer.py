@@ -58,6 +58,13 @@ def test_recipe():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_features_of_the_largest_floats_have_derivatives():
+    huge = {"w": jnp.array([3e38, -3e38, 1.0])}
+    momenta = features.init_momenta(huge)
+    slope = jax.grad(lambda p: jnp.sum(features.normalized_features(huge, p, momenta)))(huge)
+    assert np.all(np.isfinite(slope["w"]))
+
+
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 100, 257, 1000])
 def test_blocks_equal_the_whole(columns):
     x = jax.random.normal(jax.random.key(0), (8, columns))

@@ -14,8 +14,6 @@ from meta_train.estimators import reversible as reversible_estimator
 from meta_train.reversible import DOUBLE, SINGLE, Dynamics, Failure
 from meta_train.reversible.system import Start, reversible_system
 
-pytestmark = pytest.mark.exact
-
 NUM_STEPS = 20
 TOLERANCE = 0.01
 LOST = np.array([[1.5, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.1]])
@@ -202,6 +200,7 @@ def quadratic_system(scale):
     )
 
 
+@pytest.mark.exact
 def test_episodes_of_a_system_are_right_or_reported():
     @jax.jit
     def estimate(scale):

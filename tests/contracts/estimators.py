@@ -52,7 +52,7 @@ def test_estimator(name):
     system = make_system(config, config.task.make(), optimizer)
     estimator = config.estimator.make(system, config.horizons())
     meta_optimizer = config.meta.make(config.num_steps)
-    state = trainer.init_state(estimator, meta_optimizer, optimizer.init, seed=0)
+    state = jax.jit(lambda: trainer.init_state(estimator, meta_optimizer, optimizer.init, seed=0))()
     population = state.estimator_state
     if name == HYBRID:  # The rest is on every device.
         assert population.workers.shape == (config.estimator.shards.parts,)
@@ -96,11 +96,22 @@ HYBRIDS = (
 )
 
 
+# One of each kind of state: with an accumulator, of inner states alone, with carried derivatives,
+# without any, and with parts on every device. The slow tests take all.
+KINDS_OF_STATE = ("pes", "tbptt", "uoro", "reversible")
+MOVED = [(name, {}) for name in ESTIMATORS]
+MOVED += [("pes", {"inner": {"reduction": "telescoped"}})]
+MOVED += [(HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS]
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
-    [(name, {}) for name in ESTIMATORS]
-    + [("pes", {"inner": {"reduction": "telescoped"}})]
-    + [(HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS],
+    [
+        case
+        if case[0] in KINDS_OF_STATE or case[1] == {"hybrid": HYBRIDS[0]}
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in MOVED
+    ],
     ids=lambda value: (
         value
         if isinstance(value, str)

@@ -56,12 +56,14 @@ def test_learned_optimizer(name):
     def run(theta):
         transform = optax.chain(optax.clip(10.0), optimizer.bind(theta, 5))
 
-        def body(carry, _):
+        def body(carry, loss):
             params, state = carry
-            updates, state = transform.update(grads, state, params, **LOSS)
+            updates, state = transform.update(grads, state, params, value=loss)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(body, (PARAMS, transform.init(PARAMS)), None, length=5)[0][0]
+        # Losses that differ: of a constant one, some optimizers compare rounding errors.
+        losses = jnp.linspace(1.5, 1.0, 5)
+        return jax.lax.scan(body, (PARAMS, transform.init(PARAMS)), losses)[0][0]
 
     params = jax.jit(run)(theta)
     assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
@@ -69,22 +71,30 @@ def test_learned_optimizer(name):
         assert after.shape == before.shape and after.dtype == before.dtype
         assert np.all(np.isfinite(after)) and not np.array_equal(after, before)
     # theta matters, is differentiable, and may be batched.
-    slope = jax.grad(lambda t: optax.tree.sum(run(t)))(theta)
-    assert optax.tree.norm(slope) > 0
-    other = jax.tree.map(
-        lambda t: t + 0.1 * jnp.sin(1 + jnp.arange(t.size)).reshape(t.shape), theta
+    thetas = jax.tree.map(
+        lambda t: np.stack([t, t + 0.1 * np.sin(1 + np.arange(t.size)).reshape(t.shape)]), theta
     )
-    thetas = jax.tree.map(lambda *t: jnp.stack(t), theta, other)
-    batched = jax.jit(jax.vmap(run))(thetas)
-    np.testing.assert_allclose(batched["matrix"][0], params["matrix"], rtol=1e-5, atol=1e-5)
-    assert not np.allclose(batched["matrix"][0], batched["matrix"][1], atol=1e-9)
+
+    @jax.jit
+    @jax.vmap
+    @partial(jax.grad, has_aux=True)
+    def batched(theta):
+        params = run(theta)
+        return optax.tree.sum(params), params["matrix"]
+
+    slopes, matrices = batched(jax.tree.map(lambda t, x: t.astype(x.dtype), thetas, theta))
+    assert all(
+        np.linalg.norm([np.linalg.norm(x[i]) for x in jax.tree.leaves(slopes)]) for i in (0, 1)
+    )
+    np.testing.assert_allclose(matrices[0], params["matrix"], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(matrices[0], matrices[1], atol=1e-9)
 
 
 # Gradients of the first step and of the later ones, and parameters: everything a float32 run may
 # meet before it is lost, up to 1e30 (ten steps of 0.9 momentum below the largest float).
 GRADIENTS = [(0, 0), (1, 0), (1e20, 0), (1e30, 0), (0, 1), (1, 1), (1e20, 1e20), (1e30, 1e30)]
 GRADIENTS += [(1e18, 1e19), (1e-20, 1e-20), (1e-30, 1e-30)]
-EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e30, 3e38)]
+EXTREMES = [(*grads, param) for grads in GRADIENTS for param in (0, 1, 1e20, 1e30)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,7 +185,9 @@ def test_types_of_state_and_updates(name, x64):
 
 def check_types(name):
     optimizer, theta = make(name)
-    thetas = [theta, jax.tree.map(lambda t: t.astype(float), theta)]
+    thetas = [theta]
+    if jax.config.jax_enable_x64:
+        thetas.append(jax.tree.map(lambda t: t.astype(float), theta))
     for theta, param_type, grad_type in itertools.product(thetas, float_types(), float_types()):
         transform = optimizer.bind(theta, 10)
         params = jax.tree.map(lambda p, t=param_type: p.astype(t), PARAMS)
@@ -183,8 +195,6 @@ def check_types(name):
         state = jax.eval_shape(transform.init, params)
         for dtype, is_weak in types(state):
             assert not is_weak and (not is_float(dtype) or dtype == accumulator_type(param_type))
-        updates, after = jax.eval_shape(partial(transform.update, **LOSS), grads, state, params)
-        assert types(after) == types(state) and types(updates) == types(params)
         found = jax.eval_shape(partial(two_steps, transform), params, grads)
         assert list(map(types, found)) == list(map(types, (params, state, params)))
 
