@@ -1,12 +1,13 @@
 """Speed, memory and compile time on fixed cases, as JSON lines.
 
-  python -m launch.benchmark [--cases=pes,tbptt,loop,reversible] [--cores=1,2]
+  python -m launch.benchmark [--cases=pes,tbptt,loop,reversible,optimizers] [--cores=1,2]
 
 Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those of a train
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
-its gates. If a line says that a limit was not kept, the command exits non-zero in the end.
+its gates; ``optimizers`` each learned optimizer beside Adam. If a line says that a limit was not
+kept, the command exits non-zero in the end.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -174,14 +175,21 @@ def _reversible(num_devices: int) -> list[dict]:
     return reversible.lines()
 
 
+def _optimizers(num_devices: int) -> Iterable[dict]:
+    from launch.benchmarks import optimizers
+
+    return optimizers.lines(num_devices)
+
+
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
-CASES: dict[str, Callable[[int], list[dict]]] = {
+CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes": partial(train_step, "pes"),
     "truncated_es": partial(train_step, "truncated_es"),
     "tbptt": partial(train_step, "tbptt"),
     "loop": partial(train_step, "loop"),
     "pes_overhead": _pes_overhead,
     "reversible": _reversible,
+    "optimizers": _optimizers,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
 flags.register_validator(

@@ -300,7 +300,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=150, help="faults, in all")
     parser.add_argument("--seed", type=int, default=0, help="which of them")
     parser.add_argument("--fault", default="", help="only those of these ids, with commas")
-    parser.add_argument("--tests", default="", help="only test files whose path has this in it")
+    parser.add_argument(
+        "--tests",
+        default="",
+        help="only test files whose path has this in it, or one of these, with commas",
+    )
     parser.add_argument("--budget", type=float, default=60, help="seconds of a file's tests")
     parser.add_argument("--list", action="store_true", help="say the faults and run nothing")
     args = parser.parse_args()
@@ -324,7 +328,11 @@ def main() -> int:
     survived, caught_by = [], Counter()
     for fault in faults:
         start = time.monotonic()
-        files = [file for file in tests_of(fault.module) if args.tests in file]
+        files = [
+            file
+            for file in tests_of(fault.module)
+            if any(part in file for part in args.tests.split(","))
+        ]
         why = ask(fault, files, args.budget, caught_by)
         if not why:
             survived.append(fault)

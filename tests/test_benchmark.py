@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.benchmarks import pes_overhead
+from launch.benchmarks import optimizers, pes_overhead
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,10 @@ def command(*flags):
 def test_an_unknown_case_lists_the_valid_ones():
     done = command("--cases=pse")
     assert done.returncode != 0
-    assert "the cases are: pes, truncated_es, tbptt, loop, pes_overhead" in done.stderr
+    assert (
+        "the cases are: pes, truncated_es, tbptt, loop, pes_overhead, reversible, optimizers"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,17 @@ benchmark.app.run(benchmark.main)
     assert json.loads(done.stdout).items() >= line.items()  # every line is printed all the same
     assert (done.returncode == 0) == kept, done.stderr
     assert ("limits not kept" in done.stderr) != kept
+
+
+@pytest.mark.slow
+def test_optimizers_are_timed_beside_adam(monkeypatch):
+    monkeypatch.setattr(optimizers, "ROUNDS", 3)
+    monkeypatch.setitem(optimizers.LIMITS, ("mlp", "digits"), 1.0)
+    adam, mlp = optimizers.lines(0, ["adam", "mlp"], ["digits"])
+    assert adam["state_bytes_per_parameter"] == pytest.approx(8, abs=0.1)  # And a count.
+    assert mlp["state_bytes_per_parameter"] == pytest.approx(24, abs=0.1)
+    assert 0.5 < adam["step_over_adam"] < 2 < mlp["update_over_adam"]
+    assert adam["within_limits"] and not mlp["within_limits"]
 
 
 @pytest.mark.slow
