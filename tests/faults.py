@@ -11,6 +11,18 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     ("meta_train/estimators/hybrid/state.py", "SEARCH = 2**32 - 2", "2", "3"): (
         "any address that no particle has serves"
     ),
+    (
+        "meta_train/reversible/arithmetic.py",
+        "estimate = (x.astype(jnp.float64) * reciprocal).astype(jnp.int64)",
+        "x.astype(jnp.float64)",
+        "x",
+    ): "the product with a float64 is one, said or not",
+    (
+        "meta_train/reversible/inner.py",
+        "params = jax.eval_shape(task.init, instance, jax.random.key(0))",
+        "0",
+        "1",
+    ): "only shapes are asked for",
 }
 
 COMPARISONS = {
