@@ -19,7 +19,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     ): "the product with a float64 is one, said or not",
     (
         "meta_train/reversible/inner.py",
-        "params = jax.eval_shape(task.init, instance, jax.random.key(0))",
+        "instance = jax.eval_shape(task.sample, jax.random.key(0))",
         "0",
         "1",
     ): "only shapes are asked for",
