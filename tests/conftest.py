@@ -42,16 +42,15 @@ def pytest_configure(config):
 pytest.register_assert_rewrite("tests.contracts")
 
 
-# Names whose code another name runs too, at another size or under another flag: their contracts
-# are among the slow tests.
+# Names whose code another name runs too, at another size or under another flag: tests of every
+# name have these among the slow ones.
 TWINS = {"es_single": "nres", "velo": "velo_s", "celo2_base": "celo2"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        if item.path.name == "test_contracts.py" and params.get("name") in TWINS:
+        if hasattr(item, "callspec") and item.callspec.params.get("name") in TWINS:
             item.add_marker(pytest.mark.slow)
 
 

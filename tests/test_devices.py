@@ -32,7 +32,7 @@ def run(num_devices, num_steps, estimator="pes", **more):
     return devices.to_host(state, trainer.PARTICLE_AXES), jax.device_get(metrics), job
 
 
-@pytest.mark.parametrize("estimator", ["pes", "tbptt"])
+@pytest.mark.parametrize("estimator", ["pes", pytest.param("tbptt", marks=pytest.mark.slow)])
 def test_same_trajectory_on_any_number_of_devices(estimator):
     one, _, _ = run(1, 50, estimator)
     for num_devices in (2, 4):

@@ -34,7 +34,9 @@ def pes_variance(g):
     return size * np.sum(total**2) + np.einsum("abp,bap->", total, total)
 
 
-@pytest.fixture(params=[(0, 4, 3), (1, 5, 7)], ids=["P=3", "P=7"])
+@pytest.fixture(
+    params=[(1, 5, 7), pytest.param((0, 4, 3), marks=pytest.mark.slow)], ids=["P=7", "P=3"]
+)
 def case(x64, request):
     seed, state_size, theta_size = request.param
     system, theta = systems.linear(seed, state_size, theta_size)

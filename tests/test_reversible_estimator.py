@@ -304,6 +304,9 @@ def test_decays_off_the_grid_are_refused():
     system = make()[0].reversible
     with pytest.raises(ValueError, match=r"`decays` must be positive multiples of 2\^-10"):
         reversible_system(system.begin, system.dynamics, np.array([0.9]))
+    with pytest.raises(ValueError, match="`decays` must be at most 1"):
+        reversible_system(system.begin, system.dynamics, np.array([1025 / 1024]))
+    assert reversible_system(system.begin, system.dynamics, np.array([1.0])).reversible is not None
 
 
 @pytest.mark.parametrize("bad", [{"hidden_sizes": ()}, {"step_mult": 0.0}])

@@ -12,6 +12,7 @@ from meta_train import reversible
 from meta_train.estimators import fixed_horizon
 from meta_train.estimators import reversible as reversible_estimator
 from meta_train.reversible import DOUBLE, SINGLE, Dynamics, Failure
+from meta_train.reversible.resolution import accumulator_noise
 from meta_train.reversible.system import Start, reversible_system
 
 NUM_STEPS = 20
@@ -27,6 +28,12 @@ def loss(params, theta, step):
 
 def objective(params, theta):
     return jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] * theta)
+
+
+def test_the_noise_of_a_step_is_the_digits_it_exchanges_and_half_a_unit():
+    decays = jnp.array([1.0, 0.5, 1 / 1024])
+    units = accumulator_noise(decays, SINGLE) * 2.0**SINGLE.accumulator_bits
+    np.testing.assert_array_equal(units, [0.5, 512.5, 1.5])
 
 
 def start_of(dtype, rates=0.1):
