@@ -16,6 +16,7 @@ setup: $(VENV)/ready
 .venv/ready: requirements.lock
 	$(NEW_VENV)
 	$(INSTALL) --no-deps -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv-%/ready: pyproject.toml

@@ -160,9 +160,12 @@ def table(results: Results, facts: dict[str, Any], task: Task, beside: Sequence[
     names = [name for curves in results.values() for c in curves for name in c.test]
     others = [name for name in dict.fromkeys(names) if name in task.score_units]
     said = "".join(f", {name} as {task.score_units[name]}" for name in others)
+    tested = (
+        "the whole test split after the last step" if names else "none, the task has no `score`"
+    )
     note = (
         f"Losses in {task.unit}{said}; mean +- standard error over runs. Final training loss: mean "
-        "of the last tenth of the steps. Test: the whole test split after the last step. "
+        f"of the last tenth of the steps. Test: {tested}. "
         "Differences are paired by run (the same instance, initialization and batches); =: a tie, "
         f"within 2 standard errors. Baselines: best of {len(LEARNING_RATES)} learning rates by "
         "final training loss on as many other runs."

@@ -110,8 +110,9 @@ def refuse_contradictions(config: cfg.Config, surroundings: dict[str, Any], work
             f"The learning rate follows --cfg.meta.schedule={config.meta.schedule} over "
             "--cfg.num_steps, so a job of more steps takes other steps from the start: give "
             f"--cfg.num_steps={start.record['config']['num_steps']} to finish this one, another "
-            "--workdir to train anew for as long as you want, and --cfg.meta.schedule=constant "
-            "for a job that can be extended."
+            "--workdir to train anew for as long as you want (from what this one has learned with "
+            f"--cfg.init_from={workdir / 'optimizer'}), and --cfg.meta.schedule=constant for a job "
+            "that can be extended."
         )
     advice.append("Give the same flags to continue it, or another --workdir to start afresh.")
     raise ValueError(

@@ -25,9 +25,8 @@ def stack(tree, groups: Groups) -> list[jax.Array]:
 
 
 def unstack(stacks: list[jax.Array], groups: Groups, like):
-    """The tree that ``stack`` made ``stacks`` of, in the structure of ``like``; else zeros."""
+    """The tree that ``stack`` made ``stacks`` of; leaves without elements are those of ``like``."""
     leaves, structure = jax.tree.flatten(like)
-    leaves = [leaf if leaf.size == 0 else None for leaf in leaves]
     for places, stacked in zip(groups, stacks, strict=True):
         for i, leaf in zip(places, stacked, strict=True):
             leaves[i] = leaf

@@ -71,6 +71,8 @@ def _task_name(task: Any) -> str | None:
 
 
 def _text(key: str, value: Any) -> str:
+    if key == "init_from" and not value:
+        return "nothing, theta was drawn"
     if value is None:
         return "not recorded"
     if key == "task" and isinstance(value, Mapping):

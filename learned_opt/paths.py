@@ -53,7 +53,7 @@ def writable_folder(argument_name: str, path: str | os.PathLike) -> Path:
     if problem:
         raise ValueError(
             f"{_quoted(argument_name)} must be a folder that can be written, got {str(path)!r}: "
-            f"{str(above)!r}: {problem}; give another folder."
+            f"nothing can be made in {str(above)!r} ({problem}); give another folder."
         )
     return folder
 

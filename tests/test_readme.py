@@ -11,11 +11,13 @@ import optax
 from flax.training.train_state import TrainState
 
 import learned_opt
+from launch import config as cfg
+from tests import jobs
 
 ROOT = Path(__file__).parent.parent
 
 
-USE, TRAIN = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+USE, TRAIN, TASK = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
 def test_using_a_trained_optimizer(tmp_path, monkeypatch):
@@ -45,6 +47,15 @@ def test_meta_training_in_python():
     exec(loop + tail, scope)
     assert abs(scope["metrics"]["meta_loss"] - last) < 0.05
     assert set(scope["theta"]["params"]) == {"log_learning_rate", "logit_momentum"}
+
+
+def test_a_task_of_ones_own(tmp_path, monkeypatch):
+    """A job trains on it, from the file that the README shows."""
+    (tmp_path / "mytask.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = cfg.task("mytask:waves", width=4)
+    done = jobs.run(tmp_path / "job", task=task, num_steps=3, eval_every=0)
+    assert done.step == 3 and np.isfinite(jobs.rows(tmp_path / "job")[-1]["meta_loss"])
 
 
 def test_flax_training_loop():

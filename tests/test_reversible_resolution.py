@@ -98,6 +98,33 @@ def test_a_scaled_run_is_right_or_reported(fixed, dtype):
     assert "raise `accumulator_bits`" in said
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+@pytest.mark.parametrize(("fixed", "dtype"), [(SINGLE, np.float32), (DOUBLE, np.float64)])
+def test_a_run_that_never_moves_since_all_is_rounded_away_is_reported(fixed, dtype, rate):
+    """Not even where the objective is stationary at the start, or the rate is 0."""
+    with jax.enable_x64(dtype == np.float64):
+        params = {"w": jnp.array([3.0, 0.125], dtype)}
+
+        def run(scale, objective):
+            return reversible.hypergradients(
+                lambda p, theta, step: scale * jnp.sum(p["w"] ** 2),
+                objective,
+                reversible.setup(params, rate / scale, 0.5),
+                num_steps=10,
+                fixed=fixed,
+            )
+
+        for objective in (
+            lambda p, theta: jnp.sum((p["w"] - params["w"]) ** 2),
+            lambda p, theta: jnp.sum(p["w"] ** 2),
+        ):
+            for scale in (1e-16, 1e-20, 1e-25):
+                _, grads, trained = run(scale, objective)
+                assert int(trained.report.failure) == Failure.UNDERFLOW
+                assert np.isnan(grads.learning_rates) and np.isnan(trained.params["w"]).all()
+            assert run(1.0, objective)[2].report.ok
+
+
 @jax.jit
 def in_floats(start, scale):
     """The gradients of the scaled run by backpropagation."""

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from launch import reproduce
 from launch.studies.optimizers import relu_jumps
+from tasks.dynamics.influence_balancing import OPTIMUM, final_loss
 
 STUDIES = Path(reproduce.__file__).parent / "studies"
 
@@ -128,6 +130,13 @@ def test_claims_on_jumps_hold_only_where_there_are_jumps():
     assert jumps(2.0, lambda setting: 1.0) == [True, True, True, True, False]  # No trend.
     assert not jumps(2.0, lambda setting: 1 / falling(setting))[4]
     assert jumps(2.0, falling, seen=7.0)[2] is False  # Evolution strategies miss it too.
+
+
+def test_final_loss_of_influence_balancing():
+    """In the long run ``s[0] = -6 theta``."""
+    for theta in (OPTIMUM, 0.5):
+        found = final_loss(jnp.float32(theta))
+        np.testing.assert_allclose(found, (-6 * theta - 1) ** 2 / 2, atol=1e-5)
 
 
 def test_directional_slopes_are_those_of_theta():

@@ -463,7 +463,9 @@ def test_perturbations_that_are_lost_are_said_once(toys, tmp_path, capsys, monke
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):
     meta = {"schedule": "cosine"}
     jobs.run(tmp_path, num_steps=4, meta=meta)
-    with pytest.raises(ValueError, match=r"The learning rate follows --cfg.meta.schedule=cosine"):
+    with pytest.raises(
+        ValueError, match=r"follows --cfg.meta.schedule=cosine.*--cfg.init_from=.*/optimizer\)"
+    ):
         jobs.run(tmp_path, num_steps=8, meta=meta)
     assert jobs.run(tmp_path, num_steps=4, meta=meta).step == 4
 

@@ -187,7 +187,11 @@ def run(
         bad_a = _out_of_range(a, absorbed, fixed.accumulator_range)
         bad_w = _out_of_range(w[None], moved[None], fixed.weight_range)
         failures = jnp.minimum(failures, _failing(t, bad_a, bad_w, ~jnp.isfinite(gradient)))
-        travel = jax.tree.map(lambda sum, x: sum + jnp.abs(x), travel, Travel(a_float, moved))
+        travel = Travel(
+            travel.accumulators + jnp.abs(a_float),
+            travel.moves + jnp.abs(moved),
+            travel.absorbed | (absorbed != 0),
+        )
         return (w, a, buffer, tape, travel, failures), (loss, observed, in_plan)
 
     with jax.enable_x64(True):
@@ -197,7 +201,7 @@ def run(
             a,
             jnp.zeros(a.shape, jnp.int64),
             jnp.zeros((num_rows + 1, w.shape[0]), jnp.uint32),
-            Travel(jnp.zeros(a.shape, dtype), jnp.zeros(w.shape, dtype)),
+            Travel(jnp.zeros(a.shape, dtype), jnp.zeros(w.shape, dtype), jnp.zeros(a.shape, bool)),
             # Out of range or NaN from the start: the grid would hold another number.
             _failing(
                 jnp.int32(0),

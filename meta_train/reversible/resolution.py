@@ -28,10 +28,13 @@ class Travel(NamedTuple):
     Attributes:
       accumulators: float ``[K, P]``, of the accumulators after each step.
       moves: float ``[P]``, of the moves of the weights.
+      absorbed: bool ``[K, P]``, whether the accumulators were given anything: if they are zero all
+        the same, the grid has rounded away all of it.
     """
 
     accumulators: jax.Array
     moves: jax.Array
+    absorbed: jax.Array
 
 
 def accumulator_noise(decay: jax.Array, fixed: FixedPoint) -> jax.Array:
@@ -46,24 +49,23 @@ def move_noise(fixed: FixedPoint) -> float:
 
 
 class Stakes(NamedTuple):
-    """How much of an objective hangs on the moves of a run, and how much on their rounding.
+    """How much more of an objective hangs on rounding than may.
 
     To first order, in magnitudes, by what the adjoint says of each parameter at each step.
 
     Attributes:
-      moves: float, what all moves together change.
-      errors: float, what the errors of accumulators and moves may change.
-      step: int32, the first step at which the errors exceed ``TOLERANCE``, -1 if none.
+      excess: float, what the errors of accumulators and moves may change, less ``TOLERANCE`` of
+        what all moves together change. In one number, as every sum costs the walk back time.
+      step: int32, the first step at which it is above 0, -1 if none.
     """
 
-    moves: jax.Array
-    errors: jax.Array
+    excess: jax.Array
     step: jax.Array
 
 
 def no_stakes(dtype) -> Stakes:
     """Before the walk back."""
-    return Stakes(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.int32(-1))
+    return Stakes(jnp.zeros((), dtype), jnp.int32(-1))
 
 
 def add_stakes(
@@ -74,19 +76,14 @@ def add_stakes(
     nothing = (accumulators == 0) & (absorbed == 0)
     noise = jnp.where(nothing, 0.0, accumulator_noise(decay, fixed))
     slip = jnp.where(moved == 0, 0.0, move_noise(fixed))
-    moves = jnp.sum(jnp.abs(d_moved * moved))
-    errors = jnp.sum(jnp.abs(d_accumulators) * noise) + jnp.sum(jnp.abs(d_moved) * slip)
-    return Stakes(
-        stakes.moves + moves,
-        stakes.errors + errors,
-        jnp.where(errors > TOLERANCE * moves, t, stakes.step),
-    )
+    errors = jnp.sum(jnp.abs(d_accumulators) * noise, axis=0)
+    excess = jnp.sum(errors + jnp.abs(d_moved) * (slip - TOLERANCE * jnp.abs(moved)))
+    return Stakes(stakes.excess + excess, jnp.where(excess > 0, t, stakes.step))
 
 
 def of_stakes(stakes: Stakes) -> Report:
     """The report of an episode of which the objective hangs on rounding."""
-    lost = stakes.errors > TOLERANCE * stakes.moves
-    return underflow(lost, jnp.int32(-1), stakes.step)
+    return underflow(stakes.excess > 0, jnp.int32(-1), stakes.step)
 
 
 def underflow(failed: jax.Array, parameter: jax.Array, step: jax.Array) -> Report:
@@ -110,7 +107,8 @@ def of_descent(
     """Of SGD with momentum: the tensor that rounding spoils most, by its first parameter.
 
     Both the velocities and the moves must stand out, and the start must be on the grid up to
-    what the run adds to it. A learning rate of 0 moves nothing, so has nothing to lose.
+    what the run adds to it. A learning rate of 0 moves nothing, so loses no moves; the derivative
+    by it is as good as the velocities.
 
     Args:
       learning_rates, momenta: prefixes of ``params``, with leaves ``[T or 1, ...]``.
@@ -125,13 +123,14 @@ def of_descent(
     for i, (w, v, m) in enumerate(zip(tensors, speeds, decays, strict=True)):
         part = slice(offsets[i], offsets[i + 1])
         speed = travel.accumulators[0, part].reshape(w.shape)
+        given = travel.absorbed[0, part].reshape(w.shape)
         moved = travel.moves[part].reshape(w.shape)
         rate = jnp.abs(_over(rates[group_of[i]], w))
         noise = accumulator_noise(_over(m, w), fixed)
         slip = jnp.where(rate == 0, 0.0, rate * noise + move_noise(fixed))
         rows.append(
             [
-                jnp.sum(jnp.where(speed > 0, _total(noise, num_steps), 0.0)),
+                jnp.sum(jnp.where(given | (speed > 0), _total(noise, num_steps), 0.0)),
                 jnp.sum(speed),
                 jnp.sum(jnp.where(moved > 0, _total(slip, num_steps), 0.0)),
                 jnp.sum(moved),

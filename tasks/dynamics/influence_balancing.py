@@ -48,6 +48,6 @@ def final_loss(theta: jax.Array, steps: int = 500) -> jax.Array:
     init, step = influence_balancing()
     key = jax.random.key(0)
     _, losses = jax.lax.scan(
-        lambda state, _: step(theta, state, key), init(theta, key), length=steps
+        lambda state, _: step(theta, state, key), init(theta, key, steps), length=steps
     )
     return losses[-1]
