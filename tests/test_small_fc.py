@@ -9,6 +9,7 @@ from flax.traverse_util import unflatten_dict
 
 import learned_opt
 from learned_opt import formats
+from learned_opt.initializers import fan_in_normal
 from learned_opt.small_network import Layers, apply_layers
 from tests import published
 
@@ -94,3 +95,10 @@ def test_recorded_updates(name, width, count):
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == count
     published.check_recorded(name, optimizer, theta_of)
+
+
+def test_kernels_start_with_the_variance_of_their_inputs():
+    """Cut off at two standard deviations, which leaves 0.774 of the variance."""
+    stack = fan_in_normal(jax.random.key(0), (3, 25, 400))
+    np.testing.assert_allclose(np.var(stack) * 25, 0.774, rtol=0.03)
+    assert np.abs(stack).max() <= 2 / 5

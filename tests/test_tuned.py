@@ -78,6 +78,11 @@ def test_schedule_starts_at_its_arguments():
     )
 
 
+def test_schedule_begins_with_the_rate_and_an_exponent_of_one():
+    theta = learned_opt.learnable_schedule().init(jax.random.key(0))["params"]
+    assert theta["log_learning_rate"] == np.float32(np.log(0.1)) and theta["log_decay"] == 0
+
+
 def test_per_tensor_sgdm():
     params, grads = problem()
     rates, momenta = [0.1, 0.02, 0.5, 0.003], [0.9, 0.1, 0.5, 0.99]
