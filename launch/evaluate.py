@@ -49,8 +49,10 @@ def main(config: EvaluationConfig) -> int:
     from launch.evaluation import evaluate, plot, table, verdicts, write
     from learned_opt.paths import writable_folder
 
-    if not _OPTIMIZER.value or not WORKDIR.value:
-        raise ValueError("--optimizer and --workdir are required.")
+    given = {"--optimizer": _OPTIMIZER.value, "--workdir": WORKDIR.value}
+    missing = [f"{flag}=FOLDER" for flag, value in given.items() if not value]
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)}.")
     names = [_short_name(path) for path in _OPTIMIZER.value]
     if len(set(names)) < len(names):
         names = [str(Path(path).absolute()) for path in _OPTIMIZER.value]
