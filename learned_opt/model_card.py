@@ -37,6 +37,7 @@ def model_card(
             "",
             'optimizer, theta = learned_opt.load("PATH_OF_THIS_FOLDER")',
             f"tx = optimizer.bind(theta, num_steps={horizon or 1000})  # an optax transformation",
+            "# updates, state = tx.update(grads, state, params, value=loss)",
             "```",
             "",
             "## Training",
