@@ -21,6 +21,8 @@ from tasks.base import Task
 from tasks.data.images import load_images
 from tasks.mlp import mlp_classifier
 
+pytestmark = pytest.mark.exact
+
 
 def regression(dtype=np.float32):
     """Fitting a random teacher with a small tanh network, on fresh inputs."""
@@ -97,7 +99,6 @@ def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64
         assert 3 < np.sum(capped) < 27, "a ceiling that caps all or nothing proves nothing"
 
 
-@pytest.mark.exact
 def test_estimate_equals_bptt_in_single_on_a_parallel_map():
     """Two devices, one particle each; the scoped 64-bit state must survive `pmap`."""
     system, theta = make(step_mult=0.003)
@@ -111,7 +112,6 @@ def test_estimate_equals_bptt_in_single_on_a_parallel_map():
     assert relative_error(jax.tree.map(lambda g: jnp.mean(g, 0), grads), expected) < 1e-4
 
 
-@pytest.mark.exact
 def test_thousands_of_inner_steps_are_recovered_to_the_bit():
     system, theta = make(step_mult=0.001)
     grad, metrics = estimates(

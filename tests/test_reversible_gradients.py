@@ -15,6 +15,8 @@ from meta_train import reversible
 from meta_train.reversible import DOUBLE, Dynamics
 from meta_train.reversible.system import Start, episode_gradient, reversible_system
 
+pytestmark = pytest.mark.exact
+
 NUM_STEPS = 8
 
 

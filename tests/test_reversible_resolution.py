@@ -15,6 +15,8 @@ from meta_train.reversible import DOUBLE, SINGLE, Dynamics, Failure
 from meta_train.reversible.resolution import accumulator_noise
 from meta_train.reversible.system import Start, reversible_system
 
+pytestmark = pytest.mark.exact
+
 NUM_STEPS = 20
 TOLERANCE = 0.01
 LOST = np.array([[1.5, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.1]])
@@ -234,7 +236,6 @@ def quadratic_system(scale):
     )
 
 
-@pytest.mark.exact
 def test_episodes_of_a_system_are_right_or_reported():
     @jax.jit
     def estimate(scale):

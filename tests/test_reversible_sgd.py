@@ -16,6 +16,8 @@ from meta_train.reversible.arithmetic import snap
 from meta_train.reversible.dynamics import Cotangents, reverse, run
 from meta_train.reversible.sgd import _problem, naive_reversal
 
+pytestmark = pytest.mark.exact
+
 PARAMS = {"layer1": {"w": (3, 4), "b": (4,)}, "layer2": {"w": (4, 2)}}
 
 
@@ -288,7 +290,6 @@ def loss_of_any_shape(params, theta, step):
     return jnp.mean(jnp.tanh(flat + jnp.sin(step + jnp.sum(flat)) * theta) ** 2)
 
 
-@pytest.mark.exact
 @settings(max_examples=5, deadline=None)
 @given(shapes, st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 @example([(), (2, 3)], 1, 0, "per layer")
@@ -340,7 +341,6 @@ def test_other_seeds_are_recovered_to_the_bit(seed):
     assert np.all(np.isfinite(ravel_pytree(grads)[0]))
 
 
-@pytest.mark.exact
 @pytest.mark.parametrize(
     ("kind", "fixed", "dtype"),
     [
