@@ -160,10 +160,10 @@ def _problem(folder: Path) -> str:
         return f"{DIGESTS} is missing" if _says_digested(folder) else ""
     except OSError as error:
         return f"{DIGESTS} cannot be read ({error.strerror})"
-    heading, *lines, rest = ["", *text.split("\n")] if "\n" not in text else text.split("\n")
-    if heading != _heading(len(lines)) or rest:
+    *lines, rest = text.split("\n")
+    if rest or lines[:1] != [_heading(len(lines) - 1)]:
         return f"{DIGESTS} has changed"
-    for digest, _, name in (line.partition("  ") for line in lines):
+    for digest, _, name in (line.partition("  ") for line in lines[1:]):
         try:
             if _digest(folder / name) != digest:
                 return f"{name} has changed"

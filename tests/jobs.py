@@ -111,7 +111,9 @@ def contents(folder):
 
 def _flip(path):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    place = len(data) // 2
+    place -= data[place] == ord("\n")  # Without the end of a row two rows are lost, not one.
+    data[place] ^= 1
     path.write_bytes(bytes(data))
 
 

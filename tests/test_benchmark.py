@@ -30,6 +30,7 @@ def test_an_unknown_case_lists_the_valid_ones():
 @pytest.mark.parametrize(
     ("line", "kept"),
     [
+        ({"gate": "memory", "holds": True}, True),
         ({"gate": "memory", "holds": False}, False),
         ({"within_limits": False}, False),
         ({"ms_per_outer_step": 1.0}, True),

@@ -12,6 +12,8 @@ from hypothesis import example, given, settings
 
 from meta_train.reversible import arithmetic
 
+pytestmark = pytest.mark.exact
+
 DECAY_BITS = (1, 8, 10, 16, 20)
 multiply = jax.jit(arithmetic.multiply, static_argnums=3)
 divide = jax.jit(arithmetic.divide, static_argnums=3)

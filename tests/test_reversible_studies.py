@@ -10,6 +10,8 @@ import pytest
 from launch.benchmarks.checkpointing import binomial_schedule, binomial_vjp, nested_scan
 from launch.benchmarks.reversible import Measurement, gates
 
+pytestmark = pytest.mark.exact
+
 
 def test_benchmark_gates_say_what_holds_and_what_fails():
     good = [

@@ -298,7 +298,9 @@ def test_wandb_run_holds_the_metrics(reference):
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (["--cfg.estimator=pess"], "--cfg.estimator must be one of artbp, bptt"),
         (["--preset=nope"], "--preset must be one of default, demo"),
+        (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
         (
             ["--cfg.estimator=guided_es", "--cfg.estimator.num_surrogates=9999"],
             "`num_surrogates` must be at most the size of theta",
@@ -463,9 +465,8 @@ def test_perturbations_that_are_lost_are_said_once(toys, tmp_path, capsys, monke
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):
     meta = {"schedule": "cosine"}
     jobs.run(tmp_path, num_steps=4, meta=meta)
-    with pytest.raises(
-        ValueError, match=r"follows --cfg.meta.schedule=cosine.*--cfg.init_from=.*/optimizer\)"
-    ):
+    reason = r"The learning rate follows --cfg.meta.schedule=cosine.*--cfg.init_from=.*/optimizer\)"
+    with pytest.raises(ValueError, match=reason):
         jobs.run(tmp_path, num_steps=8, meta=meta)
     assert jobs.run(tmp_path, num_steps=4, meta=meta).step == 4
 

@@ -13,7 +13,7 @@ from meta_train.estimators.base import (
     estimate_perturbed_windows,
 )
 from meta_train.estimators.config import ONE_DEVICE, TruncatedPairsConfig
-from meta_train.estimators.horizons import Horizons, check_horizons, check_truncation, num_windows
+from meta_train.estimators.horizons import Horizons, check_truncation, num_windows
 from meta_train.estimators.particles import (
     antithetic_starts,
     check_population,
@@ -149,7 +149,6 @@ def nres(
 
     Source: Li et al. 2023 (NRES), Vicol 2023 (ES-Single): the same estimator found twice.
     """
-    check_horizons(horizons)
     check_truncation(horizons, truncation)
     return gpes(
         system,

@@ -113,6 +113,7 @@ def check_horizons(horizons: Any) -> None:
 
 def check_truncation(horizons: Horizons, truncation: int) -> None:
     """Raises ``ValueError`` unless ``1 <= truncation <= horizons.max``, a whole number."""
+    check_horizons(horizons)
     if not is_whole(truncation) or not 1 <= truncation <= horizons.max:
         raise ValueError(
             f"`truncation` must be at least 1 and at most the longest horizon, a whole number, got "
