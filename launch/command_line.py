@@ -45,7 +45,8 @@ def run(
         flags.DEFINE_string(
             "preset",
             preset,
-            f"Base configuration: {', '.join(cfg.preset_names())}, or a module with get_config.",
+            f"Base configuration: {', '.join(cfg.preset_names())}, OPTIMIZER_digits for any of "
+            "the optimizers, or a module with get_config.",
         )
     config = None
 

@@ -224,6 +224,11 @@ def preset_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(launch.configs.__path__))
 
 
+def optimizer_presets() -> dict[str, str]:
+    """Presets of ``launch/configs/digits.py``: their names, to those of their optimizers."""
+    return {f"{name}_digits": name for name in KINDS["OptimizerConfig"].things()}
+
+
 def load_preset(name: str) -> Config:
     """The configuration of a preset, from ``get_config`` of a file of ``launch/configs``.
 
@@ -234,6 +239,10 @@ def load_preset(name: str) -> Config:
     """
     if name in preset_names():
         return importlib.import_module(f"launch.configs.{name}").get_config()
+    if name in optimizer_presets():
+        return importlib.import_module("launch.configs.digits").get_config(
+            optimizer_presets()[name]
+        )
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -241,8 +250,8 @@ def load_preset(name: str) -> Config:
             raise
         names = preset_names()
         raise ValueError(
-            f"--preset must be one of {', '.join(names)}, or a module of your own with "
-            f"`get_config`, got {name!r}.{suggest(name, names)}"
+            f"--preset must be one of {', '.join(names)}, OPTIMIZER_digits, or a module of your "
+            f"own with `get_config`, got {name!r}.{suggest(name, [*names, *optimizer_presets()])}"
         ) from None
     if not hasattr(module, "get_config"):
         raise ValueError(

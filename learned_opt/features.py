@@ -14,32 +14,33 @@ import numpy as np
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
 
-_LANES = 16  # float32 values in the widest CPU vector.
+LANES = 16  # float32 values in the widest CPU vector.
 _UNROLLED_BLOCKS = 4
 
 
-def init_momenta(params):
-    """Zero momenta: for a leaf of any shape ``[6, size]``, of its type."""
-    return jax.tree.map(lambda p: jnp.zeros((len(MOMENTUM_DECAYS), p.size), p.dtype), params)
+def init_momenta(params) -> jax.Array:
+    """Zero momenta: ``[6, P]``, the leaves side by side in the order of ``jax.tree.leaves``."""
+    leaves = jax.tree.leaves(params)
+    return jnp.zeros(
+        (len(MOMENTUM_DECAYS), sum(leaf.size for leaf in leaves)), jnp.result_type(*leaves)
+    )
 
 
-def update_momenta(momenta, grads):
+def update_momenta(momenta: jax.Array, grads) -> jax.Array:
     """``m <- d m + (1 - d) g`` for each of the six decays ``d``."""
-
-    def update(grad, momenta):
-        decays = jnp.asarray(MOMENTUM_DECAYS, momenta.dtype)[:, None]
-        return decays * momenta + (1 - decays) * grad.reshape(1, -1)
-
-    return jax.tree.map(update, grads, momenta)
+    decays = jnp.asarray(MOMENTUM_DECAYS, momenta.dtype)[:, None]
+    flat = jnp.concatenate([grad.reshape(-1) for grad in jax.tree.leaves(grads)])
+    return decays * momenta + (1 - decays) * flat
 
 
-def normalized_features(grads, params, momenta) -> jax.Array:
+def normalized_features(grads, params, momenta: jax.Array) -> jax.Array:
     """Gradient, parameter and momenta, each divided by its root mean square over the tensor.
 
     A square that overflows (in float32, a root mean square above 1.8e19) makes its feature 0.
 
     Args:
-      grads, params, momenta: of the same float types, leaf by leaf; not all of size 0.
+      grads, params: trees of the same shapes; not all leaves of size 0.
+      momenta: ``[6, P]``, of ``init_momenta``.
 
     Returns:
       ``[8, columns]``: the tensors side by side in the order of ``jax.tree.leaves``, then zeros
@@ -52,11 +53,12 @@ def normalized_features(grads, params, momenta) -> jax.Array:
     def features(grad, param, momenta):
         return normalize(jnp.concatenate([grad.reshape(1, -1), param.reshape(1, -1), momenta]))
 
-    leaves = zip(*map(jax.tree.leaves, (grads, params, momenta)), strict=True)
+    grads, params = jax.tree.leaves(grads), jax.tree.leaves(params)
+    ends = np.cumsum([grad.size for grad in grads])
+    leaves = zip(grads, params, jnp.split(momenta, ends[:-1], axis=1), strict=True)
     tensors = [features(*leaf) for leaf in leaves if leaf[0].size]  # The mean of none is NaN.
-    padding = -sum(tensor.shape[1] for tensor in tensors) % _LANES
-    zeros = jnp.zeros((tensors[0].shape[0], padding), tensors[0].dtype)
-    return jnp.concatenate([*tensors, zeros], axis=1)
+    padding = -momenta.shape[1] % LANES
+    return jnp.concatenate([*tensors, jnp.zeros((8, padding), momenta.dtype)], axis=1)
 
 
 def unflatten(flat: jax.Array, like):
@@ -86,7 +88,7 @@ def map_blocks(fn, features: jax.Array, block: int) -> jax.Array:
     """
     rows, columns = features.shape
     num_blocks = max(1, math.ceil(columns / block))
-    size = math.ceil(columns / num_blocks / _LANES) * _LANES
+    size = math.ceil(columns / num_blocks / LANES) * LANES
     if num_blocks <= _UNROLLED_BLOCKS:
         # Static slices: no padding, and the compiler sees straight-line code.
         pieces = [fn(features[:, i : i + size]) for i in range(0, columns, size)]

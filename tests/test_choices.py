@@ -218,7 +218,7 @@ def test_every_field_is_explained():
         assert line.words, line.flag
 
 
-@pytest.mark.parametrize("name", cfg.preset_names())
+@pytest.mark.parametrize("name", [*cfg.preset_names(), *cfg.optimizer_presets()])
 def test_presets(name):
     config = cfg.load_preset(name)
     assert cfg.read_config(choices.to_dict(config)) == config

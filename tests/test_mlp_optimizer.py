@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import learned_opt
-from learned_opt import features
+from learned_opt import features, mlp
 
 DECAYS = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
 TIMESCALES = [1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000]
@@ -73,6 +73,48 @@ def test_blocks_equal_the_whole(columns):
         return jnp.stack([block.sum(axis=0), jnp.tanh(block[3])])
 
     np.testing.assert_allclose(features.map_blocks(fn, x, 64), fn(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [16, 1520])
+@pytest.mark.parametrize("shared", [False, True], ids=["own theta", "shared theta"])
+@pytest.mark.parametrize("runs", [(), (1,), (3,), (2, 2)])
+def test_blocks_of_steps_equal_products(columns, shared, runs):
+    """Alone and under (nested) ``vmap``: the values, and the derivatives of what was batched."""
+    module = mlp.PerParameterMLP((8, 8), 0.1, 0.5)
+    theta = module.init(jax.random.key(0), jnp.zeros((8, 1)), jnp.zeros(11))
+    size = () if shared else runs
+    theta = jax.tree.map(
+        lambda w: 0.3 * jax.random.normal(jax.random.key(w.size), (*size, *w.shape)), theta
+    )
+    features = jax.random.normal(jax.random.key(1), (*runs, 8, columns))
+    time = jnp.linspace(-1, 1, 11)
+
+    def plain(theta, x):
+        w = theta["params"]
+        x = jnp.concatenate([x, jnp.tile(time[:, None], (1, columns))])
+        for i in range(2):
+            x = jax.nn.relu(w[f"kernel_{i}"].T @ x + w[f"bias_{i}"][:, None])
+        direction, magnitude = w["kernel_2"].T @ x + w["bias_2"][:, None]
+        return -0.1 * direction * jnp.exp(0.5 * magnitude)
+
+    def total(steps, theta, features):
+        for _ in runs:
+            steps = jax.vmap(steps, (None if shared else 0, 0))
+        return jnp.sum(jnp.sin(steps(theta, features))), steps(theta, features)
+
+    def ours(theta, x):
+        return module.apply(theta, x, time)
+
+    for by in (0, 1):
+        gradient = jax.jit(jax.grad(total, argnums=1 + by, has_aux=True), static_argnums=0)
+        (slope, value), (expected_slope, expected) = (
+            gradient(steps, theta, features) for steps in (ours, plain)
+        )
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        for a, b in zip(*map(jax.tree.leaves, (slope, expected_slope)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+    value = jax.jit(total, static_argnums=0)(ours, theta, features)[1]  # Without derivatives.
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_needs_parameters():
