@@ -21,9 +21,8 @@ _UNROLLED_BLOCKS = 4
 def init_momenta(params) -> jax.Array:
     """Zero momenta: ``[6, P]``, the leaves side by side in the order of ``jax.tree.leaves``."""
     leaves = jax.tree.leaves(params)
-    return jnp.zeros(
-        (len(MOMENTUM_DECAYS), sum(leaf.size for leaf in leaves)), jnp.result_type(*leaves)
-    )
+    size = sum(leaf.size for leaf in leaves)
+    return jnp.zeros((len(MOMENTUM_DECAYS), size), jnp.result_type(jnp.float32, *leaves))
 
 
 def update_momenta(momenta: jax.Array, grads) -> jax.Array:

@@ -105,7 +105,8 @@ def _by_blocks(mults: tuple[float, float], layers: Layers, features: jax.Array) 
 
     # The edge of a loop is also where the compiler stops fusing: without it, it computes the last
     # layer again for whatever uses the step.
-    return jax.lax.fori_loop(0, num_blocks, block, jnp.zeros(columns, features.dtype))
+    steps = jnp.zeros(columns, jnp.result_type(features, *jax.tree.leaves(layers)))
+    return jax.lax.fori_loop(0, num_blocks, block, steps)
 
 
 def _by_products(mults: tuple[float, float], layers: Layers, features: jax.Array) -> jax.Array:
