@@ -67,6 +67,11 @@ class TaskConfig:
         raise NotImplementedError(f"{type(self).__name__} must define `make`.")
 
     @property
+    def unwrapped(self) -> "TaskConfig":
+        """The task whose losses it has: itself, or that which it wraps."""
+        return self
+
+    @property
     def parts(self) -> tuple["TaskConfig", ...]:
         """The tasks that run at once: itself, or those of a mixture."""
         return (self,)

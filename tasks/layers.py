@@ -63,22 +63,20 @@ class Block(nn.Module):
       heads: of the attention; divides the width.
       act: the activation of the hidden layer, four times as wide.
       causal: whether a position sees only itself and those before.
-      normalized: without it, no layer norm.
     """
 
     heads: int
     act: Callable[[jax.Array], jax.Array]
     causal: bool
-    normalized: bool = True
 
     @nn.compact
     def __call__(self, x):
         """``[N, length, width]`` -> the same shape."""
         width = x.shape[-1]
-        norm = nn.LayerNorm if self.normalized else lambda: lambda y: y
         mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
-        x = x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=width)(norm()(x), mask=mask)
-        hidden = self.act(nn.Dense(4 * width)(norm()(x)))
+        attend = nn.MultiHeadDotProductAttention(self.heads, qkv_features=width)
+        x = x + attend(nn.LayerNorm()(x), mask=mask)
+        hidden = self.act(nn.Dense(4 * width)(nn.LayerNorm()(x)))
         return x + nn.Dense(width)(hidden)
 
 

@@ -94,7 +94,10 @@ def mlp_classifier(
             )
             if normalization == "none":
                 return layers
-            return (*(layer | {"g": jnp.ones_like(layer["b"])} for layer in layers[:-1]), layers[-1])
+            return (
+                *(layer | {"g": jnp.ones_like(layer["b"])} for layer in layers[:-1]),
+                layers[-1],
+            )
 
         def apply(params, options, instance, inputs):
             act = activation_of(names, options, instance)

@@ -66,6 +66,4 @@ def quadratic_family(
     def constant_loss(instance):
         return score(jnp.zeros(dim), instance, "train")["loss"]
 
-    return Task(
-        sample, init, batch, loss, score, unit="squared error", constant_loss=constant_loss
-    )
+    return Task(sample, init, batch, loss, score, unit="squared error", constant_loss=constant_loss)

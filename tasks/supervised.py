@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.base import Instance, Params, Split, Task
 from tasks.data.images import ImageData
-from tasks.data.pool import Pool, load_pool
+from tasks.data.pool import load_pool
 from tasks.instances import Options
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -166,10 +166,7 @@ def supervised(
 
     def init(instance, key):
         params = net.init(options, instance, key)
-        if scales == (1.0,):
-            return params
-        scale = options.value(instance, "init_scale", scales)
-        return jax.tree.map(lambda p: (p * scale).astype(p.dtype) if p.ndim > 1 else p, params)
+        return scaled(params, options.value(instance, "init_scale", scales))
 
     def batch(instance, key, split):
         which = options.index(instance, "dataset")
@@ -232,10 +229,15 @@ def supervised(
     )
 
 
+def scaled(params: Params, factor: jax.Array | float) -> Params:
+    """The weights, which have two and more dimensions, times ``factor``; the rest as it is."""
+    return jax.tree.map(lambda p: (p * factor).astype(p.dtype) if p.ndim > 1 else p, params)
+
+
 def _moments(inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each data set's inputs, as the network gets them."""
-    floats = (np.asarray(x, np.float32) / 255 if x.dtype == np.uint8 else x for x in inputs)
-    return tuple(map(np.array, zip(*((x.mean(), x.std()) for x in floats), strict=True)))
+    floats = [np.asarray(x, np.float32) / 255 if x.dtype == np.uint8 else x for x in inputs]
+    return np.array([x.mean() for x in floats]), np.array([x.std() for x in floats])
 
 
 def _losses(kind: str) -> tuple[Callable[..., jax.Array], Callable[[Any, Any], jax.Array]]:

@@ -32,13 +32,9 @@ class VisionTransformer(ImageClassifier):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(
-            patch=self.patch, width=self.width, heads=self.heads, layers=self.layers
-        )
+        check_at_least_one(patch=self.patch, width=self.width, heads=self.heads, layers=self.layers)
         if self.width % self.heads:
-            raise ValueError(
-                f"`heads` must divide width={self.width}, got {self.heads}."
-            )
+            raise ValueError(f"`heads` must divide width={self.width}, got {self.heads}.")
 
     def module(self, data: Data, act: Activation) -> nn.Module:
         if any(side % self.patch for side in data.shape[:2]):

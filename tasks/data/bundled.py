@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from tasks.base import SPLITS
 from tasks.data import faces, mnist5k, photographs, prose, tables, text, textures
 from tasks.data.splits import Source
 from tasks.data.symbols import Text, TextSource, by_document
@@ -20,15 +21,21 @@ TEXTS: dict[str, TextSource] = {**prose.TEXTS, **text.TEXTS}
 
 
 @functools.cache
-def load_text(name: str) -> Text:
-    """The text of that name, about a tenth of it each for validation and test.
+def load_texts(names: tuple[str, ...]) -> Text:
+    """The texts of those names, about a tenth of each for validation and for test.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: on a name that is not known, or occurs twice.
     """
-    if name not in TEXTS:
-        raise ValueError(f"`dataset` must be one of {', '.join(sorted(TEXTS))}, got {name!r}.")
-    found = by_document(TEXTS[name].read())
+    if not set(names) <= set(TEXTS) or len(set(names)) < len(names):
+        raise ValueError(
+            f"`dataset` must be one of {', '.join(sorted(TEXTS))}, or several different ones with "
+            f"commas between, got {','.join(names)!r}."
+        )
+    found = [by_document(TEXTS[name].read()) for name in names]
     # Concrete arrays even when the first call comes from inside a trace: the result is cached.
     with jax.ensure_compile_time_eval():
-        return Text({split: jnp.asarray(symbols) for split, symbols in found.items()})
+        return Text(
+            {s: jnp.concatenate([jnp.asarray(text[s]) for text in found]) for s in SPLITS},
+            {s: tuple(len(text[s]) for text in found) for s in SPLITS},
+        )

@@ -2,8 +2,8 @@
 
 Every picture is cut into cells of 64x64 pixels, every cell belongs to one split, and a patch lies
 within one cell: no pixel is in two splits. A patch is a region of 32x32 pixels, averaged over areas
-to 8 or 16 pixels or left as it is, so the sizes are one data set at three resolutions. 400 / 80 / 80
-patches of each picture, no two of them equal at 8 grey pixels.
+to 8 or 16 pixels or left as it is, so the sizes are one data set at three resolutions. 400 / 80 /
+80 patches of each picture, no two of them equal at 8 grey pixels.
 """
 
 import functools
@@ -32,9 +32,7 @@ def picture(path: Path) -> np.ndarray:
         pixels = np.asarray(opened.convert("RGB"))
     factor = max(1, min(pixels.shape[:2]) // _SIDE)
     height, width = (size // factor * factor for size in pixels.shape[:2])
-    blocks = pixels[:height, :width].reshape(
-        height // factor, factor, width // factor, factor, 3
-    )
+    blocks = pixels[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)
     return np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 

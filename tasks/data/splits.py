@@ -42,12 +42,15 @@ def stratified(
     """
     _, first = np.unique(inputs.reshape(len(inputs), -1), axis=0, return_index=True)
     rng = np.random.default_rng(0)
+    held_out: tuple[Split, ...] = ("validation", "test")
     rows: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
     for stratum in np.unique(strata):
         found = rng.permutation(np.intersect1d(first, np.flatnonzero(strata == stratum)))
-        ends = np.cumsum([round(shares[s] * len(found)) for s in ("validation", "test")])
-        for split, part in zip(("validation", "test", "train"), np.split(found, ends), strict=True):
-            rows[split].append(part)
+        sizes = [round(shares[split] * len(found)) for split in held_out]
+        for split, size in zip(held_out, sizes, strict=True):
+            rows[split].append(found[:size])
+            found = found[size:]
+        rows["train"].append(found)
     # Mixed, so that a part of a split is as good as the whole.
     mixed = {split: rng.permutation(np.concatenate(parts)) for split, parts in rows.items()}
     return {split: (inputs[index], targets[index]) for split, index in mixed.items()}
@@ -64,5 +67,7 @@ def area_average(images: np.ndarray, side: int) -> np.ndarray:
     pixels = np.arange(old)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     weights = np.clip(overlap, 0, None) / (old / side)
-    means = np.einsum("ia,jb,nabc->nijc", weights, weights, images.astype(np.float64), optimize=True)
+    means = np.einsum(
+        "ia,jb,nabc->nijc", weights, weights, images.astype(np.float64), optimize=True
+    )
     return np.round(means).astype(np.uint8)

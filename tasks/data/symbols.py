@@ -29,26 +29,35 @@ class TextSource(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text in memory.
+    """One text or several, one after another, on the device.
 
     Attributes:
       symbols: split name -> int32 ``[N]`` below ``VOCABULARY``.
+      sizes: split name -> symbols of each text.
     """
 
     symbols: dict[Split, jax.Array]
+    sizes: dict[Split, tuple[int, ...]]
 
-    def batch(self, key: jax.Array, split: Split, size: int, length: int) -> jax.Array:
-        """Windows that start anywhere, with replacement: int32 ``[size, length]``."""
-        text = self.symbols[split]
-        starts = jax.random.randint(key, (size,), 0, text.shape[0] - length + 1)
-        return text[starts[:, None] + jnp.arange(length)]
+    def batch(
+        self, which: jax.Array | int, key: jax.Array, split: Split, size: int, length: int
+    ) -> jax.Array:
+        """Windows of a text that start anywhere, with replacement: int32 ``[size, length]``."""
+        start, number = self._place(which, split)
+        first = start + jax.random.randint(key, (size,), 0, number - length + 1)
+        return self.symbols[split][first[:, None] + jnp.arange(length)]
 
-    def windows(self, split: Split, length: int, most: int) -> jax.Array:
-        """At most ``most`` windows spread evenly over the split: int32 ``[n, length]``."""
-        text = self.symbols[split]
-        number = min(most, text.shape[0] // length)
-        starts = np.linspace(0, text.shape[0] - length, number).astype(int)
-        return text[starts[:, None] + np.arange(length)]
+    def windows(self, which: jax.Array | int, split: Split, length: int, most: int) -> jax.Array:
+        """At most ``most`` windows spread evenly over a split: int32 ``[n, length]``."""
+        count = min(most, min(self.sizes[split]) // length)
+        start, number = self._place(which, split)
+        first = start + (number - length) // max(1, count - 1) * jnp.arange(count)
+        return self.symbols[split][first[:, None] + jnp.arange(length)]
+
+    def _place(self, which: jax.Array | int, split: Split) -> tuple[jax.Array, jax.Array]:
+        sizes = np.array(self.sizes[split], np.int32)
+        starts = np.cumsum(sizes, dtype=np.int32) - sizes
+        return jnp.asarray(starts)[which], jnp.asarray(sizes)[which]
 
 
 def encode(text: str) -> np.ndarray:

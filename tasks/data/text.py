@@ -3,7 +3,9 @@
 It is another text in each version of Python.
 """
 
+import functools
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,41 @@ from tasks.data.symbols import VOCABULARY, TextSource, encode
 __all__ = ["TEXTS", "VOCABULARY", "read", "standard_library_source"]
 
 
+# Of the folders of the standard library, those that are always installed and whose files are prose
+# and code, not tables and tests.
+PACKAGES = (
+    "asyncio",
+    "collections",
+    "concurrent",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "urllib",
+    "wsgiref",
+    "xml",
+    "xmlrpc",
+)
+
+
 def _modules() -> list[Path]:
     """The top-level modules, in alphabetical order."""
     return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 
-def read() -> list[str]:
-    """The source of the top-level modules, in alphabetical order."""
-    return [path.read_text(encoding="utf-8", errors="replace") for path in _modules()]
+def _in_packages() -> list[Path]:
+    """The modules of ``PACKAGES``, in alphabetical order; none of them is a top-level one."""
+    library = Path(sysconfig.get_path("stdlib"))
+    return sorted(path for package in PACKAGES for path in (library / package).rglob("*.py"))
+
+
+def read(paths: Callable[[], list[Path]]) -> list[str]:
+    """The source of modules, in their order."""
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths()]
 
 
 def standard_library_source(num_characters: int, start: int = 0) -> np.ndarray:
@@ -45,5 +74,11 @@ def standard_library_source(num_characters: int, start: int = 0) -> np.ndarray:
 
 
 TEXTS = {
-    "source": TextSource(read, "Python source, characters", "Python's standard library", "PSF")
+    name: TextSource(
+        functools.partial(read, paths), what, "Python's standard library, as installed", "PSF"
+    )
+    for name, paths, what in (
+        ("source", _modules, "Python source, characters"),
+        ("packages", _in_packages, "Python source of packages, characters"),
+    )
 }
