@@ -98,11 +98,11 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
         split: np.asarray(losses).reshape(shape).mean(axis=1)
         for split, losses in scores(state).items()
     }
-    constant = np.mean(jax.vmap(task.constant_loss)(jax.vmap(task.sample)(_sample_keys(keys))))
+    constants = jax.vmap(lambda key: task.constant_loss(task.sample(jax.random.split(key)[0])))
     best = {split: int(np.nanargmin(losses)) for split, losses in found.items()}
     return {
         "task": to_dict(config),
-        "constant": float(constant),
+        "constant": float(np.mean(constants(keys))),
         "adam": {
             split: {"loss": float(found[split][i]), "learning_rate": float(LEARNING_RATES[i])}
             for split, i in best.items()
@@ -121,12 +121,6 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
             "seconds": round(time.monotonic() - begun),
         },
     }
-
-
-def _sample_keys(keys):
-    import jax
-
-    return jax.vmap(lambda key: jax.random.split(key)[0])(keys)
 
 
 def missing(names: list[str]) -> list[str]:

@@ -164,12 +164,13 @@ INTRODUCTION = """# Tasks
 
 Written by `python -m launch.zoo`. A task of the zoo is a family (`--cfg.task=FAMILY`) with the
 arguments that `launch/suites.py` gives it; suites are sets of them. Operations are those of the
-loss and its gradient on one batch. The constant's loss is that of the best constant prediction on the
-training split (for language models the unigram entropy; where nothing is predicted, the loss of the
-start; for training as a task, that of networks that never move), the mean over instances. Tuned
-Adam's is after 10,000 steps at the best of 21 constant rates, the mean of two seeds, each split at
-its own best rate (`python -m launch.tuned_adam`, which goes on with those not run).
-`launch.normalization` puts losses between the two: 1 and 0."""
+loss and its gradient on one batch. The constant's loss is that of the best constant prediction on
+the training split (for language models the unigram entropy; where nothing is predicted, the loss of
+the start; for training as a task, that of networks that never move), the mean over instances.
+
+Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, the mean of two
+seeds, each split at its own best rate. `python -m launch.tuned_adam` finds it for the tasks not run
+yet. `launch.normalization` puts losses between the two: 1 is the constant, 0 is Adam."""
 SPLITS = """## Data
 
 None needs a download. No example, patch of a picture's cell, or document is in two splits; what

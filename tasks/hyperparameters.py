@@ -69,7 +69,7 @@ def sgdm_rule(steps: int) -> Rule:
         return {"log_rates": jnp.full(steps, jnp.log(0.01)), "momentum": _raw(0.9)}
 
     def update(theta, velocity, gradient, step):
-        rate, decay = jnp.exp(theta["log_rates"][step]), _decay(theta["momentum"])
+        rate, decay = jnp.exp(jnp.asarray(theta["log_rates"])[step]), _decay(theta["momentum"])
         velocity = jax.tree.map(lambda v, g: decay * v - rate * g, velocity, gradient)
         return velocity, velocity
 
@@ -85,7 +85,7 @@ def adam_rule(steps: int) -> Rule:
         return {"log_rates": rates, "momentum": _raw(0.9), "second": _raw(0.99)}
 
     def update(theta, state, gradient, step):
-        rate, b1 = jnp.exp(theta["log_rates"][step]), _decay(theta["momentum"])
+        rate, b1 = jnp.exp(jnp.asarray(theta["log_rates"])[step]), _decay(theta["momentum"])
         b2 = _decay(theta["second"])
         first, second = state
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, first, gradient)

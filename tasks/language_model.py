@@ -61,7 +61,7 @@ class LanguageModel(TaskConfig):
         module = self.module()
 
         def init(instance, key):
-            params = module.init(key, jnp.zeros((1, length, VOCABULARY)))["params"]
+            params = module.init(key, jnp.zeros((1, length, VOCABULARY), jnp.float32))["params"]
             return scaled(params, options.value(instance, "init_scale", scales))
 
         def batch(instance, key, split):
@@ -71,7 +71,7 @@ class LanguageModel(TaskConfig):
         def loss(params, instance, batch, key):
             del instance, key
             # One-hot products differentiate to products, not to scatters.
-            symbols = jax.nn.one_hot(batch, VOCABULARY)
+            symbols = jax.nn.one_hot(batch, VOCABULARY, dtype=jnp.float32)
             log_probs = jax.nn.log_softmax(module.apply({"params": params}, symbols[:, :-1]))
             return -jnp.mean(jnp.sum(log_probs * symbols[:, 1:], axis=-1))
 

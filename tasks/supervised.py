@@ -79,12 +79,13 @@ def module_network(
     make: Callable[[Activation], nn.Module], names: Sequence[str], shape: Sequence[int]
 ) -> Network:
     """A Flax network, ``make`` of an activation, on inputs of ``shape``."""
+    make(ACTIVATIONS[names[0]])  # What does not fit the inputs is refused now.
 
     def module(options, instance):
         return make(activation_of(names, options, instance))
 
     def init(options, instance, key):
-        return module(options, instance).init(key, jnp.zeros((1, *shape)))["params"]
+        return module(options, instance).init(key, jnp.zeros((1, *shape), jnp.float32))["params"]
 
     def apply(params, options, instance, inputs):
         return module(options, instance).apply({"params": params}, inputs)

@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.0) -> Task:
+def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.1) -> Task:
     """A function of ``dim`` numbers, from a start drawn per instance, with noisy gradients.
 
     A training batch adds ``e^T x`` to the loss, ``e ~ N(0, noise^2 I)``, which vanishes in the
