@@ -1,9 +1,10 @@
 """Tasks by name, and suites of them: what optimizers are trained on, chosen by and judged by.
 
-Suites are data. Nothing of ``validation`` or ``heldout`` is trained on by ``train_small`` or
-``train_wide``: they share no source of data and no architecture (a test checks it). ``celo4`` has
-the shape of the published recipe, MNIST among its data, so it shares sources with ``heldout``, but
-no data set: the held-out images have other sizes or colours.
+Suites are data. What is trained on (``train_small``, ``train_wide``), what choices are made by
+(``validation``) and what is reported (``heldout``) share no source of data, and nothing else has
+an architecture of ``heldout``; a test checks it. ``celo4`` has the shape of the published recipe,
+MNIST among its data, so it shares sources with ``heldout``, but no data set: the held-out images
+have other sizes or colours.
 """
 
 from __future__ import annotations
