@@ -34,6 +34,9 @@ class Task(NamedTuple):
       unit: of the loss, for tables, axes and files.
       score_units: ``name -> unit`` of what ``score`` finds besides the loss; what has none here
         is written without one.
+      constant_loss: None, or ``instance -> scalar``, the loss of knowing nothing: of the best
+        constant prediction on the training split, or, where nothing is predicted, of the start. It
+        is the scale on which losses of different tasks can be averaged.
     """
 
     sample: Callable[[jax.Array], Instance]
@@ -43,6 +46,7 @@ class Task(NamedTuple):
     score: Callable[[Params, Instance, Split], dict[str, jax.Array]] | None = None
     unit: str = "units of the task's loss"
     score_units: Mapping[str, str] = MappingProxyType({})
+    constant_loss: Callable[[Instance], jax.Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class TaskConfig:
           data_dir: folder of prepared data sets.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `make`.")
+
+    @property
+    def unwrapped(self) -> "TaskConfig":
+        """The task whose losses it has: itself, or that which it wraps."""
+        return self
 
     @property
     def parts(self) -> tuple["TaskConfig", ...]:

@@ -1,22 +1,20 @@
-"""Image classification with a multilayer perceptron."""
+"""Classification or regression with a multilayer perceptron."""
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import Task
-from tasks.data.images import ImageData, load_images
+from tasks.data.images import ImageData
+from tasks.supervised import ACTIVATIONS, Data, Network, activation_names, activation_of, supervised
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "tanh": jnp.tanh,
-    "sigmoid": jax.nn.sigmoid,
-}
+__all__ = ["ACTIVATIONS", "mlp_classifier"]
+
+NORMALIZATIONS = ("none", "layer")
 
 
 def mlp_classifier(
@@ -26,100 +24,101 @@ def mlp_classifier(
     activation: str = "relu",
     batch_size: int = 64,
     standardize: bool = False,
+    loss: str = "cross_entropy",
+    normalization: str = "none",
+    label_noise: tuple[float, ...] = (),
+    init_scale: tuple[float, ...] = (),
     data_dir: str | None = None,
 ) -> Task:
-    """Softmax cross-entropy of an MLP on flattened images, in nats per example.
+    """An MLP on flattened images or rows of a table; softmax cross-entropy in nats per example.
 
-    With several activations the network of an instance has one of them, drawn with equal
-    probability: networks of one shape, which run as one population (and one program).
+    Of what is given several times (data sets of equal shape, activations, label noise, scales of
+    the start), the network of an instance has one, drawn with equal probability: networks of one
+    shape, which run as one population (and one program).
 
     Weights start as ``N(0, 1/fan_in)`` for the last layer and saturating activations and
     ``N(0, 2/fan_in)`` before rectifiers; biases start at 0. Parameters are a tuple of
-    ``{"b": [out], "w": [in, out]}``, one a layer.
+    ``{"b": [out], "w": [in, out]}``, one a layer, with a gain ``"g": [out]`` of 1 where hidden
+    layers are normalized.
 
     Args:
-      dataset: digits, or a TFDS image data set prepared in ``data_dir``; or the images themselves,
-        from ``tasks.data.load_images``.
-      hidden_sizes: width of each hidden layer; empty for logistic regression.
+      dataset: one of the bundled data sets (docs/tasks.md), or a TFDS image data set prepared in
+        ``data_dir``; or several with commas between, ``"digits,mnist5k_8"``; or the images
+        themselves, from ``tasks.data.load_images``.
+      hidden_sizes: width of each hidden layer; empty for logistic (or linear) regression.
       activation: one of ``ACTIVATIONS``, or several with commas between: ``"relu,tanh"``.
       batch_size: examples per batch, drawn with replacement.
-      standardize: give the network pixels with mean 0 and variance 1 over the training images
+      standardize: give the network inputs with mean 0 and variance 1 over the training examples
         (one mean and one variance for all), instead of values in 0..1.
+      loss: cross_entropy, or mse: the squared distance of the outputs from the one-hot labels.
+      normalization: none, or layer: of the activations' inputs in each hidden layer.
+      label_noise: probabilities, one of which an instance has, that a label of a training batch is
+        replaced by any; empty: 0.
+      init_scale: factors, one of which an instance has, of the initial weights; empty: 1.
       data_dir: TFDS data folder, for ``dataset`` by name.
 
     Raises:
-      ValueError: on an unknown activation, one named twice, a size below 1, or a data set that is
+      ValueError: on an unknown name, one named twice, a number out of range, or a data set that is
         not there.
     """
-    names = tuple(activation.split(","))
-    if not set(names) <= set(ACTIVATIONS) or len(set(names)) < len(names):
+    names = activation_names(activation)
+    if any(size < 1 for size in hidden_sizes):
         raise ValueError(
-            f"`activation` must be one of {sorted(ACTIVATIONS)}, or several different ones with "
-            f"commas between, got {activation!r}."
+            f"every entry of `hidden_sizes` must be at least 1, got {tuple(hidden_sizes)}."
         )
-    if batch_size < 1 or any(size < 1 for size in hidden_sizes):
+    if normalization not in NORMALIZATIONS:
         raise ValueError(
-            "`batch_size` and every entry of `hidden_sizes` must be at least 1, got "
-            f"batch_size={batch_size}, hidden_sizes={tuple(hidden_sizes)}."
-        )
-    data = load_images(dataset, data_dir) if isinstance(dataset, str) else dataset
-    inputs = int(np.prod(data.images["train"].shape[1:]))
-    sizes = (inputs, *hidden_sizes, data.num_classes)
-    shapes = list(itertools.pairwise(sizes))
-    # Of the weights of each layer at the start, a row an activation.
-    scales = [
-        [math.sqrt(gain / fan_in) for gain, (fan_in, _) in zip(gains, shapes, strict=True)]
-        for gains in (
-            [2.0 if name in ("relu", "gelu") else 1.0] * len(hidden_sizes) + [1.0] for name in names
-        )
-    ]
-
-    def sample(key):
-        return jax.random.randint(key, (), 0, len(names)) if len(names) > 1 else ()
-
-    def act(instance, x):
-        """The activation of the instance; where it was drawn, all of them are computed."""
-        values = [ACTIVATIONS[name](x) for name in names]
-        return jax.lax.select_n(instance, *values) if len(names) > 1 else values[0]
-
-    def init(instance, key):
-        own = jnp.asarray(scales)[instance] if len(names) > 1 else scales[0]
-        # One draw for all weights: random bits are a fixed cost per draw on small networks.
-        ends = np.cumsum([fan_in * fan_out for fan_in, fan_out in shapes])
-        pieces = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
-        return tuple(
-            {"b": jnp.zeros(shape[1]), "w": piece.reshape(shape) * scale}
-            for piece, shape, scale in zip(pieces, shapes, own, strict=True)
+            f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}."
         )
 
-    pixels = np.asarray(data.images["train"], np.float32) / 255
-    center, spread = (pixels.mean(), pixels.std()) if standardize else (0.0, 1.0)
+    def network(data: Data) -> Network:
+        sizes = (math.prod(data.shape), *hidden_sizes, data.num_outputs)
+        shapes = list(itertools.pairwise(sizes))
+        # Of the weights of each layer at the start, a row an activation.
+        scales = [
+            [math.sqrt(gain / fan_in) for gain, (fan_in, _) in zip(gains, shapes, strict=True)]
+            for gains in (
+                [1.0 if name in ("tanh", "sigmoid") else 2.0] * len(hidden_sizes) + [1.0]
+                for name in names
+            )
+        ]
 
-    def logits(params, instance, images):
-        x = (images.reshape(images.shape[0], -1) - center) / spread
-        for layer in params[:-1]:
-            x = act(instance, x @ layer["w"] + layer["b"])
-        return x @ params[-1]["w"] + params[-1]["b"]
+        def init(options, instance, key):
+            own = options.value(instance, "activation", scales)
+            # One draw for all weights: random bits are a fixed cost per draw on small networks.
+            ends = np.cumsum([fan_in * fan_out for fan_in, fan_out in shapes])
+            pieces = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
+            layers = tuple(
+                {"b": jnp.zeros(shape[1]), "w": piece.reshape(shape) * scale}
+                for piece, shape, scale in zip(pieces, shapes, own, strict=True)
+            )
+            if normalization == "none":
+                return layers
+            return (
+                *(layer | {"g": jnp.ones_like(layer["b"])} for layer in layers[:-1]),
+                layers[-1],
+            )
 
-    def loss(params, instance, batch, key):
-        del key
-        images, labels = batch
-        # The one-hot product differentiates to a product, not to a scatter.
-        log_probs = jax.nn.log_softmax(logits(params, instance, images))
-        return -jnp.mean(jnp.sum(log_probs * jax.nn.one_hot(labels, data.num_classes), axis=-1))
+        def apply(params, options, instance, inputs):
+            act = activation_of(names, options, instance)
+            x = inputs.reshape(inputs.shape[0], -1)
+            for layer in params[:-1]:
+                x = x @ layer["w"]
+                if normalization == "layer":
+                    x = jax.nn.standardize(x) * layer["g"]
+                x = act(x + layer["b"])
+            return x @ params[-1]["w"] + params[-1]["b"]
 
-    def score(params, instance, split):
-        images, labels = data.images[split].astype(jnp.float32) / 255, data.labels[split]
-        right = jnp.argmax(logits(params, instance, images), axis=-1) == labels
-        mean_loss = loss(params, instance, (images, labels), None)
-        return {"loss": mean_loss, "accuracy": jnp.mean(right.astype(jnp.float32))}
+        return Network(init, apply)
 
-    return Task(
-        sample=sample,
-        init=init,
-        batch=lambda instance, key, split: data.batch(key, split, batch_size),
+    return supervised(
+        dataset,
+        network,
+        batch_size=batch_size,
+        activation=activation,
         loss=loss,
-        score=score,
-        unit="nats per example",
-        score_units={"accuracy": "share of examples"},
+        label_noise=label_noise,
+        init_scale=init_scale,
+        standardize=standardize,
+        data_dir=data_dir,
     )

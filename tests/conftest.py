@@ -44,7 +44,13 @@ pytest.register_assert_rewrite("tests.contracts")
 
 # Names whose code another name runs too, at another size or under another flag: tests of every
 # name have these among the slow ones.
-TWINS = {"es_single": "nres", "velo": "velo_s", "celo2_base": "celo2"}
+TWINS = {
+    "es_single": "nres",
+    "velo": "velo_s",
+    "celo2_base": "celo2",
+    "hyperparameters": "learned_optimizer",
+    "batch_fraction": "reparametrized",
+}
 
 
 @pytest.hookimpl(tryfirst=True)

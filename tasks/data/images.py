@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from tasks.base import SPLITS, Split
+from tasks.data.bundled import IMAGES
+from tasks.data.splits import Raw
 
 
 class ImageData(NamedTuple):
@@ -32,22 +34,34 @@ class ImageData(NamedTuple):
 
 @functools.cache
 def load_images(name: str, data_dir: str | None = None) -> ImageData:
-    """Loads a data set by its TFDS name; ``digits`` is bundled, others must be prepared.
+    """Loads a data set by its name; those of TFDS must be prepared, the others are always there.
 
-    Splits are fixed: ``digits`` has 1,297 / 250 / 250 train / validation / test images;
-    where TFDS has no validation split, the last sixth of its train split is it (MNIST:
-    50,000 / 10,000 / 10,000).
+    Splits are fixed: ``digits`` has 1,297 / 250 / 250 train / validation / test images; the
+    bundled ones say theirs in their modules; where TFDS has no validation split, the last sixth
+    of its train split is it (MNIST: 50,000 / 10,000 / 10,000).
 
     Args:
-      name: ``digits``, or any TFDS image classification data set prepared as
-        ``array_record`` (``mnist``, ``fashion_mnist``, ``cifar10``).
+      name: ``digits``, a name of ``tasks.data.bundled.IMAGES``, or any TFDS image classification
+        data set prepared as ``array_record`` (``mnist``, ``fashion_mnist``, ``cifar10``).
       data_dir: TFDS data folder; ``None`` is TFDS's default.
 
     Raises:
       ValueError: if the data set is not there, with the command that prepares it, or if its
         files are damaged.
-      ImportError: where only the small base of the library is installed, which has no TFDS.
+      ImportError: where only the small base of the library is installed, which has no data.
     """
+    raw, num_classes = IMAGES[name].read() if name in IMAGES else _stored(name, data_dir)
+    # Concrete arrays even when the first call comes from inside a trace: the result is cached.
+    with jax.ensure_compile_time_eval():
+        return ImageData(
+            images={split: jnp.asarray(raw[split][0]) for split in SPLITS},
+            labels={split: jnp.asarray(raw[split][1]) for split in SPLITS},
+            num_classes=num_classes,
+        )
+
+
+def _stored(name: str, data_dir: str | None) -> tuple[Raw, int]:
+    """Through TFDS, with a validation split."""
     try:
         from tasks.data import stored  # TFDS takes seconds to import, and only readers need it.
     except ModuleNotFoundError as error:
@@ -61,10 +75,4 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
         cut = len(labels) - len(labels) // 6
         raw["train"] = images[:cut], labels[:cut]
         raw["validation"] = images[cut:], labels[cut:]
-    # Concrete arrays even when the first call comes from inside a trace: the result is cached.
-    with jax.ensure_compile_time_eval():
-        return ImageData(
-            images={split: jnp.asarray(raw[split][0]) for split in SPLITS},
-            labels={split: jnp.asarray(raw[split][1]) for split in SPLITS},
-            num_classes=num_classes,
-        )
+    return raw, num_classes

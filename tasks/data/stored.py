@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tasks.data.digits import DIGEST, Digits, digest
+from tasks.data.splits import Raw
 
 
-def read(name: str, data_dir: str | None) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+def read(name: str, data_dir: str | None) -> tuple[Raw, int]:
     """Images ``uint8 [N, height, width, channels]`` and labels ``int32 [N]`` of every split.
 
     Args:

@@ -1,0 +1,198 @@
+"""The tasks of the zoo in a table, and their facts: size, operations, data, scale of the loss.
+
+    python -m launch.zoo > docs/tasks.md
+
+Everything but tuned Adam's losses (see ``launch.tuned_adam``) is found by tracing the tasks and
+looking at their data; nothing is trained.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from absl import app
+
+from launch.command_line import messages, parse_flags, quiet
+
+
+class Facts(NamedTuple):
+    """What is known of a task before anything is trained.
+
+    Attributes:
+      parameters: how many numbers are trained.
+      flops: floating-point operations of the loss and its gradient on one batch, as XLA counts them
+        with all loops unrolled.
+      unit: of the loss.
+      constant: the loss of a constant prediction, the mean over instances; None if unknown.
+      datasets: names of the data sets; empty: generated.
+    """
+
+    parameters: int
+    flops: float
+    unit: str
+    constant: float | None
+    datasets: tuple[str, ...]
+
+
+# Instances over which a constant predictor's loss is a mean.
+INSTANCES = 256
+
+
+@functools.cache
+def facts(name: str) -> Facts:
+    """The facts of a task of the zoo.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    from launch.suites import zoo_task
+
+    return facts_of(zoo_task(name))
+
+
+def facts_of(config: Any, data_dir: str | None = None) -> Facts:
+    """The facts of any task."""
+    import jax
+    import jax.numpy as jnp
+
+    from launch.studies.shared.cost import unrolled_scans
+
+    task, key = config.make(data_dir), jax.random.key(0)
+
+    def drawn(key):
+        instance = task.sample(key)
+        return task.init(instance, key), instance, task.batch(instance, key, "train")
+
+    params, instance, batch = jax.eval_shape(drawn, key)
+    with unrolled_scans():
+        # A fresh function each time: the trace cache does not see how scans are unrolled.
+        gradient = jax.jit(jax.value_and_grad(lambda *given: task.loss(*given)))
+        analysis: Any = gradient.lower(params, instance, batch, key).cost_analysis()
+    constant = None
+    if task.constant_loss is not None:
+        losses = jax.vmap(lambda key: task.constant_loss(task.sample(key)))
+        constant = float(jnp.mean(losses(jax.random.split(key, INSTANCES))))
+    return Facts(
+        sum(leaf.size for leaf in jax.tree.leaves(params)),
+        float(analysis["flops"]),
+        task.unit,
+        constant,
+        datasets_of(config),
+    )
+
+
+def datasets_of(config: Any) -> tuple[str, ...]:
+    """The data sets that a task names, or the task in it."""
+    while hasattr(config, "base"):
+        config = config.base
+    named = getattr(config, "dataset", None)
+    return tuple(named.split(",")) if named else ()
+
+
+def _tasks() -> Iterator[tuple[str, ...]]:
+    """A row for each task of the zoo."""
+    from launch.normalization import record_of
+    from launch.suites import _SUITES, ZOO, zoo_task
+
+    yield (
+        "task",
+        "family",
+        "in suites",
+        "parameters",
+        "operations a step",
+        "data",
+        "constant's loss",
+        "tuned Adam's: train",
+        "test",
+        "unit",
+    )
+    for name, (family, _) in ZOO.items():
+        found, record = facts(name), record_of(zoo_task(name))
+        adam = record and {split: f"{x['loss']:.4g}" for split, x in record["adam"].items()}
+        yield (
+            f"`{name}`",
+            f"`{family}`",
+            ", ".join(suite for suite, spec in _SUITES.items() if name in spec.tasks),
+            f"{found.parameters:,}",
+            f"{found.flops:,.0f}",
+            ", ".join(f"`{dataset}`" for dataset in found.datasets) or "generated",
+            "-" if found.constant is None else f"{found.constant:.4g}",
+            adam["train"] if adam else "not run",
+            adam["test"] if adam else "not run",
+            found.unit,
+        )
+
+
+def _data() -> Iterator[tuple[str, ...]]:
+    """A row for each data set that needs no download."""
+    from tasks.data.bundled import IMAGES, TABLES, TEXTS, load_texts
+    from tasks.data.images import load_images
+    from tasks.data.pool import load_pool
+
+    yield "data", "what", "train, validation, test", "from", "licence"
+    sizes = load_images("digits").labels
+    digits = "handwritten digits, grey, 8x8", "UCI (Alpaydin, Kaynak 1998), in scikit-learn"
+    rows = [("digits", *digits, "CC BY 4.0 (scikit-learn: BSD)", [len(x) for x in sizes.values()])]
+    for name, source in (IMAGES | TABLES).items():
+        numbers = [sum(x) for x in load_pool(name).sizes.values()]
+        rows.append((name, source.what, source.origin, source.licence, numbers))
+    for name, text in TEXTS.items():
+        numbers = [sum(x) for x in load_texts((name,)).sizes.values()]
+        rows.append((name, text.what, text.origin, text.licence, numbers))
+    for name, what, origin, licence, numbers in rows:
+        yield f"`{name}`", what, " / ".join(f"{n:,}" for n in numbers), origin, licence
+
+
+def _suites() -> Iterator[tuple[str, ...]]:
+    from launch.suites import SUITES, suite
+
+    yield "suite", "tasks", "horizons"
+    for name in SUITES:
+        found = suite(name)
+        steps = ", ".join(f"{horizon:,}" for horizon in found.horizons)
+        yield f"`{name}`", f"{len(found.tasks)}", steps
+
+
+def markdown(rows: Iterator[tuple[str, ...]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    head = "|" + "---|" * (lines[0].count("|") - 1)
+    return "\n".join([lines[0], head, *lines[1:]])
+
+
+INTRODUCTION = """# Tasks
+
+Written by `python -m launch.zoo`. A task of the zoo is a family (`--cfg.task=FAMILY`) with the
+arguments that `launch/suites.py` gives it; suites are sets of them. Operations are those of the
+loss and its gradient on one batch. The constant's loss is that of the best constant prediction on
+the training split (for language models the unigram entropy; where nothing is predicted, the loss of
+the start; for training as a task, that of networks that never move), the mean over instances.
+
+Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, the mean of two
+seeds, each split at its own best rate. `python -m launch.tuned_adam` finds it for the tasks not run
+yet. `launch.normalization` puts losses between the two: 1 is the constant, 0 is Adam."""
+SPLITS = """## Data
+
+None needs a download. No example, patch of a picture's cell, or document is in two splits; what
+else is known of them (writers, persons) is in the modules of `tasks/data`. Texts differ with the
+version of Python; this table is of 3.11."""
+
+
+def page() -> str:
+    """The whole of docs/tasks.md."""
+    suites = "## Suites\n\n" + markdown(_suites())
+    return "\n\n".join(
+        [INTRODUCTION, suites, "## Zoo\n\n" + markdown(_tasks()), SPLITS, markdown(_data())]
+    )
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    quiet()
+    with messages():
+        print(page())
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,81 @@
+"""Any task of examples with batches that are really smaller: more noise in the same shapes."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from tasks.base import Task, TaskConfig
+from tasks.linear import Linear
+from tasks.reparametrized import of_base
+
+
+@dataclass(frozen=True)
+class BatchFraction(TaskConfig):
+    """The task with a part of each training batch, repeated to fill it.
+
+    The gradient is that of a batch so much smaller. An instance has one of the fractions, drawn
+    with equal probability.
+
+    Source: Metz et al. 2022 (VeLO), task augmentation. Differs: fractions that divide the batch.
+
+    Attributes:
+      base: the task; its batches are of examples.
+      fractions: of the batch, each of which times the batch size is a whole number that divides it.
+    """
+
+    base: TaskConfig = field(default_factory=Linear)
+    fractions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+
+    @property
+    def unwrapped(self) -> TaskConfig:
+        return self.base.unwrapped
+
+    def make(self, data_dir: str | None = None) -> Task:
+        """The task.
+
+        Args:
+          data_dir: folder of prepared data sets.
+
+        Raises:
+          ValueError: if the task has no batches of examples, or fractions do not divide them.
+        """
+        task = self.base.make(data_dir)
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: task.batch(task.sample(key), key, "train"))
+        size: int = getattr(self.base, "batch_size", 0)
+        if not all(leaf.shape[:1] == (size,) for leaf in jax.tree.leaves(shapes)):
+            raise ValueError(
+                f"`base` must be a task whose batches are `batch_size` examples, got {self.base}."
+            )
+        parts = [fraction * size for fraction in self.fractions]
+        if not parts or any(n < 1 or n != round(n) or size % round(n) for n in parts):
+            raise ValueError(
+                f"`fractions` of the batch size, {size}, must be whole numbers that divide it, got "
+                f"{self.fractions}, which give {parts}."
+            )
+
+        def sample(key):
+            key_base, key_part = jax.random.split(key)
+            which = jax.random.randint(key_part, (), 0, len(parts))
+            return {"base": task.sample(key_base), "examples": jnp.array(parts, jnp.int32)[which]}
+
+        def batch(instance, key, split):
+            found = task.batch(instance["base"], key, split)
+            if split != "train":
+                return found
+            index = jnp.arange(size) % instance["examples"]
+            return jax.tree.map(lambda leaf: leaf[index], found)
+
+        score = task.score
+        return task._replace(
+            sample=sample,
+            init=lambda instance, key: task.init(instance["base"], key),
+            batch=batch,
+            loss=lambda params, instance, batch, key: task.loss(
+                params, instance["base"], batch, key
+            ),
+            score=score
+            and (lambda params, instance, split: score(params, instance["base"], split)),
+            constant_loss=of_base(task),
+        )

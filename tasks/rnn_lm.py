@@ -1,0 +1,47 @@
+"""A recurrent language model."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+
+from tasks.data.symbols import VOCABULARY
+from tasks.language_model import LanguageModel
+from tasks.layers import check_at_least_one
+
+CELLS = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+
+
+@dataclass(frozen=True)
+class RecurrentLM(LanguageModel):
+    """An embedding, a recurrent layer that starts at 0 in each window, and a linear output.
+
+    Attributes:
+      cell: gru or lstm.
+      width: of the embedding.
+      hidden_size: of the recurrent state.
+    """
+
+    cell: str = "gru"
+    width: int = 16
+    hidden_size: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least_one(width=self.width, hidden_size=self.hidden_size)
+        if self.cell not in CELLS:
+            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}, got {self.cell!r}.")
+
+    def module(self) -> nn.Module:
+        return _Network(self.cell, self.width, self.hidden_size)
+
+
+class _Network(nn.Module):
+    cell: str
+    width: int
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, use_bias=False)(x)
+        x = nn.RNN(CELLS[self.cell](self.hidden_size))(x)
+        return nn.Dense(VOCABULARY)(x)
