@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 TRAINS = ("optimizer", "network")
 META_LOSSES = ("train", "fresh", "validation")
-REDUCTIONS = ("mean", "last", "telescoped")
+REDUCTIONS = ("mean", "last", "late", "telescoped")
+SCALES = ("loss", "log")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -52,9 +53,13 @@ class InnerConfig:
       horizon: inner steps of an episode (the longest, if drawn).
       min_horizon: above 0: horizons log-uniform between this and horizon.
       meta_loss: train, fresh or validation: what a step's loss is measured on.
-      reduction: mean, last (a run weighs as much as it has steps), or telescoped: the last loss as
-        a sum of differences, every run weighing alike.
+      reduction: mean, last (a run weighs as much as it has steps), late (every step counts, the
+        last fifth most), or telescoped: the last loss as a sum of differences, every run weighing
+        alike.
       loss_ceiling: losses above it, or not finite, count as it; 0: no ceiling.
+      scale: loss, or log: the logarithm of its share of a constant predictor's loss, for tasks of
+        different units.
+      equal_runs: divide by each run's own horizon, so that long runs count no more than short ones.
     """
 
     horizon: int = 100
@@ -62,10 +67,13 @@ class InnerConfig:
     meta_loss: str = "train"
     reduction: str = "mean"
     loss_ceiling: float = 0.0
+    scale: str = "loss"
+    equal_runs: bool = False
 
     def __post_init__(self):
         _check_choice("meta_loss", self.meta_loss, META_LOSSES)
         _check_choice("reduction", self.reduction, REDUCTIONS)
+        _check_choice("scale", self.scale, SCALES)
         _check_least(1, horizon=self.horizon)
         _check_least(0, min_horizon=self.min_horizon, loss_ceiling=self.loss_ceiling)
 
@@ -152,6 +160,13 @@ class Config:
             raise ValueError(
                 "`inner.reduction`=telescoped cannot be walked back by a reversible estimator. "
                 "Set inner.reduction=last: the same loss."
+            )
+        if self.estimator.needs_reversible and (
+            self.inner.scale != "loss" or self.inner.equal_runs or self.inner.reduction == "late"
+        ):
+            raise ValueError(
+                "`inner.scale`=log, `inner.equal_runs` and `inner.reduction`=late are not for a "
+                "reversible estimator, whose runs are walked back; leave them out."
             )
         if self.estimator.plain_descent and not self.meta.plain_descent:
             raise ValueError(

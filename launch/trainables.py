@@ -85,14 +85,16 @@ def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
 def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> UnrolledSystem:
     """Inner training as an unrolled system, in the form that the estimator needs."""
     inner = config.inner
-    reversible = config.estimator.needs_reversible
-    system = (reversible_inner_training if reversible else inner_training)(
-        task,
-        optimizer,
-        meta_loss=inner.meta_loss,
-        reduction="mean" if inner.reduction == "telescoped" else inner.reduction,
-        loss_ceiling=inner.loss_ceiling or None,
-    )
+    shared: dict[str, Any] = {
+        "meta_loss": inner.meta_loss,
+        "reduction": "mean" if inner.reduction == "telescoped" else inner.reduction,
+        "loss_ceiling": inner.loss_ceiling or None,
+    }
+    if config.estimator.needs_reversible:
+        system = reversible_inner_training(task, optimizer, **shared)
+    else:
+        weight = inner.horizon if inner.equal_runs else None
+        system = inner_training(task, optimizer, **shared, scale=inner.scale, run_weight=weight)
     if inner.reduction == "telescoped":
         return telescoped(system, config.horizons())
     return system

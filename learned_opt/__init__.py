@@ -1,6 +1,7 @@
 """Learned optimizers: Flax modules that act as optax transformations."""
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
+from learned_opt.adam_controller import adam_controller
 from learned_opt.base import LearnedOptimizer, OptimizerConfig
 from learned_opt.celo import celo_optimizer
 from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
@@ -27,6 +28,7 @@ __all__ = [
     "LearnedOptimizer",
     "OptimizerConfig",
     "__version__",
+    "adam_controller",
     "celo2_base_optimizer",
     "celo2_optimizer",
     "celo_adam_optimizer",

@@ -22,6 +22,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from learned_opt.adam import learnable_adam, learnable_nadamw
+from learned_opt.adam_controller import adam_controller
 from learned_opt.base import LearnedOptimizer, OptimizerConfig, Theta
 from learned_opt.celo import celo_optimizer
 from learned_opt.celo2 import celo2_base_optimizer, celo2_optimizer
@@ -41,6 +42,7 @@ from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgd
 from learned_opt.velo import velo_optimizer, velo_s_optimizer
 
 OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer | OptimizerConfig]] = {
+    "adam_controller": adam_controller,
     "mlp": mlp_optimizer,
     "reversible_mlp": reversible_mlp_optimizer,
     "small_fc": small_fc_optimizer,

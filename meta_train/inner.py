@@ -1,5 +1,6 @@
 """Inner training as an unrolled system: the only place where tasks and learned optimizers meet."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,14 @@ from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
 META_LOSSES = ("train", "fresh", "validation")
-REDUCTIONS = ("mean", "last")
+REDUCTIONS = ("mean", "last", "late")
+SCALES = ("loss", "log")
+
+# A run's last fifth has this share of the weight of all its steps, under "late".
+LATE_SHARE = 0.8
+# Multiples of the constant predictor's loss: the most that a loss counts as, and what is added
+# before the logarithm, so that progress below it is worth less and less.
+CEILING, FLOOR = 3.0, 0.01
 
 
 class InnerState(NamedTuple):
@@ -24,6 +32,7 @@ class InnerState(NamedTuple):
       opt_state: the optimizer's state.
       step: int32 scalar, steps done.
       horizon: int32 scalar, steps of the whole run.
+      constant_loss: scalar, the constant predictor's loss on the instance; () where not asked for.
     """
 
     instance: Any
@@ -31,6 +40,7 @@ class InnerState(NamedTuple):
     opt_state: Any
     step: jax.Array
     horizon: jax.Array
+    constant_loss: Any = ()
 
 
 def inner_training(
@@ -40,6 +50,8 @@ def inner_training(
     meta_loss: str = "train",
     reduction: str = "mean",
     loss_ceiling: float | None = None,
+    scale: str = "loss",
+    run_weight: float | None = None,
 ) -> UnrolledSystem:
     """Training ``task`` with ``learned_optimizer``, as a function of its theta.
 
@@ -51,19 +63,37 @@ def inner_training(
         ``validation``: the loss after the update on a validation batch.
       reduction: ``mean``: every step counts. ``last``: ``L_t`` is the horizon times the loss at
         the last step and 0 elsewhere, so a run's mean per-step loss is its final one. (With
-        drawn horizons each run weighs as much as it has steps, as with ``mean``.)
+        drawn horizons each run weighs as much as it has steps, as with ``mean``.) ``late``: every
+        step counts 0.2 and those of the last fifth 4 more.
       loss_ceiling: losses above it, and non-finite ones, count as this value, so that a
         diverged run is bad news for theta instead of none; gradients through a capped
         loss are zero. ``None``: losses pass as they are, and the estimator drops particles
         whose loss is not finite.
+      scale: ``loss``: as it is. ``log``: ``log(min(L, 3 C) / C + 0.01)`` with ``C`` the task's
+        ``constant_loss``, so that tasks of any unit weigh alike and a loss that is not finite
+        counts as 3 C; it comes before the ceiling.
+      run_weight: divided by a run's horizon it multiplies the run's losses, so that under drawn
+        horizons long runs count no more than short ones. ``None``: they do.
 
     Raises:
       ValueError: on a function of the task or the optimizer that takes other arguments, an
-        unknown ``meta_loss`` or ``reduction``, or a non-positive ceiling; from
+        unknown ``meta_loss``, ``reduction`` or ``scale``, a non-positive ceiling or weight, or a
+        task without ``constant_loss`` under ``log``; from
         ``init``, on a horizon that is not a whole number from 1 to 2^30; from ``step``, on a loss
         of the task that is no real float scalar.
     """
     check_arguments(task, learned_optimizer, meta_loss, reduction, loss_ceiling)
+    if scale not in SCALES:
+        raise ValueError(f"`scale` must be one of {list(SCALES)}, got {scale!r}.")
+    if scale == "log" and task.constant_loss is None:
+        raise ValueError(
+            "`task` must have a `constant_loss` for scale='log'; give it one, or set scale='loss'."
+        )
+    if run_weight is not None and not 0 < run_weight < math.inf:
+        raise ValueError(
+            f"`run_weight` must be above 0 and finite, or None, got {run_weight!r}; the longest "
+            "horizon keeps the losses of the longest runs as they are."
+        )
 
     def init(theta, key, horizon):
         check_horizon(horizon)
@@ -71,9 +101,12 @@ def inner_training(
         instance = task.sample(key_sample)
         params = task.init(instance, key_init)
         opt_state = learned_optimizer.bind(theta, horizon).init(params)
-        return InnerState(
+        start = InnerState(
             instance, params, opt_state, jnp.zeros([], jnp.int32), jnp.asarray(horizon, jnp.int32)
         )
+        if scale == "log":
+            return start._replace(constant_loss=jnp.asarray(task.constant_loss(instance)))
+        return start
 
     def step(theta, state, key):
         key_batch, key_loss, key_meta_batch, key_meta_loss = jax.random.split(key, 4)
@@ -94,7 +127,11 @@ def inner_training(
             split = "train" if meta_loss == "fresh" else "validation"
             meta_batch = task.batch(state.instance, key_meta_batch, split)
             loss = task.loss(params, state.instance, meta_batch, key_meta_loss)
+        if scale == "log":
+            loss = log_share(loss, state.constant_loss)
         loss = step_loss(loss, state.step, state.horizon, reduction, loss_ceiling)
+        if run_weight is not None:
+            loss = loss * (run_weight / state.horizon)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), loss
 
     return UnrolledSystem(init, step)
@@ -108,7 +145,18 @@ def step_loss(
         loss = jnp.where(loss < loss_ceiling, loss, loss_ceiling)
     if reduction == "last":
         loss = jnp.where(step == horizon - 1, horizon * loss, 0.0)
+    if reduction == "late":
+        loss = (
+            loss * jnp.where(step >= horizon - horizon // 5, 5 * LATE_SHARE, 0)
+            + (1 - LATE_SHARE) * loss
+        )
     return loss
+
+
+def log_share(loss: jax.Array, constant_loss: jax.Array) -> jax.Array:
+    """``log(min(L, 3 C) / C + 0.01)``; of a loss that is not finite or above 3 C, log 3.01."""
+    capped = jnp.where(loss < CEILING * constant_loss, loss, CEILING * constant_loss)
+    return jnp.log(jnp.maximum(capped / constant_loss, 0) + FLOOR)
 
 
 def check_horizon(horizon: Any) -> None:
