@@ -44,6 +44,58 @@ def test_the_last_loss_is_that_of_the_episode():
         np.testing.assert_allclose(ends, expected, rtol=1e-6)
 
 
+def losses_of(horizon, task=TASK, steps=10, **settings):
+    theta = OPTIMIZER.init(jax.random.key(0))
+    system = inner_training(task, OPTIMIZER, **settings)
+    state = system.init(theta, jax.random.key(1), horizon)
+    return np.asarray(unroll(system, theta, state, jax.random.key(2), steps)[1], np.float64)
+
+
+@pytest.mark.parametrize("horizon", [1, 4, 10])
+def test_late_steps_count_most(horizon):
+    losses, late = (losses_of(horizon, steps=horizon, reduction=r) for r in ("mean", "late"))
+    last = np.arange(horizon) >= horizon - horizon // 5
+    np.testing.assert_allclose(late, losses * (0.2 + 4 * last), rtol=1e-6)
+
+
+def test_losses_as_shares_of_a_constant_predictors():
+    """By the formula; above three times it, and where it is not finite, the loss counts as that."""
+
+    for constant in (0.5, 1e-3, 1e9):
+        task = TASK._replace(constant_loss=lambda instance, c=constant: jnp.float32(c))
+        losses, found = losses_of(10), losses_of(10, task, scale="log")
+        expected = np.log(np.minimum(losses, 3 * constant) / constant + 0.01)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for start in ([0.0, 1.0, 0.0], [2.0, 1.0, 0.0]):
+        task = TASK._replace(
+            constant_loss=lambda instance: jnp.float32(2.0),
+            init=lambda instance, key, x=start: jnp.array(x),
+            loss=lambda p, i, b, k: jnp.where(p[1] > 0, jnp.where(p[0] > 1, jnp.nan, jnp.inf), 0.0),
+        )
+        np.testing.assert_allclose(losses_of(1, task, 1, scale="log"), np.log(3.01), rtol=1e-6)
+
+
+def test_runs_may_weigh_alike():
+    for horizon in (2, 10):
+        losses = losses_of(horizon, steps=horizon)
+        alike = losses_of(horizon, steps=horizon, run_weight=10)
+        np.testing.assert_allclose(alike, losses * 10 / horizon, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": "logarithm"}, r"`scale` must be one of \['loss', 'log'\], got 'logarithm'"),
+        ({"scale": "log"}, "`task` must have a `constant_loss` for scale='log'"),
+        ({"run_weight": 0.0}, "`run_weight` must be above 0 and finite, or None, got 0.0"),
+        ({"reduction": "later"}, "`reduction` must be one of"),
+    ],
+)
+def test_wrong_meta_losses_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        inner_training(TASK._replace(constant_loss=None), OPTIMIZER, **settings)
+
+
 @pytest.mark.parametrize("horizon", [0, -1, 2.5, 2**31, True])
 def test_a_wrong_horizon_is_refused(horizon):
     theta = OPTIMIZER.init(jax.random.key(0))
