@@ -42,7 +42,8 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
 
     config = zoo_task(name)
     task = config.make()
-    if task.score is None or task.constant_loss is None:
+    constant_loss = task.constant_loss
+    if task.score is None or constant_loss is None:
         raise ValueError(f"the task {name!r} must have a score and a constant predictor's loss.")
     keys = jax.random.split(jax.random.key(SEED), NUM_SEEDS)
     rates = jnp.asarray(LEARNING_RATES, jnp.float32)
@@ -98,7 +99,7 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
         split: np.asarray(losses).reshape(shape).mean(axis=1)
         for split, losses in scores(state).items()
     }
-    constants = jax.vmap(lambda key: task.constant_loss(task.sample(jax.random.split(key)[0])))
+    constants = jax.vmap(lambda key: constant_loss(task.sample(jax.random.split(key)[0])))
     best = {split: int(np.nanargmin(losses)) for split, losses in found.items()}
     return {
         "task": to_dict(config),

@@ -92,7 +92,7 @@ def datasets_of(config: Any) -> tuple[str, ...]:
 def _tasks() -> Iterator[tuple[str, ...]]:
     """A row for each task of the zoo."""
     from launch.normalization import record_of
-    from launch.suites import _SUITES, ZOO, zoo_task
+    from launch.suites import SUITES, ZOO, suite, zoo_task
 
     yield (
         "task",
@@ -112,7 +112,7 @@ def _tasks() -> Iterator[tuple[str, ...]]:
         yield (
             f"`{name}`",
             f"`{family}`",
-            ", ".join(suite for suite, spec in _SUITES.items() if name in spec.tasks),
+            ", ".join(word for word in SUITES if name in suite(word).tasks),
             f"{found.parameters:,}",
             f"{found.flops:,.0f}",
             ", ".join(f"`{dataset}`" for dataset in found.datasets) or "generated",

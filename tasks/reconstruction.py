@@ -51,7 +51,7 @@ def reconstruction(
     of_each = [x.reshape(len(x), -1) for x, _ in pool.of_each("train")]
     scales = init_scale or (1.0,)
     options = Options({"activation": names, "dataset": of_each, "init_scale": scales})
-    constants = [constant(np.asarray(as_float(jnp.asarray(x)), np.float64)) for x in of_each]
+    constants = [constant(np.asarray(as_float(x), np.float64)) for x in of_each]
 
     def start(instance, key):
         params = init(of_each[0].shape[1], key)

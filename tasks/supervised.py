@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.base import Instance, Params, Split, Task
 from tasks.data.images import ImageData
-from tasks.data.pool import load_pool
+from tasks.data.pool import as_float, load_pool
 from tasks.instances import Options
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -147,12 +147,7 @@ def supervised(
         )
     of_each = pool.of_each("train")
     options = Options(
-        {
-            "activation": names,
-            "dataset": of_each,
-            "label_noise": noises,
-            "init_scale": scales,
-        }
+        {"activation": names, "dataset": of_each, "label_noise": noises, "init_scale": scales}
     )
     inputs_shape = pool.inputs["train"].shape[1:]
     net = network(Data(inputs_shape, classes or 1))
@@ -199,8 +194,8 @@ def supervised(
     def score(params, instance, split: Split):
         inputs, labels, weights = pool.whole(options.index(instance, "dataset"), split)
         found = outputs(params, instance, inputs)
-        # Of a distribution, the expected loss: cross-entropy is linear in it, the squared distance
-        # but for a constant that `best` knows.
+        # The expected loss under them: cross-entropy is linear in targets, and so is the squared
+        # distance but for the variance of one-hot labels.
         targets = noisy(instance, split, targets_of(labels))
         losses = per_example(found, targets)
         if loss == "mse" and classes:
@@ -211,12 +206,12 @@ def supervised(
             scores["accuracy"] = jnp.average(right, weights=weights)
         return scores
 
-    means = np.stack([np.asarray(targets_of(jnp.asarray(y))).mean(axis=0) for _, y in of_each])
-    spread_of_targets = np.array([np.var(y) for _, y in of_each])
+    # Of each data set: how frequent each class is, or how much numbers vary.
+    known = [np.bincount(y, minlength=classes) / len(y) if classes else y.var() for _, y in of_each]
 
     def constant_loss(instance):
-        mean = noisy(instance, "train", options.value(instance, "dataset", means))
-        return jnp.asarray(best(mean, options.value(instance, "dataset", spread_of_targets)))
+        found = options.value(instance, "dataset", known)
+        return jnp.asarray(best(noisy(instance, "train", found)), jnp.float32)
 
     return Task(
         sample=options.sample,
@@ -237,12 +232,15 @@ def scaled(params: Params, factor: jax.Array | float) -> Params:
 
 def _moments(inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each data set's inputs, as the network gets them."""
-    floats = [np.asarray(x, np.float32) / 255 if x.dtype == np.uint8 else x for x in inputs]
+    floats = [as_float(x) for x in inputs]
     return np.array([x.mean() for x in floats]), np.array([x.std() for x in floats])
 
 
-def _losses(kind: str) -> tuple[Callable[..., jax.Array], Callable[[Any, Any], jax.Array]]:
-    """``(outputs, targets) -> [N]``, and the best constant's mean, from mean and variance."""
+def _losses(kind: str) -> tuple[Callable[..., jax.Array], Callable[[Any], jax.Array]]:
+    """``(outputs, targets) -> [N]``, and the best constant's mean.
+
+    That is a function of how frequent each class is, or of the variance.
+    """
 
     def cross_entropy(outputs, targets):
         # The product with one-hot targets differentiates to a product, not to a scatter.
@@ -252,8 +250,8 @@ def _losses(kind: str) -> tuple[Callable[..., jax.Array], Callable[[Any, Any], j
         return jnp.sum((outputs - targets) ** 2, axis=-1)
 
     found: Mapping[str, tuple[Any, Any]] = {
-        "cross_entropy": (cross_entropy, lambda mean, _: jnp.sum(jax.scipy.special.entr(mean))),
-        "mse": (squared, lambda mean, _: 1 - jnp.sum(mean**2)),
-        "numbers": (squared, lambda _, variance: variance),
+        "cross_entropy": (cross_entropy, lambda shares: jnp.sum(jax.scipy.special.entr(shares))),
+        "mse": (squared, lambda shares: 1 - jnp.sum(shares**2)),
+        "numbers": (squared, lambda variance: variance),
     }
     return found[kind]

@@ -19,6 +19,7 @@ from tasks import (
     Reparametrized,
     ResNet,
     TransformerLM,
+    VariationalAutoencoder,
     VisionTransformer,
     mlp_classifier,
     quadratic_family,
@@ -145,6 +146,24 @@ def test_a_fraction_of_a_batch_is_a_smaller_batch():
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_variational_bound():
+    """With a decoder that says 1/2 everywhere: ln 2 a pixel, and the divergence of two normals."""
+    task = VariationalAutoencoder(hidden_sizes=(), latents=2, batch_size=8).make()
+    zeros = jax.tree.map(jnp.zeros_like, task.init((), KEY))
+    mean, log_deviation = jnp.array([0.5, -1.0]), jnp.array([0.3, -0.2])
+    params = zeros | {
+        "encoder": {
+            "Dense_0": zeros["encoder"]["Dense_0"]
+            | {"bias": jnp.concatenate([mean, log_deviation])}
+        }
+    }
+    variance = np.exp(2 * log_deviation)
+    divergence = np.sum(mean**2 + variance - 1 - np.log(variance)) / 2
+    for split in ("train", "test"):
+        found = task.score(params, (), split)["loss"]
+        np.testing.assert_allclose(found, np.log(2) + divergence / 64, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -155,7 +155,7 @@ def test_losses_are_put_between_constant_and_adam():
     np.testing.assert_allclose(found, [1, 0, 0.5], atol=1e-6)
     wrapped = Reparametrized(BatchFraction(config))
     np.testing.assert_allclose(normalization.normalized(losses, wrapped, "test"), found)
-    with pytest.raises(ValueError, match=r"`config` must be a task of the zoo .* tuned_adam NAME"):
+    with pytest.raises(ValueError, match=r"`config` must be a task of the zoo .*tuned_adam NAME"):
         normalization.normalized(1.0, Reparametrized(Linear("wine")))
 
 

@@ -1,7 +1,7 @@
 """Labelled examples of one data set, or of several of equal shape, one of which an instance has."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +64,12 @@ class Pool(NamedTuple):
         return list(zip(*parts, strict=True))
 
 
-def as_float(inputs: jax.Array) -> jax.Array:
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+def as_float(inputs: Array) -> Array:
     """uint8 as float32 in 0..1; floats as they are."""
-    return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs
+    return inputs.astype(np.float32) / 255 if inputs.dtype == np.uint8 else inputs
 
 
 def load_pool(dataset: str | ImageData, data_dir: str | None = None) -> Pool:
