@@ -52,7 +52,7 @@ class Tensors(NamedTuple):
       log_scale: mean of the logarithm of the gradient's root mean square.
     """
 
-    momenta: tuple[jax.Array, jax.Array]
+    momenta: tuple[jax.Array, ...]
     square: jax.Array
     log_rate: jax.Array
     cosine: jax.Array
@@ -185,7 +185,7 @@ class _Seen(NamedTuple):
     """
 
     tensors: Tensors
-    adam: tuple[jax.Array, jax.Array]
+    adam: tuple[jax.Array, ...]
     own: jax.Array
     log_scale: jax.Array
     cosines: tuple[jax.Array, jax.Array]
