@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from meta_train import estimators as est
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid import Noise, hybrid_es, select, skip, stale
 from meta_train.estimators.hybrid.compression import Compressor
-from meta_train.estimators.hybrid.messages import Message
 from meta_train.estimators.hybrid.prediction import Predictor
 from meta_train.supervised import supervised_training
 from tasks.data.images import load_images
@@ -187,25 +186,6 @@ def measure(problem: Problem, theta) -> Curve:
     """Of one theta, on at most 10,000 examples of each split."""
     train, dev = (Split(*(x[:MEASURED] for x in part)) for part in (problem.train, problem.dev))
     return Curve(accuracy(theta, train), accuracy(theta, dev), loss(theta, train))
-
-
-def estimate_without(
-    estimator: GradientEstimator, theta, state, key: jax.Array, arrived: jax.Array
-) -> tuple[Any, Any]:
-    """One step of a ``hybrid_es`` that hears of some candidates' costs only, bool ``[M]``.
-
-    Everyone rebuilds the step from the message that did arrive; a missing cost is infinite.
-
-    Returns:
-      The gradient and the estimator's state.
-    """
-    assert estimator.rebuild is not None
-    _, measured, metrics = estimator.estimate(theta, state, key)
-    message = cast(Message, metrics["message"])
-    costs = jnp.where(arrived, message.costs.costs, jnp.inf)
-    message = message._replace(costs=message.costs._replace(costs=costs))
-    grad, rebuilt = estimator.rebuild(theta, state, key, message)
-    return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
 
 
 def train_all(

@@ -1,7 +1,7 @@
 """Training on workers of which one is slow, or some are lost: accuracy and simulated time."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from launch import cluster_sim as sim
 from launch.studies.hybrid_es import hybrid_training as training
 from launch.studies.hybrid_es.cluster_clock import BANDWIDTH, LATENCY, SPEED, works
 from launch.studies.hybrid_es.hybrid_training import Problem, Recipe
+from meta_train.estimators.base import GradientEstimator
+from meta_train.estimators.hybrid.messages import Message
 
 TARGET = 0.98  # training accuracy, mean over seeds
 NUM_UNEQUAL = 16
@@ -71,6 +73,25 @@ def simulate(
     return sim.simulate(cluster, plan, num_steps, advance, state, **rules)
 
 
+def estimate_without(
+    estimator: GradientEstimator, theta, state, key: jax.Array, arrived: jax.Array
+) -> tuple[Any, Any]:
+    """One step of a ``hybrid_es`` that hears of some candidates' costs only, bool ``[M]``.
+
+    Everyone rebuilds the step from the message that did arrive; a missing cost is infinite.
+
+    Returns:
+      The gradient and the estimator's state.
+    """
+    assert estimator.rebuild is not None
+    _, measured, metrics = estimator.estimate(theta, state, key)
+    message = cast(Message, metrics["message"])
+    costs = jnp.where(arrived, message.costs.costs, jnp.inf)
+    message = message._replace(costs=message.costs._replace(costs=costs))
+    grad, rebuilt = estimator.rebuild(theta, state, key, message)
+    return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
+
+
 def lossy_run(problem: Problem, recipe: Recipe, cluster, num_steps: int, seed: int):
     """Hybrid-ES without the costs that do not arrive: accuracies and simulated times, ``[T]``."""
     estimator = training.estimator(problem, recipe)
@@ -78,7 +99,7 @@ def lossy_run(problem: Problem, recipe: Recipe, cluster, num_steps: int, seed: i
     @jax.jit
     def step(theta, state, index, heard):
         key = training.key_of(seed, index)
-        grad, state = training.estimate_without(estimator, theta, state, key, heard)
+        grad, state = estimate_without(estimator, theta, state, key, heard)
         theta = training.descend(theta, grad, recipe.rate)
         return theta, state, training.measure(problem, theta).train
 
