@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import cluster_sim as sim
-from launch.studies.hybrid_es.hybrid_training import estimate_without
+from launch.studies.hybrid_es.unequal_workers import estimate_without
 from meta_train import estimators as est
 from meta_train.estimators.hybrid import Noise, hybrid_es, select
 from meta_train.unroll import UnrolledSystem

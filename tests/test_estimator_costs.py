@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from launch.studies.pes.table1 import COST_BASE, COST_SIZES, ROWS, SIGMA
+from launch.studies.pes.table1 import COST_BASE, COST_SIZES, SIGMA
+from launch.studies.pes.table1_rows import ROWS
 from launch.studies.shared import cost
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch import reproduce
-from launch.studies.optimizers import relu_jumps
+from launch.studies.optimizers import jumps, relu_jumps
 from tasks.dynamics.influence_balancing import OPTIMUM, final_loss
 
 STUDIES = Path(reproduce.__file__).parent / "studies"
@@ -55,6 +55,7 @@ def check(name: str, folder: Path) -> None:
     assert (folder / "figure.png").stat().st_size > 20_000
     for axes in result.figure.axes:
         assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title() or axes.images
+        assert axes.has_data()
     assert time.process_time() < PROCESSOR_SECONDS
 
 
@@ -89,7 +90,7 @@ def test_no_study_reads_a_wall_clock():
 def test_the_gap_of_a_jumping_loss_is_without_its_noise():
     """Gaps 3 and 4 and slopes 6 and 8 with errors 1: |gap|^2 is less by 2, and |slope|^2."""
     one = np.ones(2)
-    found = relu_jumps.Slopes(one, one, np.array([6.0, 8.0]), one, np.array([3.0, -4.0]), one)
+    found = jumps.Slopes(one, one, np.array([6.0, 8.0]), one, np.array([3.0, -4.0]), one)
     percent, error = found.relative
     np.testing.assert_allclose(percent, 100 * np.sqrt((25 - 2) / (100 - 2)))
     np.testing.assert_allclose(error, 100 / np.sqrt(100 - 2))  # Of |gap|, 1 in any direction.
@@ -97,24 +98,26 @@ def test_the_gap_of_a_jumping_loss_is_without_its_noise():
     assert nothing.relative[0] == 0.0
 
 
-def jumps(gap, size_of_gap=lambda setting: 1.0, seen=5.0):
+def holding(gap, size_of_gap=lambda setting: 1.0, seen=5.0):
     """What a run finds where slopes are 5, with ReLU derivatives too large by ``gap``."""
 
     def slopes(gap):
         one = np.ones(8)
-        return relu_jumps.Slopes(5 + gap * one, one / 9, 5 * one, one / 9, gap * one, one / 99)
+        return jumps.Slopes(5 + gap * one, one / 9, 5 * one, one / 9, gap * one, one / 99)
 
     gaps = {"relu": gap, "tanh": 0.0}
     swept = {
-        (field, setting): slopes(gaps[name] * size_of_gap(setting))
+        (name, field, value): slopes(
+            gaps[name] * size_of_gap(jumps.JumpSetting(name, **{field: value}))
+        )
         for name in gaps
         for field, values in relu_jumps.SWEEPS.items()
-        for setting in (relu_jumps.JumpSetting(name, **{field: value}) for value in values)
+        for value in values
     }
     beside = {
         (name, estimator): (5 + gaps[name] if row.differentiates else seen, 0.1)
         for name in gaps
-        for estimator, row in relu_jumps.ESTIMATORS.items()
+        for estimator, row in jumps.ESTIMATORS.items()
     }
     small = {name: slopes(gap) for name, gap in gaps.items()}
     found = relu_jumps.claims(relu_jumps.Found(small, (*range(8),), 0, beside, swept))
@@ -125,11 +128,11 @@ def test_claims_on_jumps_hold_only_where_there_are_jumps():
     def falling(setting):
         return setting.horizon / setting.width / setting.batch
 
-    assert jumps(2.0, falling) == [True] * 5
-    assert jumps(0.0, falling) == [False, True, False, False, False]
-    assert jumps(2.0, lambda setting: 1.0) == [True, True, True, True, False]  # No trend.
-    assert not jumps(2.0, lambda setting: 1 / falling(setting))[4]
-    assert jumps(2.0, falling, seen=7.0)[2] is False  # Evolution strategies miss it too.
+    assert holding(2.0, falling) == [True] * 5
+    assert holding(0.0, falling) == [False, True, False, False, False]
+    assert holding(2.0, lambda setting: 1.0) == [True, True, True, True, False]  # No trend.
+    assert not holding(2.0, lambda setting: 1 / falling(setting))[4]
+    assert holding(2.0, falling, seen=7.0)[2] is False  # Evolution strategies miss it too.
 
 
 def test_final_loss_of_influence_balancing():
@@ -141,8 +144,8 @@ def test_final_loss_of_influence_balancing():
 
 def test_directional_slopes_are_those_of_theta():
     """The derivative along the line is that of inner training by theta, times the direction."""
-    setting = relu_jumps.JumpSetting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
-    derivative, difference = np.moveaxis(relu_jumps.slopes(setting, (0, 1), 3), -1, 0)
+    setting = jumps.JumpSetting("tanh", width=3, batch=4, horizon=3, step_mult=0.01)
+    derivative, difference = np.moveaxis(jumps.slopes(setting, (0, 1), 3), -1, 0)
     assert derivative.shape == (2, 3)
     np.testing.assert_allclose(derivative, difference, rtol=0.05, atol=2e-3)  # Smooth: no gap.
     assert len(np.unique(derivative)) == 6

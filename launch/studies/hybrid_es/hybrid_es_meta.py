@@ -10,6 +10,7 @@ the second panel shows processor time.
 """
 
 import dataclasses
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ STALE = 5
 STALE_LABEL = f"stale, r = {STALE}"
 CANDIDATES_PER_WORKER, NUM_WORKERS = 8, 2
 FULL = study.FULL._replace(inner_steps=19_200, num_records=10)
-QUICK = study.QUICK
+QUICK = study.QUICK._replace(num_records=2)
 BESIDE = ("PES", "truncated ES")
 
 
@@ -55,24 +56,17 @@ def run(quick: bool, data_dir: str | None) -> Result:
     configs[STALE_LABEL] = hybrid_config(setting, STALE, "stale")
     if not quick:
         configs |= {name: study.job_config(name, setting) for name in BESIDE}
-    curves = study.meta_train_all(configs, setting)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(intervals)))
-    colors = plots.COLORS | {STALE_LABEL: plots.GRAY}
-    colors |= {label(r): shade for r, shade in zip(intervals, shades, strict=True)}
-    return Result(
-        claims(curves, intervals),
-        study.rows(setting, configs, curves),
-        study.draw(setting, curves, colors),
-        study.data(setting, curves),
-        study.caption(setting),
-    )
+    colors = {label(r): shade for r, shade in zip(intervals, shades, strict=True)} | plots.COLORS
+    colors |= {STALE_LABEL: plots.COLORS["stale"], label(1): plots.COLORS["TBPTT"]}
+    return study.result(configs, setting, partial(claims, intervals), colors)
 
 
 def label(refresh_every: int) -> str:
     return "TBPTT (r = 1)" if refresh_every == 1 else f"H-ES, r = {refresh_every}"
 
 
-def claims(curves: dict[str, MetaCurves], intervals: tuple[int, ...]) -> list[Claim]:
+def claims(intervals: tuple[int, ...], curves: dict[str, MetaCurves]) -> list[Claim]:
     last = {name: found.losses[:, -1] for name, found in curves.items()}
     median = {name: float(np.median(losses)) for name, losses in last.items()}
     hybrids = [label(r) for r in intervals if r > 1]

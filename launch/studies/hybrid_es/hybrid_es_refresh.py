@@ -3,77 +3,70 @@
 python -m launch.reproduce hybrid_es_refresh --workdir=DIR [--data_dir=DIR]
 """
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es import hybrid_training as training
-from launch.studies.hybrid_es.hybrid_training import Curve
+from launch.studies.hybrid_es.hybrid_training import Recipe
 from launch.studies.shared import plots
 
 NUM_STEPS = 300
-RATE = 1.0
 INTERVALS = (1, 2, 3, 5, 10, 20)
 QUICK_INTERVALS = (1, 3, 10)
-# Method: mode, sigma in deviations of the gradient's components, further arguments, style.
-METHODS: dict[str, tuple[str, float, dict[str, Any], tuple[str, str]]] = {
-    "H-ES, ranked, mirrored, sigma 3": ("select", 3.0, {}, (plots.VERMILION, "o-")),
-    "H-ES, best candidate, sigma 1": (
-        "select",
-        1.0,
-        {"combine": "argmin", "antithetic": False},
-        (plots.BLUE, "s-"),
-    ),
-    "stale": ("stale", 1.0, {}, ("black", "^--")),
-    "skip": ("skip", 1.0, {}, ("gray", "v:")),
+RANKED, BEST = "H-ES, ranked, mirrored, sigma 3", "H-ES, best candidate, sigma 1"
+STALE, SKIP = "stale", "skip"
+STYLES = {
+    RANKED: (plots.COLORS["H-ES"], "o-"),
+    BEST: (plots.ORANGE, "s-"),
+    STALE: (plots.COLORS["stale"], "^--"),
+    SKIP: (plots.COLORS["skip"], "v:"),
 }
-RANKED, BEST, STALE, SKIP = METHODS
+
+
+def recipe(method: str, r: int) -> Recipe:
+    """With a gradient in every step (``r = 1``) all methods are gradient descent."""
+    if method == RANKED or r == 1:
+        return Recipe("select", r, 1.0, sigma=3.0)
+    if method == BEST:
+        return Recipe("select", r, 1.0, combine="argmin", antithetic=False)
+    return Recipe(method, r, 1.0)
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     intervals, seeds = (QUICK_INTERVALS, 2) if quick else (INTERVALS, 5)
-    found: dict[str, dict[int, Curve]] = {name: {} for name in METHODS}
-    for r in intervals:
-        for name, (mode, sigma, how, _) in METHODS.items():
-            if r == 1 and name != RANKED:  # Gradient descent, whatever the method.
-                found[name][r] = found[RANKED][r]
-                continue
-            train = training.trainer(
-                problem, NUM_STEPS, RATE, NUM_STEPS, mode=mode, refresh_every=r, **how
-            )
-            found[name][r] = training.last(train, (sigma,), seeds, f"{name}, r = {r}")
+    recipes = {(name, r): recipe(name, r) for r in intervals for name in STYLES}
+    found = training.train_all(problem, NUM_STEPS, recipes, seeds)
     table = [
         {"r": r, "method": name, "gradients": -(-NUM_STEPS // r)}
-        | training.columns(curves[r])
-        | {"train loss": float(curves[r].loss.mean())}
-        for r in intervals
-        for name, curves in found.items()
+        | training.columns(curve)
+        | {"train loss": float(curve.loss.mean())}
+        for (name, r), curve in found.items()
     ]
+    data = {f"{name}, r = {r}": curve._asdict() for (name, r), curve in found.items()}
     caption = training.caption(data_dir, NUM_STEPS, f"line: mean, band: range of {seeds} seeds")
-    return Result(claims(found), table, draw(intervals, found), found, caption)
+    return Result(claims(found), table, draw(intervals, found), data, caption)
 
 
 def claims(found) -> list[Claim]:
     def train(name, r):
-        return float(found[name][r].train.mean())
+        return float(found[name, r].train.mean())
 
     def sentence(r):
         names = (("H-ES", RANKED), ("best candidate", BEST), ("stale", STALE), ("skip", SKIP))
         return ", ".join(f"{label} {train(name, r):.2f}%" for label, name in names)
 
     def validation(name):
-        values = found[name][10].dev
+        values = found[name, 10].dev
         return f"{values.mean():.2f} +- {values.std(ddof=1):.2f}%"
 
-    rows = found[RANKED][10].train, found[STALE][10].train, found[SKIP][10].train
+    ranked, *controls = (found[name, 10].train for name in (RANKED, STALE, SKIP))
     return [
         Claim(
             "With a gradient every 10 steps Hybrid-ES (ranked, mirrored, sigma 3) beats both "
             "controls in every seed.",
-            bool(rows[0].min() > max(rows[1].max(), rows[2].max())),
+            bool(ranked.min() > max(control.max() for control in controls)),
             f"training accuracy after {NUM_STEPS} steps: {sentence(10)}; validation: H-ES "
             f"{validation(RANKED)}, stale {validation(STALE)}",
         ),
@@ -94,9 +87,8 @@ def claims(found) -> list[Claim]:
 def draw(intervals, found) -> Figure:
     figure, panels = training.accuracy_panels(84, "r: steps per gradient")
     for axes, split in zip(panels, ("train", "dev"), strict=True):
-        for name, curves in found.items():
-            color, style = METHODS[name][3]
-            runs = np.transpose([getattr(curves[r], split)[0] for r in intervals])
+        for name, (color, style) in STYLES.items():
+            runs = np.transpose([getattr(found[name, r], split) for r in intervals])
             plots.band(axes, intervals, runs, style, middle=np.mean, color=color, label=name)
         plots.steps_axis(axes, intervals)
     panels[0].legend(loc="lower left")

@@ -8,7 +8,6 @@ best variance of the noise, and marks 1.25 of it in a figure: here sigma 1 and 1
 their deviation. Its losses of accuracy appear only at about eight times that noise.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,8 @@ from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.hybrid_es import hybrid_training as training
-from launch.studies.hybrid_es.hybrid_training import BATCH, Curve, Problem
+from launch.studies.hybrid_es.hybrid_training import BATCH, Curve, Problem, Recipe
 from launch.studies.shared import classifier, plots
-from launch.studies.shared.compare import in_parallel
 from meta_train.estimators.hybrid.messages import traffic
 
 NUM_STEPS = 300
@@ -28,149 +26,98 @@ POSTER_SIGMA, OVERSIZED = 1.25**0.5, 8.0
 NUM_WORKERS, PER_WORKER = 8, 4  # 32 candidates
 
 
-class ModeRow(NamedTuple):
-    """One method: how it steps, and the poster's training and dev accuracy, if it has it."""
-
-    refresh_every: int
-    mode: str
-    sigma: float
-    combine: str = "argmin"
-    assist: bool = False
-    poster: tuple[float, float] | None = None
+def _best(r: int, sigma: float = 1.0) -> Recipe:
+    """The best candidate; with a gradient in every step, the search that it assists."""
+    return Recipe("select", r, RATE, sigma, combine="argmin", antithetic=False, assist=r == 1)
 
 
 REFERENCE = "reference"
-ROWS = {
-    REFERENCE: ModeRow(1, "skip", 1.0, poster=(99.54, 96.57)),
-    "assisted, r = 1": ModeRow(1, "select", 1.0, assist=True, poster=(99.85, 96.08)),
-    "H-ES, r = 2": ModeRow(2, "select", 1.0, poster=(96.80, 94.21)),
-    "H-ES, r = 3": ModeRow(3, "select", 1.0, poster=(95.34, 93.06)),
-    "H-ES, r = 2, poster's sigma": ModeRow(2, "select", POSTER_SIGMA, poster=(96.80, 94.21)),
-    "H-ES, r = 3, poster's sigma": ModeRow(3, "select", POSTER_SIGMA, poster=(95.34, 93.06)),
-    "assisted, r = 1, oversized": ModeRow(
-        1, "select", OVERSIZED, assist=True, poster=(99.85, 96.08)
-    ),
-    "H-ES, r = 2, oversized": ModeRow(2, "select", OVERSIZED, poster=(96.80, 94.21)),
-    "H-ES, r = 3, oversized": ModeRow(3, "select", OVERSIZED, poster=(95.34, 93.06)),
-    "H-ES, r = 3, ranked": ModeRow(3, "select", 3.0, combine="rank"),
-    "stale, r = 2": ModeRow(2, "stale", 1.0),
-    "stale, r = 3": ModeRow(3, "stale", 1.0),
-    "skip, r = 2": ModeRow(2, "skip", 1.0),
-    "skip, r = 3": ModeRow(3, "skip", 1.0),
+RECIPES = {
+    REFERENCE: Recipe("skip", 1, RATE),
+    "assisted, r = 1": _best(1),
+    "H-ES, r = 2": _best(2),
+    "H-ES, r = 3": _best(3),
+    "H-ES, r = 2, poster's sigma": _best(2, POSTER_SIGMA),
+    "H-ES, r = 3, poster's sigma": _best(3, POSTER_SIGMA),
+    "assisted, r = 1, oversized": _best(1, OVERSIZED),
+    "H-ES, r = 2, oversized": _best(2, OVERSIZED),
+    "H-ES, r = 3, oversized": _best(3, OVERSIZED),
+    "H-ES, r = 3, ranked": Recipe("select", 3, RATE, 3.0),
+    "stale, r = 2": Recipe("stale", 2, RATE),
+    "stale, r = 3": Recipe("stale", 3, RATE),
+    "skip, r = 2": Recipe("skip", 2, RATE),
+    "skip, r = 3": Recipe("skip", 3, RATE),
 }
+# The poster's training and dev accuracy, of the reference and of the best candidate at each r.
+POSTER_REFERENCE = (99.54, 96.57)
+POSTER_BEST = {1: (99.85, 96.08), 2: (96.80, 94.21), 3: (95.34, 93.06)}
 # Percent of the reference's: run time (here: operations), memory over time, bandwidth.
 POSTER_COSTS = {2: (120.8, 66.7, 50.0), 3: (127.7, 55.6, 33.3)}
-COLORS = {"reference": plots.BLUE, "H-ES": plots.VERMILION, "assisted": plots.GREEN}
+COLORS = plots.COLORS | {REFERENCE: plots.BLUE, "assisted": plots.GREEN}
 
 
-class RunCosts(NamedTuple):
-    """Of one worker, as percent of gradient descent: counted by the compiler, and bytes sent."""
-
-    operations: float
-    memory: float
-    peak: float
-    bandwidth: float
+def poster(name: str) -> tuple[float, float] | None:
+    """The poster's accuracies, where it has the method."""
+    if name == REFERENCE:
+        return POSTER_REFERENCE
+    recipe = RECIPES[name]
+    return POSTER_BEST[recipe.refresh_every] if recipe.combine == "argmin" else None
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     problem = training.problem(data_dir)
     seeds = 2 if quick else 8
-    programs: dict[ModeRow, dict[str, float]] = {}  # One for all sigmas.
-    for name, row in ROWS.items():
-        programs.setdefault(row._replace(sigma=0.0, poster=None), {})[name] = row.sigma
-
-    def trained(row: ModeRow, sigmas: dict[str, float]) -> dict[str, Curve]:
-        curves = training.last(trainer(problem, row), (*sigmas.values(),), seeds, "runs")
-        return {name: Curve(*(x[i : i + 1] for x in curves)) for i, name in enumerate(sigmas)}
-
-    parts = in_parallel({row: partial(trained, row, names) for row, names in programs.items()})
-    together = {name: curve for part in parts.values() for name, curve in part.items()}
-    found = {name: together[name] for name in ROWS}
-    counted = compiled_costs(problem)
-    costs = {r: counted_costs(problem, counted, r) for r in (1, 2, 3)}
-    table = [line(name, row, found[name], costs) for name, row in ROWS.items()]
-    data = {"accuracy": found, "costs": {str(r): cost._asdict() for r, cost in costs.items()}}
+    found = training.train_all(problem, NUM_STEPS, RECIPES, seeds)
+    costs = run_costs(problem)
+    table = [line(name, found[name], costs) for name in RECIPES]
+    data = {
+        "accuracy": {name: curve._asdict() for name, curve in found.items()},
+        "costs": {str(r): cost._asdict() for r, cost in costs.items()},
+    }
     caption = training.caption(
         data_dir, NUM_STEPS, f"large points: means of {seeds} seeds, small ones: the seeds"
     )
     return Result(claims(problem, found, costs), table, draw(found), data, caption)
 
 
-def trainer(problem: Problem, row: ModeRow):
-    """``(sigma, seed) -> Curve`` of a whole run."""
-    return training.trainer(
-        problem,
-        NUM_STEPS,
-        RATE,
-        every=NUM_STEPS,
-        mode=row.mode,
-        refresh_every=row.refresh_every,
-        combine=row.combine,
-        antithetic=row.combine == "rank",
-        assist=row.assist,
-        num_candidates=NUM_WORKERS * PER_WORKER,
-    )
+class RunCosts(NamedTuple):
+    """Of one worker, as percent of gradient descent: counted by the compiler, and bytes sent."""
+
+    operations: Any
+    memory: Any
+    bandwidth: Any
+    peak: Any
 
 
-def line(name: str, row: ModeRow, curve: Curve, costs: dict[int, RunCosts]) -> dict[str, Any]:
+def line(name: str, curve: Curve, costs: dict[int, RunCosts]) -> dict[str, Any]:
     """One line of the table; costs are of the searching methods."""
-    blank = "-"
-    searching = row.mode == "select"
-    measured = costs[row.refresh_every] if searching else None
-    poster_time, poster_memory, poster_bytes = (
-        POSTER_COSTS[row.refresh_every]
-        if searching and row.refresh_every in POSTER_COSTS
-        else (None, None, None)
-    )
+    recipe, accuracies = RECIPES[name], poster(name)
+    searching = recipe.mode == "select"
+    ours = costs[recipe.refresh_every] if searching else RunCosts("-", "-", "-", "-")
+    theirs = POSTER_COSTS.get(recipe.refresh_every, "---") if searching else "---"
     return {
         "method": name,
-        "sigma": float(row.sigma) if searching else blank,
+        "sigma": float(recipe.sigma) if searching else "-",
         **training.columns(curve, dev="dev %"),
-        "poster": "{:.2f}/{:.2f}".format(*row.poster) if row.poster else blank,
-        "operations %": measured.operations if measured else blank,
-        "poster ": poster_time or blank,
-        "memory %": measured.memory if measured else blank,
-        "poster  ": poster_memory or blank,
-        "bytes %": measured.bandwidth if measured else blank,
-        "poster   ": poster_bytes or blank,
+        "poster": "{:.2f}/{:.2f}".format(*accuracies) if accuracies else "-",
+        "operations %": ours.operations,
+        "poster ": theirs[0],
+        "memory %": ours.memory,
+        "poster  ": theirs[1],
+        "bytes %": ours.bandwidth,
+        "poster   ": theirs[2],
     }
 
 
-def counted_costs(
-    problem: Problem, counted: tuple["Counted", "Counted"], refresh_every: int
-) -> RunCosts:
-    """Of one worker with its share of the candidates, as the compiler counts it.
+def run_costs(problem: Problem) -> dict[int, RunCosts]:
+    """By r: of one worker with its share of the candidates, as the compiler counts it.
 
     Operations and memory are those of the compiled programs of a gradient and of a candidate,
-    averaged over steps; the peak of memory is the larger of the two.
+    averaged over steps; the peak of memory is the larger of the two. Memory: bytes besides theta
+    and data.
     """
-    assist = refresh_every == 1
-    gradient, candidate = counted
-    searches = 1.0 if assist else 1 - 1 / refresh_every
-    search = PER_WORKER * candidate.operations / gradient.operations
-    sent = traffic(problem.num_weights, num_workers=NUM_WORKERS, candidates_per_worker=PER_WORKER)
-    # An assisted step needs the gradient's memory and then the candidate's, one after the other.
-    steps = (
-        gradient.bytes if assist else (gradient.bytes / refresh_every + searches * candidate.bytes)
-    )
-    return RunCosts(
-        operations=100 * (1 / refresh_every + searches * search),
-        memory=100 * steps / gradient.bytes,
-        peak=100 * max(gradient.bytes, candidate.bytes) / gradient.bytes,
-        bandwidth=100 * (sent.refresh / refresh_every + searches * sent.between) / sent.refresh,
-    )
-
-
-class Counted(NamedTuple):
-    """Of a compiled program: floating-point operations, and bytes besides theta and data."""
-
-    operations: float
-    bytes: float
-
-
-def compiled_costs(problem: Problem) -> tuple[Counted, Counted]:
-    """Of a gradient step, and of one candidate's cost."""
     theta = jax.eval_shape(lambda: classifier.init(jax.random.key(0), problem.sizes))
+    key = jax.eval_shape(lambda: jax.random.key(0))
 
     def cost(theta, direction, key):
         place = jax.tree.map(lambda t, d: t - RATE * d, theta, direction)
@@ -179,14 +126,29 @@ def compiled_costs(problem: Problem) -> tuple[Counted, Counted]:
     def gradient(theta, key):
         return jax.grad(training.loss)(theta, classifier.batch(problem.train, key, BATCH))
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
     def counted(fn, *args):
         compiled = jax.jit(fn).lower(*args).compile()
-        held, done = compiled.memory_analysis(), compiled.cost_analysis()
-        return Counted(done["flops"], held.temp_size_in_bytes + held.output_size_in_bytes)
+        held = compiled.memory_analysis()
+        return compiled.cost_analysis()[
+            "flops"
+        ], held.temp_size_in_bytes + held.output_size_in_bytes
 
-    return counted(gradient, theta, key), counted(cost, theta, theta, key)
+    operations, memory = counted(gradient, theta, key)
+    of_candidate, memory_of_candidate = counted(cost, theta, theta, key)
+    sent = traffic(problem.num_weights, num_workers=NUM_WORKERS, candidates_per_worker=PER_WORKER)
+
+    def of(r: int) -> RunCosts:
+        # An assisted step takes a gradient and then a search, one after the other.
+        searches = 1 - 1 / r if r > 1 else 1.0
+        held = memory if r == 1 else memory / r + searches * memory_of_candidate
+        return RunCosts(
+            operations=100 * (1 / r + searches * (PER_WORKER * of_candidate / operations)),
+            memory=100 * held / memory,
+            bandwidth=100 * (sent.refresh / r + searches * sent.between) / sent.refresh,
+            peak=100 * max(memory, memory_of_candidate) / memory,
+        )
+
+    return {r: of(r) for r in (1, 2, 3)}
 
 
 def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, RunCosts]) -> list[Claim]:
@@ -196,16 +158,17 @@ def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, RunCosts]
     def dev(name):
         return float(found[name].dev.mean())
 
-    both = ("r = 2", "r = 3")
-    lost = {r: train(REFERENCE) - train(f"H-ES, {r}") for r in both}
-    lost_oversized = {r: train(REFERENCE) - train(f"H-ES, {r}, oversized") for r in both}
-    over_stale = {r: train(f"H-ES, {r}") - train(f"stale, {r}") for r in both}
-    over_skip = {r: train(f"H-ES, {r}") - train(f"skip, {r}") for r in both}
-    size = problem.num_weights
-    bandwidth = {r: 100 * (1 / r + (1 - 1 / r) * 2 / size) for r in (2, 3)}
+    def points(better: str, worse: str) -> dict[str, float]:
+        both = ("r = 2", "r = 3")
+        return {r: train(better.format(r=r)) - train(worse.format(r=r)) for r in both}
 
-    def percent(values):
+    def said(values):
         return ", ".join(f"{k}: {v:.2f}" for k, v in values.items())
+
+    lost = points(REFERENCE, "H-ES, {r}")
+    lost_oversized = points(REFERENCE, "H-ES, {r}, oversized")
+    over_stale, over_skip = (points("H-ES, {r}", f"{mode}, {{r}}") for mode in ("stale", "skip"))
+    bandwidth = {r: 100 * (1 / r + (1 - 1 / r) * 2 / problem.num_weights) for r in (2, 3)}
 
     search = costs[1].operations / 100 - 1  # An assisted step is a gradient and a search.
     return [
@@ -213,21 +176,21 @@ def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, RunCosts]
             "At well-chosen noise (sigma 1) a gradient every second or third step costs at most "
             "0.5 points of training accuracy.",
             max(lost.values()) <= 0.5,
-            f"points lost: {percent(lost)}; dev accuracy {dev('H-ES, r = 2'):.2f} and "
+            f"points lost: {said(lost)}; dev accuracy {dev('H-ES, r = 2'):.2f} and "
             f"{dev('H-ES, r = 3'):.2f}, reference {dev(REFERENCE):.2f}",
         ),
         Claim(
             "There the gain is only the repeated stale gradient: Hybrid-ES is within 0.3 points "
             "of the control that repeats it and never searches.",
             max(abs(v) for v in over_stale.values()) <= 0.3,
-            f"points over stale: {percent(over_stale)}; over skip: {percent(over_skip)}",
+            f"points over stale: {said(over_stale)}; over skip: {said(over_skip)}",
         ),
         Claim(
             "Losses as the poster reports them (more for r = 3 than for r = 2) take noise far "
             "above its own optimum.",
             lost_oversized["r = 3"] > max(lost_oversized["r = 2"], 0.5)
             and lost_oversized["r = 3"] > lost["r = 3"] + 0.5,
-            f"points lost at sigma {OVERSIZED:g}: {percent(lost_oversized)}; the poster's: "
+            f"points lost at sigma {OVERSIZED:g}: {said(lost_oversized)}; the poster's: "
             "r = 2: 2.74, r = 3: 4.20",
         ),
         Claim(
@@ -254,18 +217,18 @@ def claims(problem: Problem, found: dict[str, Curve], costs: dict[int, RunCosts]
 
 def draw(found: dict[str, Curve]) -> Figure:
     figure, panels = plots.panels(2, (9, 4.4), sharey=True)
-    places = np.arange(len(ROWS))[::-1]
+    places = np.arange(len(RECIPES))[::-1]
     for index, (axes, split) in enumerate(zip(panels, ("train", "dev"), strict=True)):
-        for place, (name, row) in zip(places, ROWS.items(), strict=True):
-            values = getattr(found[name], split)[0]
-            color = next((c for key, c in COLORS.items() if name.startswith(key)), plots.GRAY)
+        for place, name in zip(places, RECIPES, strict=True):
+            values = getattr(found[name], split)
+            color = COLORS.get(name.split(",")[0], plots.GRAY)
             axes.plot(values, np.full(len(values), place), ".", color=color, alpha=0.35)
             axes.plot(values.mean(), place, "o", color=color, markersize=7)
-            if row.poster:
-                axes.plot(row.poster[index], place, "x", color="black", markersize=6)
-    panels[0].set_yticks(places, list(ROWS))
-    panels[0].set_xlabel("training accuracy (%)")
-    panels[1].set_xlabel("dev accuracy (%)")
+            if accuracies := poster(name):
+                axes.plot(accuracies[index], place, "x", color="black", markersize=6)
+    panels[0].set_yticks(places, list(RECIPES))
+    panels[0].set(xlabel="training accuracy (%)", title="Training")
+    panels[1].set(xlabel="dev accuracy (%)", title="Images not trained on")
     panels[1].plot([], [], "o", color=plots.GRAY, label="mean here (dots: seeds)")
     panels[1].plot([], [], "x", color="black", label="poster (MNIST)")
     panels[1].legend(loc="lower left")

@@ -1,8 +1,8 @@
 """The classifier that the Hybrid-ES studies train, and one step of its training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from launch.studies.shared import classifier, plots
 from launch.studies.shared.classifier import Split
+from launch.studies.shared.compare import in_parallel
 from launch.studies.shared.sweep import sweep
 from meta_train import estimators as est
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid import Noise, hybrid_es, select, skip, stale
 from meta_train.estimators.hybrid.compression import Compressor
-from meta_train.estimators.hybrid.messages import Message
 from meta_train.estimators.hybrid.prediction import Predictor
 from meta_train.supervised import supervised_training
 from tasks.data.images import load_images
@@ -37,9 +37,14 @@ class Problem(NamedTuple):
     sizes: tuple[int, int, int]
 
     @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """Of its weights and biases, in the order of its leaves."""
+        theta = jax.eval_shape(lambda: classifier.init(jax.random.key(0), self.sizes))
+        return tuple(leaf.size for leaf in jax.tree.leaves(theta))
+
+    @property
     def num_weights(self) -> int:
-        pixels, hidden, classes = self.sizes
-        return (pixels + 1) * hidden + (hidden + 1) * classes
+        return sum(self.tensor_sizes)
 
 
 class Curve(NamedTuple):
@@ -76,31 +81,43 @@ loss = partial(classifier.cross_entropy, activation=jax.nn.sigmoid)
 accuracy = partial(classifier.accuracy, activation=jax.nn.sigmoid)
 
 
-def estimator(
-    problem: Problem,
-    sigma: Any,
-    *,
-    mode: str,
-    refresh_every: int,
-    rate: float,
-    num_candidates: int = 32,
-    combine: str = "rank",
-    top: int = 1,
-    antithetic: bool = True,
-    assist: bool = False,
-    noise: Noise = RELATIVE,
-    predictor: Predictor | None = None,
-    compressor: Compressor | None = None,
-) -> GradientEstimator:
-    """Hybrid-ES on minibatches; ``sigma`` in units of the deviation of the gradient's components.
+class Recipe(NamedTuple):
+    """One way to train.
 
-    One worker with all candidates: a run is the same however they are split. ``sigma`` stands
-    in for that of ``noise``. ``mode`` is ``select``, or one of ``CONTROLS``.
+    Attributes:
+      mode: ``select``, or one of ``CONTROLS``.
+      refresh_every: steps per gradient.
+      sigma: in units of the deviation of the gradient's components; stands in for ``noise``'s.
+      num_candidates: all of one worker; a run is the same however they are split.
+      combine, top, antithetic: of ``select``.
+      assist: whether a step with a gradient searches too.
     """
+
+    mode: str
+    refresh_every: int
+    rate: float
+    sigma: Any = 1.0
+    num_candidates: int = 32
+    combine: str = "rank"
+    top: int = 1
+    antithetic: bool = True
+    assist: bool = False
+    noise: Noise = RELATIVE
+    predictor: Predictor | None = None
+    compressor: Compressor | None = None
+
+
+def estimator(problem: Problem, recipe: Recipe) -> GradientEstimator:
+    """Hybrid-ES on minibatches."""
     search = (
-        select(step_size=rate, combine=combine, top=top, antithetic=antithetic)
-        if mode == "select"
-        else CONTROLS[mode]()
+        select(
+            step_size=recipe.rate,
+            combine=recipe.combine,
+            top=recipe.top,
+            antithetic=recipe.antithetic,
+        )
+        if recipe.mode == "select"
+        else CONTROLS[recipe.mode]()
     )
     system = supervised_training(
         lambda params, key: loss(params, classifier.batch(problem.train, key, BATCH))
@@ -109,14 +126,14 @@ def estimator(
         system,
         est.bptt(system, num_particles=1, horizons=HORIZON),
         horizons=HORIZON,
-        refresh_every=refresh_every,
+        refresh_every=recipe.refresh_every,
         num_workers=1,
-        candidates_per_worker=num_candidates,
-        noise=noise._replace(sigma=sigma),
+        candidates_per_worker=recipe.num_candidates,
+        noise=recipe.noise._replace(sigma=recipe.sigma),
         search=search,
-        assist=assist,
-        predictor=predictor,
-        compressor=compressor,
+        assist=recipe.assist,
+        predictor=recipe.predictor,
+        compressor=recipe.compressor,
     )
 
 
@@ -138,9 +155,9 @@ def key_of(seed: Any, step: Any) -> jax.Array:
 
 
 def trainer(
-    problem: Problem, num_steps: int, rate: float, every: int = 1, **how
-) -> Callable[..., Curve]:
-    """``(sigma, seed) -> Curve``, compiled once for all sigmas and seeds; see ``estimator``.
+    problem: Problem, recipe: Recipe, num_steps: int, every: int = 1
+) -> Callable[[Any, Any], Curve]:
+    """``(sigma, seed) -> Curve``, compiled once for all sigmas and seeds.
 
     Args:
       num_steps: a multiple of ``every``.
@@ -148,12 +165,12 @@ def trainer(
     """
 
     def run(sigma, seed):
-        built = estimator(problem, sigma, rate=rate, **how)
+        built = estimator(problem, recipe._replace(sigma=sigma))
 
         def body(carry, step):
             theta, state = carry
             grad, state, _ = built.estimate(theta, state, key_of(seed, step))
-            return (descend(theta, grad, rate), state), None
+            return (descend(theta, grad, recipe.rate), state), None
 
         def stretch(carry, steps):
             carry = jax.lax.scan(body, carry, steps)[0]
@@ -171,45 +188,39 @@ def measure(problem: Problem, theta) -> Curve:
     return Curve(accuracy(theta, train), accuracy(theta, dev), loss(theta, train))
 
 
-def estimate_without(
-    estimator: GradientEstimator, theta, state, key: jax.Array, arrived: jax.Array
-) -> tuple[Any, Any]:
-    """One step of a ``hybrid_es`` that hears of some candidates' costs only, bool ``[M]``.
+def train_all(
+    problem: Problem, num_steps: int, recipes: Mapping[Any, Recipe], seeds: int
+) -> dict[Any, Curve]:
+    """At the end of runs of each recipe, ``[seeds]``; accuracies in percent."""
+    programs: dict[Recipe, list[float]] = {}  # One for all sigmas.
+    for recipe in dict.fromkeys(recipes.values()):
+        programs.setdefault(recipe._replace(sigma=1.0), []).append(recipe.sigma)
 
-    Everyone rebuilds the step from the message that did arrive; a missing cost is infinite.
+    def trained(program: Recipe, sigmas: list[float]) -> dict[Recipe, Curve]:
+        train = trainer(problem, program, num_steps, every=num_steps)
 
-    Returns:
-      The gradient and the estimator's state.
-    """
-    assert estimator.rebuild is not None
-    _, measured, metrics = estimator.estimate(theta, state, key)
-    message = cast(Message, metrics["message"])
-    costs = jnp.where(arrived, message.costs.costs, jnp.inf)
-    message = message._replace(costs=message.costs._replace(costs=costs))
-    grad, rebuilt = estimator.rebuild(theta, state, key, message)
-    return grad, rebuilt._replace(particles=measured.particles, residuals=measured.residuals)
+        def end(sigma, seed):
+            curve = train(sigma, seed)
+            return Curve(100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1])
 
+        curves = sweep(end, sigmas, seeds)
+        return {
+            program._replace(sigma=sigma): Curve(*(x[i] for x in curves))
+            for i, sigma in enumerate(sigmas)
+        }
 
-def last(train: Callable[..., Curve], sigmas: Sequence[float], seeds: int, name: str) -> Curve:
-    """At the end of runs of ``trainer``, ``[sigmas, seeds]``; accuracies in percent.
-
-    ``name`` is what the progress bar says.
-    """
-
-    def end(sigma, seed):
-        curve = train(sigma, seed)
-        return Curve(100 * curve.train[-1], 100 * curve.dev[-1], curve.loss[-1])
-
-    return sweep(end, sigmas, seeds, name)
+    parts = in_parallel({each: partial(trained, each, at) for each, at in programs.items()})
+    found = {recipe: curve for part in parts.values() for recipe, curve in part.items()}
+    return {name: found[recipe] for name, recipe in recipes.items()}
 
 
-def columns(curve: Curve, index: int = 0, dev: str = "validation %") -> dict[str, float]:
-    """Of a table: means and deviations over seeds at one of the sigmas of ``last``."""
+def columns(curve: Curve, dev: str = "validation %") -> dict[str, float]:
+    """Of a table: means and deviations over seeds."""
     return {
-        "train %": float(curve.train[index].mean()),
-        "+-": float(curve.train[index].std(ddof=1)),
-        dev: float(curve.dev[index].mean()),
-        "+- ": float(curve.dev[index].std(ddof=1)),
+        "train %": float(curve.train.mean()),
+        "+-": float(curve.train.std(ddof=1)),
+        dev: float(curve.dev.mean()),
+        "+- ": float(curve.dev.std(ddof=1)),
     }
 
 
@@ -224,5 +235,6 @@ def accuracy_panels(lowest: float, xlabel: str) -> tuple[Figure, Any]:
     figure, panels = plots.panels(2, (9.5, 3.7), sharey=True)
     for axes, split in zip(panels, ("training", "validation"), strict=True):
         axes.set(xscale="log", ylim=(lowest, 100.4), xlabel=xlabel, ylabel=f"{split} accuracy (%)")
+        axes.set_title(split.capitalize())
         axes.yaxis.set_tick_params(labelleft=True)
     return figure, panels

@@ -14,6 +14,7 @@ over five truncations an episode its bias costs less than the noise that PES add
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +24,14 @@ from matplotlib.figure import Figure
 
 from launch import config as cfg
 from launch.choices import to_dict
+from launch.job import Job, build
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
-from launch.studies.shared.compare import by_name
-from launch.trainables import make_system
+from launch.studies.shared.compare import by_name, in_parallel
 from learned_opt import OptimizerConfig
-from meta_train import devices, estimators, evaluate, trainer
+from meta_train import devices, evaluate, trainer
 from meta_train.progress import progress
-from meta_train.unroll import with_flat_theta
+from meta_train.unroll import theta_tree
 from tasks import TaskConfig
 
 ESTIMATORS = {
@@ -40,7 +41,8 @@ ESTIMATORS = {
     "full ES": "full_es",
     "TBPTT": "tbptt",
 }
-HORIZON = cfg.load_preset("demo").inner.horizon
+DEMO = cfg.load_preset("demo")
+HORIZON = DEMO.inner.horizon
 EVALUATIONS, EVALUATION_SEED = 32, 1000
 
 
@@ -67,13 +69,12 @@ QUICK = MetaTrainingSetting(
 
 def job_config(name: str, setting: MetaTrainingSetting) -> cfg.Config:
     """The job of the demo with another estimator, at a constant learning rate."""
-    demo = cfg.load_preset("demo")
     return dataclasses.replace(
-        demo,
+        DEMO,
         task=setting.task,
         optimizer=setting.optimizer,
         estimator=cfg.estimator(ESTIMATORS[name], num_particles=32),
-        meta=dataclasses.replace(demo.meta, schedule="constant"),
+        meta=dataclasses.replace(DEMO.meta, schedule="constant"),
     )
 
 
@@ -87,123 +88,81 @@ class MetaCurves(NamedTuple):
 def evaluation(setting: MetaTrainingSetting) -> Callable[[jax.Array], float]:
     """``theta -> meta-loss`` of whole inner runs under theta itself, always the same ones."""
     task, optimizer = setting.task.make(), setting.optimizer.make()
-    unravel = ravel_pytree(optimizer.init(jax.random.key(0)))[1]
+    tree = theta_tree(jax.eval_shape(optimizer.init, jax.random.key(0)))
 
     @jax.jit
     def mean_loss(theta):
         return evaluate.inner_curves(
-            task, optimizer, unravel(theta), HORIZON, EVALUATIONS, EVALUATION_SEED
+            task, optimizer, tree(theta), HORIZON, EVALUATIONS, EVALUATION_SEED
         ).mean()
 
     return lambda theta: float(mean_loss(theta))
 
 
+def compiled(config: cfg.Config) -> tuple[Job, Callable[[int], Any]]:
+    """The job with its step compiled, and ``seed -> state``, placed as the step takes it."""
+    job = build(config, None)
+
+    @jax.jit
+    def init(seed):
+        def theta(key):
+            return ravel_pytree(job.trainable.init(key))[0]
+
+        return trainer.init_state(job.one_device_estimator, job.meta_optimizer, theta, seed)
+
+    def start(seed):
+        return devices.place(init(seed), job.num_devices, job.axes)
+
+    spec = devices.placed_spec(jax.eval_shape(init, 0), job.num_devices, job.axes)
+    return job._replace(step=job.step.lower(spec).compile()), start
+
+
 def meta_train(
     label: str,
-    config: cfg.Config,
+    job: Job,
+    start: Callable[[int], Any],
     setting: MetaTrainingSetting,
     meta_loss: Callable[[jax.Array], float],
 ) -> MetaCurves:
     """Runs the job once for each seed; progress is shown under the label."""
-    task, optimizer = config.task.make(), config.optimizer.make()
-    theta_spec = jax.eval_shape(optimizer.init, jax.random.key(0))
-    system, _ = with_flat_theta(make_system(config, task, optimizer), theta_spec)
-    context = estimators.Context(
-        devices.default_chunk(),
-        estimators.Exchange(devices.device_tree_mean, devices.device_gather),
-        learning_rate=config.meta.learning_rate,
-    )
-    estimator = config.estimator.make(system, config.horizons(), context)
-    meta_optimizer = config.meta.make(config.num_steps)
-    num_devices = devices.choose_num_devices(0, *config.estimator.shards)
-    axes = trainer.state_axes(estimator)
-    step = devices.population_map(
-        trainer.make_step(estimator, meta_optimizer, devices.device_mean), num_devices, axes
-    )
-
-    def init_theta(key):
-        return ravel_pytree(optimizer.init(key))[0]
-
-    @jax.jit
-    def init(seed):
-        return trainer.init_state(estimator, meta_optimizer, init_theta, seed)
-
-    def steps(state, num_steps):
-        began = time.process_time()  # Of all threads; other programs hardly lengthen it.
-        for _ in range(num_steps):
-            state, metrics = step(state)
-            jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
-        return state, time.process_time() - began
-
-    def start(seed):
-        return devices.place(init(seed), num_devices, axes)
-
-    steps(start(0), 1)  # Compiles.
-    per_record = setting.inner_steps / config.inner_steps()
+    per_record = setting.inner_steps / job.config.inner_steps()
     ends = [round(record * per_record) for record in range(setting.num_records + 1)]
-    shape = setting.num_seeds, setting.num_records + 1
-    curves = MetaCurves(np.zeros(shape), np.zeros(shape))
+    curves = MetaCurves(*np.zeros((2, setting.num_seeds, len(ends))))
     for seed in range(setting.num_seeds):
-        state, spent = start(seed), 0.0
-        for record in progress(range(shape[1]), desc=f"{label}, seed {seed}", leave=False):
-            if record:
-                state, seconds = steps(state, ends[record] - ends[record - 1])
-                spent += seconds
+        state, done, spent = start(seed), 0, 0.0
+        for record, end in enumerate(progress(ends, desc=f"{label}, seed {seed}", leave=False)):
+            began = time.process_time()  # Of all threads; other programs hardly lengthen it.
+            for _ in range(end - done):
+                state, metrics = job.step(state)
+                jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
+            spent, done = spent + time.process_time() - began, end
             curves.losses[seed, record] = meta_loss(devices.first_replica(state.theta))
             curves.seconds[seed, record] = spent
     return curves
 
 
-def run(quick: bool, data_dir: str | None) -> Result:
-    del data_dir
-    setting = QUICK if quick else FULL
-    configs = {name: job_config(name, setting) for name in ESTIMATORS}
-    curves = meta_train_all(configs, setting)
-    return Result(
-        claims(curves),
-        rows(setting, configs, curves),
-        draw(setting, curves, plots.COLORS),
-        data(setting, curves),
-        caption(setting),
-    )
-
-
-def caption(setting: MetaTrainingSetting) -> str:
-    """What the figure is of."""
-    facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
-    return (
-        f"task: {facts}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
-        f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
-    )
-
-
-def meta_train_all(
-    configs: dict[str, cfg.Config], setting: MetaTrainingSetting
-) -> dict[str, MetaCurves]:
+def result(
+    configs: dict[str, cfg.Config],
+    setting: MetaTrainingSetting,
+    claims: Callable[[dict[str, MetaCurves]], list[Claim]],
+    colors: Mapping[str, Any],
+) -> Result:
+    """Meta-trains all jobs; the table has medians over seeds."""
     devices.configure_cpu_devices()
     meta_loss = evaluation(setting)
-    return {name: meta_train(name, config, setting, meta_loss) for name, config in configs.items()}
-
-
-def data(setting: MetaTrainingSetting, curves: dict[str, MetaCurves]) -> dict[str, Any]:
-    return {
-        "inner_steps": setting.inner_steps * np.arange(setting.num_records + 1),
-        "meta_loss": by_name(curves, "losses"),
-        "seconds": by_name(curves, "seconds"),
+    jobs = in_parallel({name: partial(compiled, config) for name, config in configs.items()})
+    curves = {
+        name: meta_train(name, job, start, setting, meta_loss)
+        for name, (job, start) in jobs.items()
     }
-
-
-def rows(
-    setting: MetaTrainingSetting, configs: dict[str, cfg.Config], curves: dict[str, MetaCurves]
-) -> list[dict[str, Any]]:
-    """The table: medians over seeds."""
-    inner_steps = setting.inner_steps * setting.num_records
-    return [
+    inner_steps = setting.inner_steps * np.arange(setting.num_records + 1)
+    last = int(inner_steps[-1])
+    table = [
         {
             "estimator": name,
             "seeds": len(found.losses),
-            "outer steps": round(inner_steps / configs[name].inner_steps()),
-            "inner steps": inner_steps,
+            "outer steps": round(last / configs[name].inner_steps()),
+            "inner steps": last,
             "processor s": float(np.median(found.seconds[:, -1])),
             "meta-loss before": float(np.median(found.losses[:, 0])),
             "after": float(np.median(found.losses[:, -1])),
@@ -211,6 +170,22 @@ def rows(
         }
         for name, found in curves.items()
     ]
+    data = {"inner_steps": inner_steps} | {
+        field: by_name(curves, field) for field in MetaCurves._fields
+    }
+    facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
+    caption = (
+        f"task: {facts}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
+        f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
+    )
+    return Result(claims(curves), table, draw(inner_steps, curves, colors), data, caption)
+
+
+def run(quick: bool, data_dir: str | None) -> Result:
+    del data_dir
+    setting = QUICK if quick else FULL
+    configs = {name: job_config(name, setting) for name in ESTIMATORS}
+    return result(configs, setting, claims, plots.COLORS)
 
 
 def claims(curves: dict[str, MetaCurves]) -> list[Claim]:
@@ -248,21 +223,20 @@ def claims(curves: dict[str, MetaCurves]) -> list[Claim]:
     ]
 
 
-def draw(
-    setting: MetaTrainingSetting, curves: dict[str, MetaCurves], colors: Mapping[str, Any]
-) -> Figure:
+def draw(inner_steps: np.ndarray, curves: dict[str, MetaCurves], colors) -> Figure:
     """Meta-loss against inner steps and processor time: medians, and ranges over seeds."""
     figure, (left, right) = plots.panels(2, (8.6, 3.6), sharey=True)
-    inner_steps = setting.inner_steps / 1000 * np.arange(setting.num_records + 1)
     for name, found in curves.items():
-        for axes, x in ((left, inner_steps), (right, np.median(found.seconds, axis=0))):
+        seconds = np.median(found.seconds, axis=0)
+        for axes, x in ((left, inner_steps / 1000), (right, seconds)):
             plots.band(axes, x, found.losses, color=colors[name], label=name)
-            axes.set_xlim(0, None)
     left.set(
+        xlim=(0, None),
         xlabel="inner steps of all particles (thousands)",
         ylabel="meta-loss (nats, mean of an episode)",
+        title="Equal inner compute",
     )
-    right.set_xlabel("processor time of outer steps (s)")
+    right.set(xlim=(0, None), xlabel="processor time of outer steps (s)", title="What they cost")
     right.legend()
     return figure
 

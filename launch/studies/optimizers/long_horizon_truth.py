@@ -7,6 +7,8 @@ below it says no more than that. (The tails are heavy: at T = 5,000 one of the 6
 norms from the mean, the others below 1.)
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, cost, plots
+from launch.studies.shared.compare import in_parallel
+from launch.studies.shared.episodes import estimates
 from learned_opt import reversible_mlp_optimizer
 from meta_train.estimators import bptt, fixed_horizon, pes, reversible, tbptt, truncated_es
 from meta_train.progress import progress
@@ -31,11 +35,16 @@ TRUTH_EPISODES = 64
 # Forward steps that one step of each method costs, per particle or pair; measured on one core,
 # 2026-11-21: 2.0, 2.6, 3.6 and 8.9.
 COST = {"PES": 2, "truncated ES": 3, "truncated BPTT": 4, "exact, other seeds": 9}
+ONLINE: dict[str, tuple[Callable, dict[str, Any]]] = {
+    "PES": (pes, {"num_pairs": PAIRS, "sigma": SIGMA}),
+    "truncated ES": (truncated_es, {"num_pairs": PAIRS, "sigma": SIGMA}),
+    "truncated BPTT": (tbptt, {"num_particles": PAIRS}),
+}
 COLORS = {
-    "PES": plots.BLUE,
-    "truncated ES": plots.ORANGE,
-    "truncated BPTT": plots.VERMILION,
-    "exact, other seeds": plots.BLACK,
+    "PES": plots.COLORS["PES"],
+    "truncated ES": plots.COLORS["truncated ES"],
+    "truncated BPTT": plots.COLORS["TBPTT"],
+    "exact, other seeds": plots.COLORS["exact"],
 }
 
 
@@ -47,39 +56,36 @@ def run(quick: bool, data_dir: str | None) -> Result:
     optimizer = reversible_mlp_optimizer((16,), step_mult=1e-3)
     system = reversible_inner_training(task, optimizer)
     theta = optimizer.init(jax.random.key(0))
+    episodes = 16 if quick else TRUTH_EPISODES
     rows, exact_share = [], []
     for horizon in progress(horizons, desc="horizons"):
-        episodes = 16 if quick else TRUTH_EPISODES
-        truth, error, share = whole_episodes(system, theta, horizon, episodes, jax.random.key(1))
-        exact_share.append(share)
-        mib = {
-            name: cost.memory(kind(system, num_particles=1, horizons=fixed_horizon(horizon)), theta)
-            / 2**20
-            for name, kind in (("exact", reversible), ("BPTT", bptt))
+        exact = partial(whole_episodes, system, theta, horizon)
+        others = 2 * PAIRS // COST["exact, other seeds"]
+        jobs: dict[str, Callable[[], Any]] = {
+            "truth": partial(exact, episodes, jax.random.key(1)),
+            "exact, other seeds": partial(exact, others, jax.random.key(2)),
+            "exact MiB": partial(memory, reversible, system, theta, horizon),
+            "BPTT MiB": partial(memory, bptt, system, theta, horizon),
         }
-        budget = 2 * PAIRS * horizon
-        for name, factor in COST.items():
-            if name == "exact, other seeds":
-                estimate, _, share = whole_episodes(
-                    system, theta, horizon, budget // (factor * horizon), jax.random.key(2)
-                )
-                exact_share.append(share)
-            else:
-                steps = budget // (factor * PAIRS * TRUNCATION)
-                estimate = online(name, system, theta, horizon, steps)
-            norm = np.linalg.norm(truth)
-            rows.append(
-                {
-                    "inner steps": horizon,
-                    "estimator": name,
-                    "cosine": float(estimate @ truth / np.linalg.norm(estimate) / norm),
-                    "relative error": float(np.linalg.norm(estimate - truth) / norm),
-                    "truth norm": float(norm),
-                    "its standard error": error,
-                    "exact MiB": mib["exact"],
-                    "BPTT MiB": mib["BPTT"],
-                }
-            )
+        jobs |= {name: partial(online, name, system, theta, horizon) for name in ONLINE}
+        found = in_parallel(jobs)
+        truth, error, share = found["truth"]
+        found["exact, other seeds"], _, other_share = found["exact, other seeds"]
+        exact_share += [share, other_share]
+        norm = float(np.linalg.norm(truth))
+        rows += [
+            {
+                "inner steps": horizon,
+                "estimator": name,
+                "cosine": float(found[name] @ truth / np.linalg.norm(found[name]) / norm),
+                "relative error": float(np.linalg.norm(found[name] - truth) / norm),
+                "truth norm": norm,
+                "its standard error": error,
+                "exact MiB": found["exact MiB"],
+                "BPTT MiB": found["BPTT MiB"],
+            }
+            for name in COST
+        ]
     longest = {row["estimator"]: row for row in rows if row["inner steps"] == horizons[-1]}
     last = rows[-1]
     least = 5 if quick else 50
@@ -128,27 +134,26 @@ def whole_episodes(system, theta, horizon, episodes, key) -> tuple[np.ndarray, f
     return mean, float(np.sqrt(variance / (mean @ mean))), float(metrics["exact"])
 
 
-def online(name, system, theta, horizon, num_estimates) -> np.ndarray:
-    """The mean of an online estimator over ``num_estimates`` truncations, after one episode."""
-    kwargs: dict[str, Any] = {"truncation": TRUNCATION, "horizons": fixed_horizon(horizon)}
-    estimator = {
-        "PES": lambda: pes(system, num_pairs=PAIRS, sigma=SIGMA, **kwargs),
-        "truncated ES": lambda: truncated_es(system, num_pairs=PAIRS, sigma=SIGMA, **kwargs),
-        "truncated BPTT": lambda: tbptt(system, num_particles=PAIRS, **kwargs),
-    }[name]()
+def memory(kind, system, theta, horizon) -> float:
+    """Of one whole episode, in MiB."""
+    estimator = kind(system, num_particles=1, horizons=fixed_horizon(horizon))
+    return cost.memory(estimator, theta) / 2**20
 
-    def estimate(state, key):
-        grad, state, _ = estimator.estimate(theta, state, key)
-        return state, ravel_pytree(grad)[0]
+
+def online(name, system, theta, horizon) -> np.ndarray:
+    """The mean of an online estimator over the truncations it can pay for, after one episode."""
+    num_estimates = 2 * PAIRS * horizon // (COST[name] * PAIRS * TRUNCATION)
+    make, particles = ONLINE[name]
+    estimator = make(system, **particles, truncation=TRUNCATION, horizons=fixed_horizon(horizon))
 
     @jax.jit
     def mean(key):
         key_init, key_warm, key_run = jax.random.split(key, 3)
-        state = estimator.init(theta, key_init)
         warm = jax.random.split(key_warm, horizon // TRUNCATION)
-        state = jax.lax.scan(lambda s, k: (estimate(s, k)[0], None), state, warm)[0]
+        state, _ = estimates(estimator, theta, estimator.init(theta, key_init), warm)
         keys = jax.random.split(key_run, num_estimates)
-        return jnp.mean(jax.lax.scan(estimate, state, keys)[1], axis=0)
+        found = jax.vmap(lambda grad: ravel_pytree(grad)[0])
+        return jnp.mean(found(estimates(estimator, theta, state, keys)[1]), axis=0)
 
     return np.asarray(mean(jax.random.key(5)), np.float64)
 
@@ -165,8 +170,8 @@ def draw(rows) -> Figure:
     right.plot(steps, errors, "k--", lw=1, label="standard error of the truth")
     plots.level(left, 0, color="0.7", linestyle="-")
     plots.level(right, 1, color="0.7", linestyle="-")
-    left.set(ylim=(-0.4, 1.05), ylabel="cosine with the truth")
-    right.set(yscale="log", ylabel="relative error")
+    left.set(ylim=(-0.4, 1.05), ylabel="cosine with the truth", title="Direction")
+    right.set(yscale="log", ylabel="relative error", title="Direction and size")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="inner steps T")
     right.legend()

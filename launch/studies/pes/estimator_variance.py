@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
+from launch.studies.shared.episodes import mean_estimate
 from meta_train import estimators as est
 from meta_train.progress import progress
 from meta_train.unroll import UnrolledSystem, unroll
@@ -63,7 +64,7 @@ def expected_variance(g: np.ndarray) -> float:
     return float((size * np.sum(total**2) + crossed) / np.sum(g.sum(axis=(0, 1)) ** 2))
 
 
-def relative_variance(estimator_of, theta, num_steps: int, num_pairs: int):
+def relative_variance(estimator_of, theta, num_windows: int, num_pairs: int):
     """``(symbols, gradient) -> E |g - gradient|^2 / |gradient|^2``.
 
     ``g`` is one pair's mean over the windows of an episode; ``estimator_of`` makes the
@@ -75,17 +76,8 @@ def relative_variance(estimator_of, theta, num_steps: int, num_pairs: int):
         estimator = estimator_of(UnrolledSystem(*char_lstm(symbols, HIDDEN)))
 
         def one(key):
-            key_init, key_steps = jax.random.split(key)
-            particle = est.synchronized(estimator.init(theta, key_init))
-
-            def body(carry, key):
-                particle, total = carry
-                grad, particle, _ = estimator.estimate(theta, particle, key)
-                return (particle, total + ravel_pytree(grad)[0]), None
-
-            start = particle, jnp.zeros_like(gradient)
-            (_, total), _ = jax.lax.scan(body, start, jax.random.split(key_steps, num_steps))
-            return jnp.sum((total / num_steps - gradient) ** 2) / jnp.sum(gradient**2)
+            found = ravel_pytree(mean_estimate(estimator, theta, key, num_windows))[0]
+            return jnp.sum((found - gradient) ** 2) / jnp.sum(gradient**2)
 
         keys = jax.random.split(jax.random.key(1), num_pairs)
         return jnp.mean(jax.lax.map(one, keys, batch_size=50))
@@ -120,14 +112,12 @@ def run(quick: bool, data_dir: str | None) -> Result:
                 }
             )
     size = ravel_pytree(theta)[0].size
-    return Result(
-        claims=claims(table, size, horizon),
-        table=table,
-        figure=draw(table, size, horizon),
-        data={"rows": table, "theta_size": size, "horizon": horizon, "num_pairs": num_pairs},
-        caption=f"character LSTM of {HIDDEN} units, P = {size}, T = {horizon}, sigma {SIGMA:g}, "
-        f"one theta; points: mean of {num_pairs} pairs, solid lines: closed form",
+    caption = (
+        f"character LSTM of {HIDDEN} units, P = {size}, T = {horizon}, sigma {SIGMA:g}, one "
+        f"theta; dots and crosses: means of {num_pairs} pairs, solid lines: closed form"
     )
+    data = {"rows": table, "theta_size": size, "horizon": horizon, "num_pairs": num_pairs}
+    return Result(claims(table, size, horizon), table, draw(table, size), data, caption)
 
 
 def column(table, kind: str, name: str) -> np.ndarray:
@@ -138,8 +128,10 @@ def claims(table: list[dict], size: int, horizon: int) -> list[Claim]:
     error = max(abs(row["PES"] / row["PES, closed form"] - 1) for row in table)
     pes = {kind: column(table, kind, "PES") for kind in COLORS}
     growth = {kind: float(found[0] / found[-1]) for kind, found in pes.items()}
-    said = ", ".join(f"{kind} {ratio:.2g}x" for kind, ratio in growth.items())
     reuse = max(abs(row["NRES"] / (size + 1) - 1) for row in table)
+    said = "shortest against whole-episode truncations: " + ", ".join(
+        f"{kind} {ratio:.2g}x" for kind, ratio in growth.items()
+    )
     return [
         Claim(
             "The variance of PES is the one derived from the window gradients.",
@@ -149,17 +141,17 @@ def claims(table: list[dict], size: int, horizon: int) -> list[Claim]:
         Claim(
             "On random text the variance of PES grows as truncations get shorter.",
             growth["random"] > 2,
-            f"shortest against whole-episode truncations: {said}",
+            said,
         ),
         Claim(
             "On repeated text, where all windows pull the same way, short truncations lower it.",
             growth["repeated"] < 1,
-            f"shortest against whole-episode truncations: {said}",
+            said,
         ),
         Claim(
             "Real text lies between the two.",
             growth["repeated"] < growth["real"] < growth["random"],
-            f"shortest against whole-episode truncations: {said}",
+            said,
         ),
         Claim(
             "The variance of NRES over an episode is that of full ES, P + 1, for any truncation.",
@@ -169,8 +161,26 @@ def claims(table: list[dict], size: int, horizon: int) -> list[Claim]:
     ]
 
 
-def draw(table: list[dict], size: int, horizon: int) -> Figure:
+def draw(table: list[dict], size: int) -> Figure:
     figure, axes = plots.panels(1, (5.6, 4))
+    for kind, color in COLORS.items():
+        truncations, pes, closed, nres = (
+            column(table, kind, name) for name in ("K", "PES", "PES, closed form", "NRES")
+        )
+        axes.plot(truncations, closed, color=color)
+        axes.plot(truncations, pes, "o", color=color, label=f"PES, {kind} text")
+        axes.plot(truncations, nres, "x", color=color)
+    axes.plot([], [], color=plots.GRAY, label="PES, closed form")
+    axes.plot([], [], "x", color=plots.GRAY, label="NRES")
+    plots.level(axes, size + 1, "full ES: P + 1")
+    plots.steps_axis(axes, truncations)
+    axes.set(
+        yscale="log",
+        xlabel="truncation K (inner steps)",
+        ylabel=r"variance of one pair  /  $\|\nabla F\|^2$",
+        title="One pair over an episode",
+    )
+    axes.yaxis.set_minor_formatter("")
     axes.legend()
     return figure
 

@@ -35,39 +35,37 @@ STYLES = {
 }
 
 
-def system(end_of_window: int = 1) -> UnrolledSystem:
-    return UnrolledSystem(*influence_balancing(end_of_window))
-
-
-def methods(num_uoro: int) -> dict[str, tuple[est.GradientEstimator, float]]:
-    """The estimator and SGD learning rate of each curve; no episode ever ends.
+def methods(num_uoro: int) -> dict[str, est.GradientEstimator]:
+    """The estimator of each curve; no episode ever ends.
 
     ``num_uoro`` is the number of particles of UORO, the slowest.
     """
 
-    def endless(truncation):
-        return {"truncation": truncation, "horizons": est.fixed_horizon(UORO_STEPS * truncation)}
+    def made(make, truncation=1, end_of_window=1, **how):
+        system = UnrolledSystem(*influence_balancing(end_of_window))
+        horizons = est.fixed_horizon(UORO_STEPS * truncation)
+        return make(system, truncation=truncation, horizons=horizons, **how)
 
-    es = {"num_pairs": NUM_PAIRS, "sigma": SIGMA, **endless(1)}
-    found = {
-        "RTRL": (est.rtrl(system(), num_particles=1, **endless(1)), RATE),
-        "PES": (est.pes(system(), **es), RATE),
-        "NRES": (est.nres(system(), **es), RATE),
-        "UORO": (est.uoro(system(), num_particles=num_uoro, **endless(1)), UORO_RATE),
-        "truncated ES": (est.truncated_es(system(), **es), RATE),
-        "TBPTT, K=1": (est.tbptt(system(), num_particles=1, **endless(1)), RATE),
+    es = {"num_pairs": NUM_PAIRS, "sigma": SIGMA}
+    tbptt = partial(made, est.tbptt, num_particles=1)
+    return {
+        "RTRL": made(est.rtrl, num_particles=1),
+        "PES": made(est.pes, **es),
+        "NRES": made(est.nres, **es),
+        "UORO": made(est.uoro, num_particles=num_uoro),
+        "truncated ES": made(est.truncated_es, **es),
+        "TBPTT, K=1": tbptt(),
+        "TBPTT, K=10, end loss": tbptt(10, end_of_window=10),
+        "TBPTT, K=10, mean loss": tbptt(10),
+        "TBPTT, K=100, end loss": tbptt(100, end_of_window=100),
+        "TBPTT, K=100, mean loss": tbptt(100),
     }
-    for truncation in (10, 100):
-        for kind, every in (("end", truncation), ("mean", 1)):
-            estimator = est.tbptt(system(every), num_particles=1, **endless(truncation))
-            found[f"TBPTT, K={truncation}, {kind} loss"] = (estimator, RATE)
-    return found
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
 
-    def method(name: str, estimator: est.GradientEstimator, rate: float):
+    def method(name: str, estimator: est.GradientEstimator):
         random = name in ("PES", "NRES", "UORO", "truncated ES")
         times = UORO_STEPS // STEPS if name == "UORO" and not quick else 1
         return partial(
@@ -75,7 +73,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             name,
             estimator,
             jnp.asarray(THETA_INIT),
-            optax.sgd(rate),
+            optax.sgd(UORO_RATE if name == "UORO" else RATE),
             num_steps=times * STEPS,
             num_records=times * RECORDS,
             num_seeds=(2 if quick else 10) if random else 1,
@@ -83,13 +81,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         )
 
     with jax.enable_x64(True):
-        found = compare(
-            {
-                name: method(name, *how)
-                for name, how in methods(num_uoro=200 if quick else 2 * NUM_PAIRS).items()
-            },
-            each(final_loss),
-        )
+        estimators = methods(num_uoro=200 if quick else 2 * NUM_PAIRS)
+        found = compare({name: method(name, x) for name, x in estimators.items()}, each(final_loss))
     table = [
         {
             "estimator": name,

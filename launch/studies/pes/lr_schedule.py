@@ -16,14 +16,10 @@ Inner steps are forward steps of inner training, so truncated ES pays for the un
 too; the backward pass of TBPTT is not counted.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -31,11 +27,11 @@ from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
 from launch.studies.shared.compare import (
     Descent,
-    Recorded,
+    adam_descents,
     compare,
-    descend,
     final,
     held_out_losses,
+    in_terms_of,
     ranges,
 )
 from learned_opt import learnable_schedule
@@ -74,58 +70,35 @@ HELD_OUT = 2  # inner runs of an evaluation
 def inner_system(data_dir: str | None) -> UnrolledSystem:
     """Inner training as a function of (log of the first rate, log of the decay)."""
     data = load_images("mnist" if data_dir else "digits", data_dir)
-    optimizer = learnable_schedule(*START)
     system = inner_training(
         mlp_classifier(data, hidden_sizes=HIDDEN, batch_size=BATCH),
-        optimizer,
+        learnable_schedule(*START),
         meta_loss="fresh",
         loss_ceiling=CEILING,
     )
-    named = UnrolledSystem(
-        lambda theta, *rest: system.init(as_variables(theta), *rest),
-        lambda theta, state, key: system.step(as_variables(theta), state, key),
-    )
-    return named
+    return in_terms_of(lambda x: {"params": {"log_learning_rate": x[0], "log_decay": x[1]}}, system)
 
 
-def as_variables(theta: jax.Array) -> dict:
-    return {"params": {"log_learning_rate": theta[0], "log_decay": theta[1]}}
+def estimators(system: UnrolledSystem, setting: ScheduleSetting) -> dict[str, Any]:
+    """``"PES, K=10"`` and so on, with the forward inner steps of one outer step and Adam's rate.
 
-
-def methods(system: UnrolledSystem, setting: ScheduleSetting) -> dict[str, Callable[[], Recorded]]:
-    """``"PES, K=10"`` and so on; full ES has no truncation."""
+    Full ES has no truncation.
+    """
     horizons = est.fixed_horizon(setting.horizon)
-    found: dict[str, Callable[[], Recorded]] = {}
-
-    def add(name: str, estimator: est.GradientEstimator, cost: int, rate: float) -> None:
-        """``cost``: forward inner steps of one outer step."""
-        found[name] = partial(
-            descend,
-            name,
-            estimator,
-            jnp.log(jnp.asarray(START)),
-            optax.adam(rate),
-            num_steps=setting.inner_steps // cost,
-            num_records=setting.records,
-            num_seeds=setting.seeds,
-            cost=cost,
-        )
-
+    full = est.full_es(system, num_pairs=1, horizons=horizons, sigma=SIGMA)
+    found = {}
     for truncation in setting.truncations:
         pairs, rate = PAIRS[truncation], setting.rates[truncation]
         window: dict[str, Any] = {"truncation": truncation, "horizons": horizons, "chunk": 4}
-        for name, build, runs in (
-            ("PES", est.pes, 2),
-            ("NRES", est.nres, 2),
-            ("truncated ES", est.truncated_es, 3),
+        es = {"num_pairs": pairs, "sigma": SIGMA} | window
+        for name, estimator, runs in (
+            ("PES", est.pes(system, **es), 2),
+            ("NRES", est.nres(system, **es), 2),
+            ("truncated ES", est.truncated_es(system, **es), 3),
+            ("TBPTT", est.tbptt(system, num_particles=2 * pairs, **window), 2),
         ):
-            estimator = build(system, num_pairs=pairs, sigma=SIGMA, **window)
-            add(f"{name}, K={truncation}", estimator, runs * pairs * truncation, rate)
-        estimator = est.tbptt(system, num_particles=2 * pairs, **window)
-        add(f"TBPTT, K={truncation}", estimator, 2 * pairs * truncation, rate)
-    full = est.full_es(system, num_pairs=1, horizons=horizons, sigma=SIGMA)
-    add("full ES", full, 2 * setting.horizon, 0.2)
-    return found
+            found[f"{name}, K={truncation}"] = estimator, runs * pairs * truncation, rate
+    return found | {"full ES": (full, 2 * setting.horizon, 0.2)}
 
 
 def run(quick: bool, data_dir: str | None) -> Result:
@@ -133,9 +106,16 @@ def run(quick: bool, data_dir: str | None) -> Result:
     system = inner_system(data_dir)
     rates, decays = (np.log(10) * np.linspace(*ends, setting.grid) for ends in (RATES, DECAYS))
     grid = np.stack(np.meshgrid(rates, decays), axis=-1)
+    methods = adam_descents(
+        estimators(system, setting),
+        jnp.log(jnp.asarray(START)),
+        inner_steps=setting.inner_steps,
+        num_records=setting.records,
+        num_seeds=setting.seeds,
+    )
     # The paths and the grid in one program.
     found = compare(
-        {"grid": lambda: (np.array([0]), grid)} | methods(system, setting),
+        {"grid": lambda: (np.array([0]), grid)} | methods,
         lambda thetas: held_out_losses(system, thetas, setting.horizon, HELD_OUT),
     )
     surface = found.pop("grid").loss

@@ -22,20 +22,18 @@ plateau at chance (one of two seeds does), to overtake random search: that compa
 table, and a claim of the full run alone.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.scipy.special import logit
 from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
-from launch.studies.shared.compare import Descent, Recorded, compare, descend, held_out_losses
+from launch.studies.shared.compare import Descent, Recorded, adam_descents, compare, held_out_losses
 from learned_opt import per_tensor_sgdm
 from meta_train import estimators as est
 from meta_train.inner import inner_training
@@ -67,11 +65,11 @@ class TuningSetting(NamedTuple):
     inner_steps: int  # of one run
     seeds: int
     records: int
-    rate: float  # of Adam, for the truncated estimators
 
 
-FULL = TuningSetting(1000, 400_000, 3, 10, 0.03)
-QUICK = TuningSetting(200, 75_000, 2, 4, 0.03)
+FULL = TuningSetting(1000, 400_000, 3, 10)
+QUICK = TuningSetting(200, 75_000, 2, 4)
+RATE = 0.03  # of Adam, for the truncated estimators
 HELD_OUT = 4  # inner runs of an evaluation
 
 
@@ -98,20 +96,18 @@ def masked(task: Task, shares: jax.Array) -> Task:
       shares: float ``[LAYERS]`` in 0..1; ``floor(share * width)`` units stay on.
     """
 
+    def keep(share, x):  # Weights or biases; the units are their last axis.
+        return jnp.where(jnp.arange(x.shape[-1]) < jnp.floor(share * x.shape[-1]), x, 0.0)
+
     def loss(params, instance, batch, key):
-        kept = tuple(
-            jax.tree.map(lambda x, share=share: jnp.where(units_on(x, share), x, 0.0), layer)
-            for layer, share in zip(params[:-1], shares, strict=True)
-        )
-        return task.loss((*kept, params[-1]), instance, batch, key)
+        *hidden, last = params
+        kept = [
+            jax.tree.map(partial(keep, share), layer)
+            for layer, share in zip(hidden, shares, strict=True)
+        ]
+        return task.loss((*kept, last), instance, batch, key)
 
     return task._replace(loss=loss)
-
-
-def units_on(tensor: jax.Array, share: jax.Array) -> jax.Array:
-    """Bool ``[width]``, the last axis of a layer's weights or biases."""
-    width = tensor.shape[-1]
-    return jnp.arange(width) < jnp.floor(share * width)
 
 
 def inner_system(data_dir: str | None) -> UnrolledSystem:
@@ -120,7 +116,7 @@ def inner_system(data_dir: str | None) -> UnrolledSystem:
     task = mlp_classifier(data, hidden_sizes=(WIDTH,) * LAYERS, batch_size=BATCH)
     optimizer = per_tensor_sgdm(TENSORS)
 
-    def of(theta):
+    def apply(which, theta, *args):
         rates, momenta, shares = jnp.split(theta, [TENSORS, 2 * TENSORS])
         system = inner_training(
             masked(task, jax.nn.sigmoid(shares)),
@@ -128,41 +124,22 @@ def inner_system(data_dir: str | None) -> UnrolledSystem:
             meta_loss="validation",
             loss_ceiling=CEILING,
         )
-        return system, {"params": {"log_learning_rate": rates, "logit_momentum": momenta}}
+        variables = {"params": {"log_learning_rate": rates, "logit_momentum": momenta}}
+        return getattr(system, which)(variables, *args)
 
-    def init(theta, key, horizon):
-        system, variables = of(theta)
-        return system.init(variables, key, horizon)
-
-    def step(theta, state, key):
-        system, variables = of(theta)
-        return system.step(variables, state, key)
-
-    return UnrolledSystem(init, step)
+    return UnrolledSystem(partial(apply, "init"), partial(apply, "step"))
 
 
-def methods(system: UnrolledSystem, setting: TuningSetting) -> dict[str, Callable[[], Recorded]]:
+def estimators(system: UnrolledSystem, setting: TuningSetting) -> dict[str, Any]:
+    """With the inner steps of one outer step, and Adam's learning rate."""
     shared: dict[str, Any] = {"sigma": SIGMA, "horizons": est.fixed_horizon(setting.horizon)}
     truncated: dict[str, Any] = {"num_pairs": PAIRS, "truncation": TRUNCATION, **shared}
     window = PAIRS * TRUNCATION
-    found = {
-        "PES": (est.pes(system, **truncated), 2 * window, setting.rate),
-        "truncated ES": (est.truncated_es(system, **truncated), 3 * window, setting.rate),
-        "full ES": (est.full_es(system, num_pairs=1, **shared), 2 * setting.horizon, 0.1),
-    }
+    full = est.full_es(system, num_pairs=1, **shared)
     return {
-        name: partial(
-            descend,
-            name,
-            estimator,
-            partial(draw_theta, START),
-            optax.adam(rate),
-            num_steps=setting.inner_steps // cost,
-            num_records=setting.records,
-            num_seeds=setting.seeds,
-            cost=cost,
-        )
-        for name, (estimator, cost, rate) in found.items()
+        "PES": (est.pes(system, **truncated), 2 * window, RATE),
+        "truncated ES": (est.truncated_es(system, **truncated), 3 * window, RATE),
+        "full ES": (full, 2 * setting.horizon, 0.1),
     }
 
 
@@ -184,8 +161,15 @@ def search(system: UnrolledSystem, setting: TuningSetting) -> Recorded:
 def run(quick: bool, data_dir: str | None) -> Result:
     setting = QUICK if quick else FULL
     system = inner_system(data_dir)
+    methods = adam_descents(
+        estimators(system, setting),
+        partial(draw_theta, START),
+        inner_steps=setting.inner_steps,
+        num_records=setting.records,
+        num_seeds=setting.seeds,
+    )
     found = compare(
-        {"random search": partial(search, system, setting)} | methods(system, setting),
+        {"random search": partial(search, system, setting)} | methods,
         lambda thetas: held_out_losses(system, thetas, setting.horizon, HELD_OUT),
     )
     best = {name: np.minimum.accumulate(found[name].loss, axis=1) for name in NAMES}
@@ -207,39 +191,29 @@ def run(quick: bool, data_dir: str | None) -> Result:
         f"validation loss of {HELD_OUT} held-out runs; line: median, band: range of "
         f"{setting.seeds} seeds"
     )
-    return Result(
-        claims(quick, setting, found, best), table, draw(setting, found, best), data, caption
-    )
-
-
-def claims(
-    quick: bool, setting: TuningSetting, found: dict[str, Descent], best: dict
-) -> list[Claim]:
-    last = {name: losses[:, -1] for name, losses in best.items()}
     start = float(np.median(found["PES"].loss[:, 0]))
+    return Result(claims(quick, start, best), table, draw(setting, found, best), data, caption)
+
+
+def claims(quick: bool, start: float, best: dict[str, np.ndarray]) -> list[Claim]:
+    median = {name: np.median(losses, axis=0) for name, losses in best.items()}
+    last = {name: losses[-1] for name, losses in median.items()}
 
     def of(*names) -> str:
-        spread = (f"{n} {np.median(last[n]):.3f} ({last[n].max():.3f})" for n in names)
+        spread = (f"{n} {last[n]:.3f} ({best[n][:, -1].max():.3f})" for n in names)
         return f"median best (worst seed): {', '.join(spread)}"
 
-    moved = {name: bool(np.median(losses) < 0.9 * start) for name, losses in last.items()}
+    ahead = max(last["PES"], last["full ES"])
     claims = [
         Claim(
             "From slow starts the median seed of PES and full ES improves; truncated ES is behind.",
-            moved["PES"]
-            and moved["full ES"]
-            and bool(
-                np.median(last["truncated ES"])
-                > max(np.median(last["PES"]), np.median(last["full ES"]))
-            ),
+            bool(ahead < 0.9 * start and last["truncated ES"] > ahead),
             f"{of('PES', 'full ES', 'truncated ES')}; start {start:.2f}",
         )
     ]
     if not quick:
-        ours, random = (
-            np.median(best[name], axis=0)[-setting.records :] for name in ("PES", "random search")
-        )
-        half = setting.records // 2
+        ours, random = (median[name][-FULL.records :] for name in ("PES", "random search"))
+        half = FULL.records // 2
         claims.append(
             Claim(
                 "PES is ahead of random search in the first half of the inner steps, and level "
@@ -257,7 +231,7 @@ def draw(setting: TuningSetting, found: dict[str, Descent], best: dict) -> Figur
         style = "--" if name == "random search" else "-"
         color = plots.COLORS[name]
         plots.band(left, found[name].steps, best[name], style, color=color, label=name)
-    left.set(yscale="log", ylabel="best validation loss so far (nats)")
+    left.set(yscale="log", ylabel="best validation loss so far (nats)", title="Tuning")
     plots.log_ticks(left)
     plots.inner_steps_axis(left, setting.inner_steps)
     left.legend()
@@ -266,21 +240,19 @@ def draw(setting: TuningSetting, found: dict[str, Descent], best: dict) -> Figur
     for name, shift in (("PES", -0.12), ("random search", 0.12)):
         at_best = found[name].loss.argmin(axis=1)
         thetas = np.stack([t[i] for t, i in zip(found[name].theta, at_best, strict=True)])
-        rates = np.exp(thetas[:, :TENSORS]) / (1 - sigmoid(thetas[:, TENSORS : 2 * TENSORS]))
+        # 1 / (1 - momentum) = 1 + exp(logit).
+        rates = np.exp(thetas[:, :TENSORS]) * (1 + np.exp(thetas[:, TENSORS : 2 * TENSORS]))
         lines = right.plot(places + shift, rates.T, "o", color=plots.COLORS[name])
         lines[0].set_label(name)
     right.set_xticks(places, tensors, fontsize=8)
     right.set(
         yscale="log",
         xlabel="tensor (b: biases, W: weights; 1: first layer)",
-        ylabel="rate / (1 - momentum) of the best, each seed",
+        ylabel="rate / (1 - momentum)",
+        title="What was found: the best of each seed",
     )
     right.legend()
     return figure
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
 
 
 STUDY = Study(

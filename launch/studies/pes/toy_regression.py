@@ -20,6 +20,7 @@ from meta_train import estimators as est
 from meta_train.unroll import UnrolledSystem, unroll
 from tasks.dynamics.toy_regression import HORIZON, THETA_INIT, toy_regression
 
+SYSTEM = UnrolledSystem(*toy_regression())
 TRUNCATION = 10
 NUM_PAIRS = 50
 SIGMA, WIDE_SIGMA = 0.3, 1.0
@@ -27,31 +28,29 @@ RECORDS = 100
 LIMITS = (-8.0, 8.0)
 
 STYLES = {
-    "PES": (plots.BLUE, "-"),
-    "NRES": (plots.GREEN, "--"),
-    "truncated ES, sigma=1": (plots.ORANGE, "-"),
-    "truncated ES, sigma=0.3": (plots.VERMILION, "-"),
-    "TBPTT": ("dimgray", ":"),
+    "PES": "-",
+    "NRES": "--",
+    "truncated ES, sigma=1": "-",
+    "truncated ES, sigma=0.3": "--",
+    "TBPTT": ":",
 }
 
 
 def total_loss(theta: jax.Array) -> jax.Array:
     """The summed loss of an episode; it is deterministic."""
-    system = UnrolledSystem(*toy_regression())
     key = jax.random.key(0)
-    return jnp.sum(unroll(system, theta, system.init(theta, key, HORIZON), key, HORIZON)[1])
+    return jnp.sum(unroll(SYSTEM, theta, SYSTEM.init(theta, key, HORIZON), key, HORIZON)[1])
 
 
 def methods() -> dict[str, est.GradientEstimator]:
-    system = UnrolledSystem(*toy_regression())
     shared: dict[str, Any] = {"truncation": TRUNCATION, "horizons": est.fixed_horizon(HORIZON)}
     es: dict[str, Any] = {"num_pairs": NUM_PAIRS, **shared}
     return {
-        "PES": est.pes(system, sigma=SIGMA, **es),
-        "NRES": est.nres(system, sigma=SIGMA, **es),
-        "truncated ES, sigma=1": est.truncated_es(system, sigma=WIDE_SIGMA, **es),
-        "truncated ES, sigma=0.3": est.truncated_es(system, sigma=SIGMA, **es),
-        "TBPTT": est.tbptt(system, num_particles=10, **shared),
+        "PES": est.pes(SYSTEM, sigma=SIGMA, **es),
+        "NRES": est.nres(SYSTEM, sigma=SIGMA, **es),
+        "truncated ES, sigma=1": est.truncated_es(SYSTEM, sigma=WIDE_SIGMA, **es),
+        "truncated ES, sigma=0.3": est.truncated_es(SYSTEM, sigma=SIGMA, **es),
+        "TBPTT": est.tbptt(SYSTEM, num_particles=10, **shared),
     }
 
 
@@ -86,13 +85,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
         }
         for name, last in final(found).items()
     ]
-    data = {
-        "steps": found["PES"].steps,
-        "theta": by_name(found, "theta"),
-        "loss": by_name(found, "loss"),
-        "optimum": optimum,
-        "optimum_loss": best,
-    }
+    curves = {field: by_name(found, field) for field in Descent._fields}
+    data = curves | {"optimum": optimum, "optimum_loss": best}
     caption = (
         f"two-dimensional regression, T = {HORIZON}, K = {TRUNCATION}, {NUM_PAIRS} pairs; line: "
         f"median, band: range of {sizes['num_seeds']} seeds; paths: the first seed"
@@ -129,7 +123,8 @@ def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
     figure, (left, right) = plots.panels(2, (9.5, 3.9), width_ratios=(1.15, 1))
     label = "summed loss of an episode"
     plots.surface(figure, left, ticks, ticks, surface, label, norm=LogNorm(vmax=2e4))
-    for name, (color, style) in STYLES.items():
+    for name, style in STYLES.items():
+        color = plots.COLORS[name.split(",")[0]]
         plots.path(left, found[name].theta[0], color, style)
         plots.band(right, found[name].steps, found[name].loss, style, color=color, label=name)
     plots.start_and_optimum(left, THETA_INIT, optimum)
@@ -138,7 +133,8 @@ def draw(ticks, surface, optimum, found: dict[str, Descent]) -> Figure:
     left.set_xlabel(r"$\theta_0$: log of the first learning rate")
     left.set_ylabel(r"$\theta_1$: log of the last learning rate")
     plots.level(right, np.nanmin(surface), "grid optimum")
-    right.set(yscale="log", xlabel="outer steps", ylabel=label)
+    left.set_title("Paths of the first seed")
+    right.set(yscale="log", xlabel="outer steps", ylabel=label, title="Meta-loss")
     right.legend(loc="center right", bbox_to_anchor=(1, 0.33))
     return figure
 

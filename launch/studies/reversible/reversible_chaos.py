@@ -1,6 +1,6 @@
 """Where training turns chaotic, exact gradients turn to noise and evolution strategies do not."""
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
+from launch.studies.shared.compare import in_parallel
+from launch.studies.shared.episodes import estimates
 from meta_train.estimators import fixed_horizon, pes, reversible
-from meta_train.progress import progress
 from meta_train.reversible.dynamics import Dynamics
 from meta_train.reversible.system import Start, reversible_system
 from meta_train.unroll import UnrolledSystem, unroll
@@ -50,13 +51,8 @@ def run(quick: bool, data_dir: str | None) -> Result:
     @jax.jit
     def pes_estimates(theta):
         windows = NUM_STEPS // TRUNCATION
-
-        def window(state, key):
-            grad, state, _ = smoothed.estimate(theta, state, key)
-            return state, grad
-
         keys = jax.random.split(jax.random.key(2), (repeats + 1) * windows)
-        grads = jax.lax.scan(window, smoothed.init(theta, jax.random.key(3)), keys)[1]
+        grads = estimates(smoothed, theta, smoothed.init(theta, jax.random.key(3)), keys)[1]
         return jnp.mean(grads.reshape(repeats + 1, windows)[1:], axis=1)
 
     @jax.jit
@@ -70,23 +66,24 @@ def run(quick: bool, data_dir: str | None) -> Result:
         return jax.vmap(one)(jax.random.split(jax.random.key(4), 8 if quick else 16))
 
     fine = np.arange(-3.4, 4.4, 0.1 if quick else 0.05)
-    landscape = np.array([mean_losses(jnp.float32(x)) for x in progress(fine, desc="landscape")])
+
+    def along(of, points):
+        return np.array([of(jnp.float32(x)) for x in points])
+
+    found = in_parallel(
+        {
+            "landscape": partial(along, mean_losses, fine),
+            "exact": partial(along, exact_estimates, log_rates),
+            "PES": partial(along, pes_estimates, log_rates),
+        }
+    )
+    landscape = found.pop("landscape")
     reference = smooth_slope(fine, landscape.mean(axis=1), log_rates)
-    rows: list[dict[str, Any]] = []
-    estimates: dict[str, list[Any]] = {"exact": [], "pes": []}
-    for log_rate, slope in zip(progress(log_rates, desc="rates"), reference, strict=True):
-        theta = jnp.float32(log_rate)
-        found = {"exact": exact_estimates(theta), "pes": pes_estimates(theta)}
-        for name, values in found.items():
-            estimates[name].append(np.asarray(values))
-        rows.append(
-            {
-                "learning rate": float(np.exp(log_rate)),
-                "smoothed slope": float(slope),
-                "error of exact": rms(np.asarray(found["exact"]) - slope),
-                "error of PES": rms(np.asarray(found["pes"]) - slope),
-            }
-        )
+    rows = [
+        {"learning rate": float(np.exp(log_rate)), "smoothed slope": float(slope)}
+        | {f"error of {name}": rms(values[i] - slope) for name, values in found.items()}
+        for i, (log_rate, slope) in enumerate(zip(log_rates, reference, strict=True))
+    ]
     low = [row for row in rows if row["learning rate"] < 1.0]
     high = rows[-(2 if quick else 4) :]
     low_ratio = float(np.median([row["error of PES"] / row["error of exact"] for row in low]))
@@ -106,7 +103,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             f"{high[0]['learning rate']:.1f}",
         ),
     ]
-    data = {"log_rates": log_rates, "estimates": estimates, "landscape": landscape}
+    data = {"log_rates": log_rates, "estimates": found, "landscape": landscape}
     caption = (
         f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "
         f"landscape: {landscape.shape[1]} seeds and their mean; errors over {repeats} estimates"
@@ -158,9 +155,11 @@ def draw(fine, landscape, rows) -> Figure:
     left.plot(np.exp(fine), landscape.mean(axis=1), color="k", label="mean")
     left.set(ylabel=f"mean loss of {NUM_STEPS} steps (nats)", title="What is differentiated")
     rates, slopes, exact, pes = np.transpose([list(row.values()) for row in rows])
-    right.plot(rates, exact, "*-", color="C3", ms=8, label="exact")
-    right.plot(rates, pes, "o-", color="C0", label="PES")
-    right.plot(rates, np.abs(slopes), "k--", lw=1, label="size of the smoothed slope")
+    right.plot(rates, exact, "*-", color=plots.COLORS["exact"], ms=8, label="exact")
+    right.plot(rates, pes, "o-", color=plots.COLORS["PES"], label="PES")
+    right.plot(
+        rates, np.abs(slopes), "--", color=plots.GRAY, lw=1, label="size of the smoothed slope"
+    )
     right.set(
         ylabel="root mean square error of the slope", title="Gradient estimates at equal compute"
     )

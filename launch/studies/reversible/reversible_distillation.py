@@ -128,7 +128,7 @@ def draw(images, real, side, accuracies, ordinary, best) -> Figure:
     axes.plot(accuracies, color="C3", label="ten learned images")
     plots.level(axes, best, "ten real images, best draw")
     plots.level(axes, ordinary, "ten real images, mean", color="0.5", linestyle=":")
-    axes.set(xlabel="meta-step", ylabel="test accuracy", ylim=(0, 1))
+    axes.set(xlabel="meta-step", ylabel="test accuracy", ylim=(0, 1), title="Learning the images")
     axes.legend(loc="lower right")
     return figure
 

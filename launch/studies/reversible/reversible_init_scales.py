@@ -7,7 +7,13 @@ from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import classifier, plots
-from launch.studies.shared.meta_descent import Training, draw_meta_curve, evaluation, meta_descend
+from launch.studies.shared.meta_descent import (
+    Training,
+    best_of,
+    draw_meta_curve,
+    evaluation,
+    meta_descend,
+)
 from meta_train import reversible
 
 HIDDEN = (50, 50, 50)
@@ -39,18 +45,18 @@ def run(quick: bool, data_dir: str | None) -> Result:
 
     training = Training(setup, train, test, BATCH, NUM_STEPS, MOMENTUM - 1e-3)
     evaluate = evaluation(training, TEST_SEEDS)
-    first = jax.tree.map(lambda _: jnp.float32(FIRST_LOG_SCALE), shapes)
+
+    def alike(log_scale):
+        return jax.tree.map(lambda _: jnp.float32(log_scale), shapes)
+
+    first = alike(FIRST_LOG_SCALE)
     before = evaluate(first)
     found = meta_descend(training.gradient, first, META_RATE, meta_steps)
     log_scales = found.thetas[-1]
     history = np.array([[[layer["w"], layer["b"]] for layer in theta] for theta in found.thetas])
     after = evaluate(log_scales)
-    common = {}
-    for log_scale in np.linspace(-4.0, 0.5, 5 if quick else 13).tolist():
-        out = evaluate(jax.tree.map(lambda _, s=log_scale: jnp.float32(s), shapes))
-        if np.isfinite(out.train + out.test):
-            common[log_scale] = out.train, out.test
-    best = min(common, key=lambda s: common[s][0])
+    common = {x: evaluate(alike(x)) for x in np.linspace(-4.0, 0.5, 5 if quick else 13).tolist()}
+    best_scale, best = best_of(common)
     table = [
         {
             "tensor": f"layer {i + 1} {name}",
@@ -73,15 +79,15 @@ def run(quick: bool, data_dir: str | None) -> Result:
         claims.append(
             Claim(
                 "and to a lower one than the best common scale.",
-                after.train < common[best][0],
-                f"best common scale {np.exp(best):.2f}: train {common[best][0]:.4f}, test "
-                f"{common[best][1]:.4f}; learned: train {after.train:.4f}, test {after.test:.4f}",
+                after.train < best.train,
+                f"best common scale {np.exp(best_scale):.2f}: train {best.train:.4f}, test "
+                f"{best.test:.4f}; learned: train {after.train:.4f}, test {after.test:.4f}",
             )
         )
     data = {
         "history": history,
         "values": found.losses,
-        "common": [[s, *v] for s, v in common.items()],
+        "common": [[scale, out.train, out.test] for scale, out in common.items()],
     }
     caption = (
         f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "

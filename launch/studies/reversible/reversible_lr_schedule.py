@@ -15,6 +15,7 @@ from launch.studies.shared import classifier, plots
 from launch.studies.shared.meta_descent import (
     EvaluatedTraining,
     Training,
+    best_of,
     draw_meta_curve,
     evaluation,
     meta_descend,
@@ -58,12 +59,11 @@ def run(quick: bool, data_dir: str | None) -> Result:
     log_rates = found.thetas[chosen]
     after = evaluate(log_rates)
 
-    sweep = {}
-    for log_rate in np.linspace(-2.5, 2.0, 7 if quick else 19):
-        sweep[float(np.exp(log_rate))] = evaluate(flat_rates(log_rate))
-    finite = {rate: out for rate, out in sweep.items() if np.isfinite(out.train)}
-    best_rate = min(finite, key=lambda rate: finite[rate].train)
-    best = finite[best_rate]
+    sweep = {
+        float(np.exp(log_rate)): evaluate(flat_rates(log_rate))
+        for log_rate in np.linspace(-2.5, 2.0, 7 if quick else 19)
+    }
+    best_rate, best = best_of(sweep)
 
     shown = {
         f"first: {np.exp(FIRST_LOG_RATE):.2f} for all": before,
@@ -101,7 +101,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
             name: {"train": out.curve, "test": out.test_curve}
             for name, out in (("before", before), ("best fixed", best), ("after", after))
         },
-        "sweep": [[rate, out.train, out.test] for rate, out in finite.items()],
+        "sweep": [[rate, out.train, out.test] for rate, out in sweep.items()],
     }
     caption = (
         f"{classifier.name(data_dir)} tanh MLP, hidden {HIDDEN}, batch {BATCH}, T = {NUM_STEPS}; "

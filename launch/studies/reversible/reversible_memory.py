@@ -25,7 +25,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     del data_dir
     steps = QUICK_STEPS if quick else STEPS
     slots = (4, 8, 20) if quick else benchmark.SLOTS
-    repeats = 3 if quick else 15
+    repeats = 6 if quick else 15
     measured = {}
     for num_steps in progress(steps, desc="steps"):
         candidates = benchmark.methods(num_steps)

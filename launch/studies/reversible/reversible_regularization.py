@@ -92,13 +92,14 @@ def draw(log_l2, side, curve, best) -> Figure:
         values = np.asarray(log_l2)[:, digit].reshape(side, side)
         shown = plots.image(cell, values, str(digit), cmap="viridis", vmin=low, vmax=high)
     parts[0].colorbar(shown, ax=cells, shrink=0.8, label="log L2 penalty")
+    parts[0].suptitle("The penalties of each digit's weights", fontsize=10)
     axes = parts[1].subplots()
     for column, name, color in zip(
         np.transpose(curve), ("train", "held-out", "test"), (plots.GRAY, "C0", "C3"), strict=True
     ):
         axes.plot(column, color=color, label=name)
     plots.level(axes, best[2], "test, best common penalty", color="C3")
-    axes.set(xlabel="meta-step", ylabel="final loss (nats)", ylim=(0, None))
+    axes.set(xlabel="meta-step", ylabel="final loss (nats)", ylim=(0, None), title="Learning them")
     axes.legend()
     return figure
 

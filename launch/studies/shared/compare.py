@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -113,6 +114,43 @@ def descend(
     return cost * per_record * np.arange(num_records + 1), stacked
 
 
+def adam_descents(
+    tried: Mapping[str, tuple[GradientEstimator, int, float]],
+    theta: Any,
+    *,
+    inner_steps: int,
+    num_records: int,
+    num_seeds: int,
+) -> dict[str, Callable[[], Recorded]]:
+    """Methods for ``compare``, of the same number of inner steps each; see ``descend``.
+
+    Args:
+      tried: estimators, the inner steps of one outer step, and Adam's learning rate.
+    """
+    return {
+        name: partial(
+            descend,
+            name,
+            estimator,
+            theta,
+            optax.adam(rate),
+            num_steps=inner_steps // cost,
+            num_records=num_records,
+            num_seeds=num_seeds,
+            cost=cost,
+        )
+        for name, (estimator, cost, rate) in tried.items()
+    }
+
+
+def in_terms_of(theta_of: Callable[[Any], Any], system: UnrolledSystem) -> UnrolledSystem:
+    """The system as a function of what ``theta_of`` makes theta of."""
+    return UnrolledSystem(
+        lambda x, *rest: system.init(theta_of(x), *rest),
+        lambda x, *rest: system.step(theta_of(x), *rest),
+    )
+
+
 def each(loss: Callable[[Any], jax.Array]) -> Measure:
     """Measures a deterministic ``loss`` of every theta ``[seeds, R, ...]``."""
     losses = jax.jit(jax.vmap(jax.vmap(loss)))
@@ -169,4 +207,5 @@ def in_parallel(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         futures = {name: pool.submit(run, job) for name, job in jobs.items()}
-        return {name: future.result() for name, future in futures.items()}
+        pending = progress(futures.items(), desc="jobs", leave=False)
+        return {name: future.result() for name, future in pending}

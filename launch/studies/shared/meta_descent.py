@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from launch.studies.base import Claim
-from launch.studies.shared import classifier
+from launch.studies.shared import classifier, plots
 from meta_train import reversible
 from meta_train.progress import progress
 
@@ -129,36 +129,28 @@ def evaluation(
     def one(theta, key):
         start, loss = training.setup(theta, key), _batch_loss(training, key)
 
-        def at(schedule, index):
-            """Constants as they are, and the part of ``[T, ...]`` in this segment."""
-            return jax.tree.map(
-                lambda s: (
-                    jax.lax.dynamic_slice_in_dim(s, index * segment, segment)
-                    if s.ndim and s.shape[0] == training.num_steps
-                    else s
-                ),
-                schedule,
-            )
+        def segments(schedule):
+            """``[T, ...]``, or a constant, for each segment."""
+            if schedule.ndim and schedule.shape[0] == training.num_steps:
+                return schedule.reshape(CURVE_POINTS, segment, *schedule.shape[1:])
+            return jnp.broadcast_to(schedule, (CURVE_POINTS, *schedule.shape))
 
-        def advance(carry, index):
-            params, velocity = carry
-            part = start._replace(
-                params=params,
-                velocity=velocity,
-                learning_rates=at(start.learning_rates, index),
-                momenta=at(start.momenta, index),
-            )
+        def advance(carry, xs):
+            index, hyper = xs
             trained = reversible.train(
                 lambda params, theta, step: loss(params, theta, index * segment + step),
-                part,
+                start._replace(params=carry[0], velocity=carry[1], **hyper),
                 num_steps=segment,
                 momentum_floor=training.momentum_floor,
             )
             test = classifier.cross_entropy(trained.params, training.test)
             return (trained.params, trained.velocity), (trained.losses, test)
 
+        hyper = {"learning_rates": start.learning_rates, "momenta": start.momenta}
         (params, _), (losses, test) = jax.lax.scan(
-            advance, (start.params, start.velocity), jnp.arange(CURVE_POINTS, dtype=jnp.int32)
+            advance,
+            (start.params, start.velocity),
+            (jnp.arange(CURVE_POINTS, dtype=jnp.int32), jax.tree.map(segments, hyper)),
         )
         before = classifier.cross_entropy(start.params, training.test)
         train = classifier.cross_entropy(params, training.train)
@@ -171,21 +163,23 @@ def evaluation(
 
     def evaluate(theta):
         curves, tests, train = (np.asarray(x) for x in seeds(theta))
-        test_curve = np.mean(tests, 0)
+        test, worst = np.mean(tests, 0), float(np.max(train))
         return EvaluatedTraining(
-            np.mean(curves, 0),
-            test_curve,
-            float(np.mean(train)),
-            float(test_curve[-1]),
-            float(np.max(train)),
+            np.mean(curves, 0), test, float(np.mean(train)), float(test[-1]), worst
         )
 
     return evaluate
 
 
+def best_of(swept: dict[float, EvaluatedTraining]) -> tuple[float, EvaluatedTraining]:
+    """That of the lowest training loss, among those that did not diverge."""
+    finite = {value: out for value, out in swept.items() if np.isfinite(out.train + out.test)}
+    return min(finite.items(), key=lambda pair: pair[1].train)
+
+
 def draw_meta_curve(axes: Any, losses: list[float], chosen: int | None = None) -> None:
     """The meta-objective along ``meta_descend``, with a line after the chosen meta-step."""
-    axes.plot(losses, "o-", ms=3, color="C3")
+    axes.plot(losses, "o-", ms=3, color=plots.VERMILION)
     if chosen is not None:
         axes.axvline(chosen, color="0.5", lw=1, ls="--", label="kept: best worst seed")
         axes.legend()

@@ -12,8 +12,10 @@ PINK, SKY, GRAY, BLACK = "#CC79A7", "#56B4E9", "0.5", "black"
 
 LAYERS = ("#440154", "#31688e", "#35b779", "#d8b70a")  # first to last
 
+# Of methods, in all studies.
 COLORS = {
     "RTRL": BLACK,
+    "exact": BLACK,
     "PES": BLUE,
     "NRES": GREEN,
     "UORO": PINK,
@@ -21,6 +23,10 @@ COLORS = {
     "truncated ES": ORANGE,
     "TBPTT": VERMILION,
     "random search": GRAY,
+    "H-ES": VERMILION,
+    "gradient descent": BLUE,
+    "stale": BLACK,
+    "skip": GRAY,
 }
 
 STYLE: Any = {
@@ -71,8 +77,8 @@ def log_ticks(axis: Any, places=(0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)) -> None:
 
 def inner_steps_axis(axes: Any, last: int) -> None:
     """From 0 to ``last`` in total."""
-    axes.set(xlabel="inner steps in total", xlim=(0, last))
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    axes.set(xlabel="inner steps in total (thousands)", xlim=(0, last))
+    axes.xaxis.set_major_formatter(lambda steps, place: f"{steps / 1000:g}")
 
 
 def steps_axis(axes: Any, ticks: Any) -> None:
