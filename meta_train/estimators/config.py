@@ -199,26 +199,5 @@ class PairsConfig(ParticlesConfig):
 
 
 @dataclass(frozen=True)
-class TruncatedPairsConfig(PairsConfig):
-    """Antithetic estimators whose outer step is one truncation of each half of a pair.
-
-    Attributes:
-      truncation: inner steps per outer step.
-    """
-
-    truncation: int = 20
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_whole(truncation=self.truncation)
-
-    @property
-    def horizon_multiple(self) -> int:
-        return self.truncation
-
-    def inner_steps(self, horizon: int) -> float:
-        del horizon
-        return self.num_particles * self.truncation
-
-    def arguments(self, context: Context) -> dict[str, Any]:
-        return super().arguments(context) | {"truncation": self.truncation}
+class TruncatedPairsConfig(TruncatedConfig, PairsConfig):
+    """Antithetic estimators whose outer step is one truncation of each half of a pair."""
