@@ -150,6 +150,16 @@ class Config:
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
                 "supervised training is a whole episode. Set estimator.truncation=1 too."
             )
+        unread = [
+            f.name
+            for f in dataclasses.fields(InnerConfig)
+            if f.name != "horizon" and getattr(self.inner, f.name) != f.default
+        ]
+        if self.trains == "network" and unread:
+            raise ValueError(
+                f"`inner.{unread[0]}` is for trains=optimizer, got "
+                f"{getattr(self.inner, unread[0])} for a network, which has no inner runs."
+            )
         if self.trains == "network" and self.init_from:
             raise ValueError(
                 f"`init_from` is for trains=optimizer, got {self.init_from!r} for a network."

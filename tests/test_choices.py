@@ -164,6 +164,15 @@ def test_what_a_preset_set_carries_over_where_it_fits():
         (["meta=sgd", "meta.b1=0.5"], "--cfg.meta has no field 'b1'"),
         (["inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
         (["trains=network"], "--cfg.trains=network needs inner.horizon=1"),
+        (
+            ["trains=network", "inner.horizon=1", "estimator.truncation=1", "inner.scale=log"],
+            "--cfg.inner.scale is for trains=optimizer, got log",
+        ),
+        (
+            ["optimizer=reversible_mlp", "estimator=reversible", "inner.equal_runs=true"],
+            "are not for a reversible estimator",
+        ),
+        (["inner.scale=logs"], "--cfg.inner.scale must be one of loss, log, got 'logs'"),
         (["task=no.such:thing"], "names the module 'no.such'"),
         (["task=mymod:nothing"], "mymod has none"),
         (["task=mymod:needy"], "argument `dim` has no default"),
