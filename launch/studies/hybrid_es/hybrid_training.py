@@ -164,8 +164,9 @@ def trainer(
       every: steps between measurements.
     """
 
-    def run(sigma, seed):
-        built = estimator(problem, recipe._replace(sigma=sigma))
+    def run(train, dev, sigma, seed):
+        data = problem._replace(train=train, dev=dev)
+        built = estimator(data, recipe._replace(sigma=sigma))
 
         def body(carry, step):
             theta, state = carry
@@ -174,12 +175,13 @@ def trainer(
 
         def stretch(carry, steps):
             carry = jax.lax.scan(body, carry, steps)[0]
-            return carry, measure(problem, carry[0])
+            return carry, measure(data, carry[0])
 
         steps = jnp.arange(num_steps).reshape(-1, every)
-        return jax.lax.scan(stretch, init(problem, built, seed), steps)[1]
+        return jax.lax.scan(stretch, init(data, built, seed), steps)[1]
 
-    return jax.jit(run)
+    # The data are arguments: the compiler would spend seconds on folding constants.
+    return partial(jax.jit(run), problem.train, problem.dev)
 
 
 def measure(problem: Problem, theta) -> Curve:
