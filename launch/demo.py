@@ -23,7 +23,8 @@ NUM_SEEDS = 20
 
 def main(config: Config) -> int:
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
-    from launch import evaluation, loop
+    from launch import loop
+    from launch.evaluation import one_task
     from learned_opt.paths import writable_folder
 
     workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
@@ -36,15 +37,15 @@ def main(config: Config) -> int:
     horizon = config.inner.horizon
     optimizers = {AFTER: workdir / "optimizer", BEFORE: workdir / "optimizer_initial"}
     horizons = [horizon, 5 * horizon]
-    results = evaluation.evaluate(
+    results = one_task.evaluate(
         task, facts, optimizers, horizons, NUM_SEEDS, workdir, DATA_DIR.value
     )
-    evaluation.write(results, workdir, facts, task, optimizers)
-    evaluation.plot(results, workdir / "curves.png", facts, task)
-    table = evaluation.table(results, facts, task, beside=[BEFORE])
+    one_task.write(results, workdir, facts, task, optimizers)
+    one_task.plot(results, workdir / "curves.png", facts, task)
+    table = one_task.table(results, facts, task, beside=[BEFORE])
     runs = {horizon: {c.name: c for c in curves} for horizon, curves in results.items()}
     said = [verdict(runs[horizon][BEFORE], runs[horizon][AFTER], horizon)]
-    said += evaluation.verdicts({h: [c for c in r if c.name != BEFORE] for h, r in results.items()})
+    said += one_task.verdicts({h: [c for c in r if c.name != BEFORE] for h, r in results.items()})
     write_card(workdir / "optimizer", table, said, limits(facts, horizon, horizons))
     print(f"\n{table}\n")
     print("\n".join(said))
@@ -76,10 +77,10 @@ def verdict(before: "Curves", after: "Curves", num_steps: int) -> str:
 
 def limits(facts: dict, trained: int, horizons: Sequence[int]) -> list[str]:
     """What the numbers do not say, a sentence each."""
-    from launch import evaluation
+    from launch.evaluation import one_task
 
     return [
-        f"It was trained on {evaluation.describe(facts)} alone, for {trained} inner steps, and is "
+        f"It was trained on {one_task.describe(facts)} alone, for {trained} inner steps, and is "
         "evaluated on that task: its own training data, and the test split nobody trained on.",
         f"At more than {trained} steps it works outside what it was trained for; nothing is known "
         f"beyond {max(horizons)}.",

@@ -1,12 +1,20 @@
-"""Compares trained optimizers with optax baselines whose learning rates were swept.
+"""Compares optimizers with optax baselines whose learning rates were swept.
 
   python -m launch.evaluate --optimizer=DIR [--optimizer=DIR ...] --workdir=DIR [--cfg.task=NAME]
+  python -m launch.evaluate --suite=NAME [--optimizer=DIR_OR_NAME ...] --workdir=DIR [--seeds=N]
 
-Training losses, and the task's score on its test split at the end, of the same inner runs under
-every optimizer, at the horizon it was trained for and at 5 times it; writes `evaluation.json`
-and `evaluation.png`. What is done is kept in WORKDIR/evaluation.parts until then: run the same
-command again to continue an interrupted evaluation. A result is used again only if everything
-that decides it (weights, task, seeds, sweep, software, device) is as it was.
+On one task: training losses, and the task's score on its test split at the end, of the same inner
+runs under every optimizer, at the horizon it was trained for and at 5 times it; writes
+`evaluation.json` and `evaluation.png`.
+
+On a suite of tasks (docs/evaluation.md): nine baselines, each at its best setting for each task, at
+one setting for the whole suite and at its default; aggregates with 95% intervals, paired
+differences, and `suite.csv`, `suite.json`, `suite.png` and `suite.html`. NAME is an architecture,
+evaluated untrained.
+
+What is done is kept in WORKDIR/evaluation.parts: run the same command again to continue an
+interrupted evaluation, or with one more optimizer to run only that. A result is used again only if
+everything that decides it (weights, task, seeds, sweep, software, device) is as it was.
 """
 
 from dataclasses import dataclass
@@ -36,34 +44,56 @@ class EvaluationConfig:
     task: "TaskConfig | None" = None
 
 
-_OPTIMIZER = define_paths("optimizer", "Folder of a trained optimizer; may be given several times.")
-_HORIZONS = flags.DEFINE_list(
-    "horizons", None, "Inner steps (default: the training horizon and 5 times it)."
+_OPTIMIZER = define_paths(
+    "optimizer",
+    "Folder of a trained optimizer; may be given several times. With --suite also the name of an "
+    "architecture, which is evaluated untrained.",
 )
-_SEEDS = flags.DEFINE_integer("seeds", 10, "Inner runs per curve.", lower_bound=1)
+_SUITE = flags.DEFINE_string("suite", None, "Suite of tasks (docs/tasks.md) to evaluate on.")
+_HORIZONS = flags.DEFINE_list(
+    "horizons",
+    None,
+    "Inner steps (default: the training horizon and 5 times it; with --suite those of the suite).",
+)
+_TRAINED_HORIZON = flags.DEFINE_integer(
+    "trained_horizon", None, "With --suite: evaluate at 1, 5 and 25 times it.", lower_bound=1
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Inner runs per curve (default: 10; with --suite 5).", lower_bound=1
+)
+_CHOOSE_BY = flags.DEFINE_enum(
+    "choose_by",
+    "training",
+    ["training", "validation"],
+    "With --suite: the split by whose loss baselines are tuned.",
+)
 
 
 def main(config: EvaluationConfig) -> int:
+    if _SUITE.value is not None:
+        return _suite(config)
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     import learned_opt
-    from launch.evaluation import evaluate, plot, table, verdicts, write
+    from launch.evaluation.one_task import evaluate, plot, table, verdicts, write
     from learned_opt.paths import writable_folder
 
     given = {"--optimizer": _OPTIMIZER.value, "--workdir": WORKDIR.value}
     missing = [f"{flag}=FOLDER" for flag, value in given.items() if not value]
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}.")
-    names = [_short_name(path) for path in _OPTIMIZER.value]
-    if len(set(names)) < len(names):
-        names = [str(Path(path).absolute()) for path in _OPTIMIZER.value]
-    paths = {name: Path(path) for name, path in zip(names, _OPTIMIZER.value, strict=True)}
+    if _TRAINED_HORIZON.value or _CHOOSE_BY.present:
+        raise ValueError(
+            "--trained_horizon and --choose_by are for suites, got no --suite; give --suite=NAME, "
+            "or leave them out."
+        )
+    paths = {name: Path(path) for name, path in _labelled(_OPTIMIZER.value).items()}
     trained = {name: learned_opt.load_config(path)["training"] for name, path in paths.items()}
     horizons = _horizons(trained)
     task_config = task_of(trained, config.task)
     task, facts = task_config.make(DATA_DIR.value), to_dict(task_config)
     workdir = writable_folder("--workdir", WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    results = evaluate(task, facts, paths, horizons, _SEEDS.value, workdir, DATA_DIR.value)
+    results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir, DATA_DIR.value)
     write(results, workdir, facts, task, paths)
     plot(results, workdir / "evaluation.png", facts, task)
     print(table(results, facts, task))
@@ -72,6 +102,73 @@ def main(config: EvaluationConfig) -> int:
     print()
     print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
     return 0
+
+
+def _suite(config: EvaluationConfig) -> int:
+    """The evaluation on a suite."""
+    from launch.compiled_programs import keep_compiled_programs
+    from launch.evaluation import figure, page, report
+    from launch.evaluation.suite import SuiteEvaluation, contender
+    from launch.suites import suite
+    from learned_opt.paths import writable_folder
+
+    if config.task is not None:
+        raise ValueError("--suite and --cfg.task exclude each other, got both; leave one out.")
+    if not WORKDIR.value:
+        raise ValueError("missing: --workdir=FOLDER.")
+    found = suite(_SUITE.value)
+    horizons = _suite_horizons(found.horizons)
+    contenders = {}
+    for label, given in _labelled(_OPTIMIZER.value or []).items():
+        one = contender(given)
+        contenders[f"{given} (untrained)" if one.untrained else label] = one
+    workdir = writable_folder("--workdir", WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    keep_compiled_programs()
+    seeds = _SEEDS.value or 5
+    entries = SuiteEvaluation(
+        found.tasks,
+        contenders,
+        horizons,
+        seeds,
+        workdir,
+        data_dir=DATA_DIR.value,
+        choose_by=_CHOOSE_BY.value,
+    ).run()
+    summary = report.summarize(entries, found.tasks)
+    title = f"Suite {found.name}: {len(found.tasks)} tasks, {seeds} seeds"
+    about = [f"Baselines are tuned by their {_CHOOSE_BY.value} loss on other seeds."]
+    about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
+    about += report.warnings(summary)
+    said = [*report.claims(summary), *report.claims(summary, "test")]
+    summary |= {"suite": found.name, "about": about, "claims": said}
+    report.write_csv(entries, workdir / "suite.csv")
+    report.write_json(summary, workdir / "suite.json")
+    figure.plot(summary, title, workdir / "suite.png")
+    page.write(summary, title, about, workdir / "suite.html")
+    print(title, report.table(summary), "\n".join(about), "", "\n".join(said), "", sep="\n")
+    print(f"wrote {', '.join(str(workdir / f'suite.{x}') for x in ('csv', 'json', 'png', 'html'))}")
+    return 0
+
+
+def _suite_horizons(of_suite: tuple[int, ...]) -> list[int]:
+    if _TRAINED_HORIZON.value and _HORIZONS.value:
+        raise ValueError(
+            "--trained_horizon and --horizons exclude each other, got both; leave one out."
+        )
+    if _TRAINED_HORIZON.value:
+        return [factor * _TRAINED_HORIZON.value for factor in (1, 5, 25)]
+    return sorted(set(_whole_numbers(_HORIZONS.value))) if _HORIZONS.value else list(of_suite)
+
+
+def _labelled(paths: list[str]) -> dict[str, str]:
+    """Short names of folders, or where these are not enough the whole paths."""
+    names = [_short_name(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(Path(path).absolute()) for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--optimizer must be given once for each optimizer, got {paths}.")
+    return dict(zip(names, paths, strict=True))
 
 
 def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
@@ -83,9 +180,13 @@ def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
                 f"The optimizers were trained at horizons {found or 'unknown'}; give --horizons."
             )
         return [found[0], 5 * found[0]]
-    if not all(h.isdecimal() and int(h) > 0 for h in _HORIZONS.value):
-        raise ValueError(f"--horizons must be whole numbers above 0, got {_HORIZONS.value}.")
-    return [int(h) for h in _HORIZONS.value]
+    return _whole_numbers(_HORIZONS.value)
+
+
+def _whole_numbers(words: list[str]) -> list[int]:
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"--horizons must be whole numbers above 0, got {words}.")
+    return [int(word) for word in words]
 
 
 def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
@@ -101,7 +202,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     """
     if chosen is not None:
         return chosen
-    from launch.evaluation import describe
+    from launch.evaluation.one_task import describe
 
     tasks = {
         label: read_task(card["task"], f"{label}/config.json")

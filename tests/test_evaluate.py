@@ -12,9 +12,9 @@ import pytest
 import learned_opt
 from launch import choices, demo
 from launch import config as cfg
-from launch import evaluation as command
 from launch.choices import to_dict
 from launch.evaluate import EvaluationConfig, task_of
+from launch.evaluation import one_task as command
 from learned_opt import learnable_adam, learnable_sgdm
 from meta_train import evaluate
 from meta_train.evaluate import FINAL, Curves, Estimate

@@ -1,12 +1,7 @@
 """Trained optimizers beside optax baselines with swept rates, as numbers and a figure."""
 
-import contextlib
-import hashlib
-import os
 import shutil
 import textwrap
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +15,8 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 import learned_opt
+from launch.evaluation import SEED
+from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
 from meta_train import strict_json
 from meta_train.evaluate import (
     BASELINES,
@@ -36,11 +33,6 @@ from meta_train.evaluate import (
 )
 from meta_train.progress import progress
 from tasks.base import Task
-
-# Fixed, so that evaluations compare; no meta-training draws from it (their keys are folded).
-SEED = 20_000
-
-PARTS = "evaluation.parts"  # The folder in the working directory; gone once all are done.
 
 Results = dict[int, list[Curves]]
 
@@ -64,16 +56,13 @@ def evaluate(
       data_dir: where the task's data lie.
     """
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
-    weights = {name: _digest_of_optimizer(path) for name, path in optimizers.items()}
+    weights = {name: digest_of_optimizer(path) for name, path in optimizers.items()}
     shared = {
         "task": facts,
         "data_dir": data_dir,
         "seeds": num_seeds,
         "first_seed": SEED,
-        "jax": jax.__version__,
-        "x64": jax.config.values["jax_enable_x64"],
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-        "device": jax.devices()[0].device_kind,
+        **software(),
     }
     sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
     results: Results = {}
@@ -92,43 +81,26 @@ def evaluate(
             results[horizon] = []
             for (decides, compute), label in zip(parts, (*trained, *BASELINES), strict=True):
                 settings = shared | {"horizon": horizon} | decides
-                found = kept(workdir / PARTS, settings, partial(compute, **size))
-                results[horizon].append(found._replace(name=label))
+                found = kept(
+                    workdir / PARTS, settings, partial(_computed, partial(compute, **size))
+                )
+                results[horizon].append(_curves(label, found))
                 bar.update()
     return results
 
 
-def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Curves]) -> Curves:
-    """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
-
-    Each result is a file of its own, named by a digest of its settings, and appears whole or not
-    at all; one that cannot be read is computed again.
-    """
-    text = strict_json.dumps(settings, sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
-    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as found:
-        if str(found["settings"]) == text:
-            rate = float(found["learning_rate"])
-            test = {n.removeprefix("test."): found[n] for n in found.files if n[:5] == "test."}
-            return Curves(
-                str(found["name"]), found["losses"], None if np.isnan(rate) else rate, test
-            )
+def _computed(compute: Callable[[], Curves]) -> Arrays:
+    """Curves as what ``kept`` keeps."""
     curves = compute()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{os.getpid()}.tmp.npz"
-    arrays: dict[str, Any] = {f"test.{name}": values for name, values in curves.test.items()}
-    arrays["learning_rate"] = np.nan if curves.learning_rate is None else curves.learning_rate
-    np.savez(temporary, settings=text, name=curves.name, losses=curves.losses, **arrays)
-    temporary.replace(path)
-    return curves
+    arrays: Arrays = {f"test.{name}": values for name, values in curves.test.items()}
+    rate = np.nan if curves.learning_rate is None else curves.learning_rate
+    return arrays | {"losses": curves.losses, "learning_rate": np.asarray(rate)}
 
 
-def _digest_of_optimizer(path: Path) -> str:
-    """Of what decides a trained optimizer's steps: its weights, name and arguments."""
-    config = learned_opt.load_config(path)
-    decides = strict_json.dumps([config["name"], config["arguments"]], sort_keys=True)
-    return hashlib.sha256((path / "theta.safetensors").read_bytes() + decides.encode()).hexdigest()
+def _curves(name: str, arrays: Arrays) -> Curves:
+    rate = float(arrays["learning_rate"])
+    test = {n.removeprefix("test."): x for n, x in arrays.items() if n[:5] == "test."}
+    return Curves(name, arrays["losses"], None if np.isnan(rate) else rate, test)
 
 
 def describe(facts: dict[str, Any]) -> str:

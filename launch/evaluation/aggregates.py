@@ -1,0 +1,165 @@
+"""From runs on many tasks to a few numbers with intervals."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+# Of the bootstrap.
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+# Losses above this many times the constant predictor's, and those that are not finite, count as it.
+CEILING = 3.0
+# Ratios of steps up to which AlgoPerf's score looks.
+MAX_RATIO = 4.0
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95% interval; infinite where it has none."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 if all of the interval is on that side of 0, else 0."""
+        return int(self.high < 0) * -1 + int(self.low > 0)
+
+
+def log_loss(loss: np.ndarray, constant: np.ndarray) -> np.ndarray:
+    """``log(min(L, 3 L0) / L0 + .01)``: 0 at the constant predictor's loss ``L0``, -4.6 at 0.
+
+    It needs no cache and no tuned optimizer; diverged runs count as ``3 L0``.
+
+    Args:
+      loss, constant: of equal shapes; a negative loss (of a variational bound) counts as 0.
+    """
+    loss, constant = np.asarray(loss, np.float64), np.asarray(constant, np.float64)
+    capped = np.where(np.isfinite(loss), loss, np.inf)
+    return np.log(np.clip(capped / constant, 0.0, CEILING) + 0.01)
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean without the lowest and the highest quarter of all values."""
+    return float(stats.trim_mean(np.asarray(values, np.float64).ravel(), 0.25))
+
+
+def bootstrap(
+    values: np.ndarray, statistic: Callable[..., np.ndarray] | None = None, seed: int = 0
+) -> Interval:
+    """A statistic of ``values [tasks, seeds]`` with its 95% percentile interval.
+
+    Each resample draws tasks with replacement and, of each drawn, seeds: an interval for other
+    tasks of the kind, not only for other seeds of these. (The stratified bootstrap of Agarwal et
+    al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", draws seeds
+    alone.) With one task only seeds are drawn.
+
+    Args:
+      statistic: ``[resamples, values] -> [resamples]``; by default the interquartile mean.
+    """
+    values = np.asarray(values, np.float64)
+    if statistic is None:
+
+        def statistic(x):
+            return stats.trim_mean(x, 0.25, axis=1)
+
+    tasks, seeds = values.shape
+    random = np.random.default_rng(seed)
+    drawn_tasks = random.integers(tasks, size=(RESAMPLES, tasks, 1))
+    drawn_seeds = random.integers(seeds, size=(RESAMPLES, tasks, seeds))
+    resampled = statistic(values[drawn_tasks, drawn_seeds].reshape(RESAMPLES, -1))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(float(statistic(values.reshape(1, -1))[0]), float(low), float(high))
+
+
+def paired(ours: np.ndarray, other: np.ndarray) -> Interval:
+    """The interquartile mean of the differences of runs, ``[tasks, seeds]`` each, by bootstrap."""
+    return bootstrap(np.asarray(ours) - np.asarray(other))
+
+
+def envelope(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest loss reached by any of several curves up to each step.
+
+    Args:
+      curves: (steps ``[points]`` increasing, losses ``[points]``), as many as you like.
+
+    Returns:
+      Steps and losses of the running minimum over all.
+    """
+    steps = np.concatenate([curve[0] for curve in curves])
+    losses = np.concatenate([curve[1] for curve in curves])
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    order = np.argsort(steps, kind="stable")
+    return steps[order], np.minimum.accumulate(losses[order])
+
+
+def steps_to(loss: float, steps: np.ndarray, losses: np.ndarray) -> float:
+    """The steps after which a falling curve reaches ``loss``, by linear interpolation.
+
+    Args:
+      steps, losses: ``[points]``, the losses never rising (a running minimum).
+
+    Returns:
+      The steps; infinite if it never gets there, or ``loss`` is not a number.
+    """
+    reached = np.flatnonzero(losses <= loss)
+    if not len(reached):
+        return float("inf")
+    i = int(reached[0])
+    if i == 0 or not np.isfinite(losses[i - 1]) or losses[i] == losses[i - 1]:
+        return float(steps[i])
+    share = (losses[i - 1] - loss) / (losses[i - 1] - losses[i])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+def speed_up(loss: float, horizon: int, steps: np.ndarray, losses: np.ndarray) -> float:
+    """How many times the steps of ``horizon`` Adam needs for ``loss``, 0 if it is not finite.
+
+    Where Adam never gets there, the longest it ran: a bound from below.
+
+    Args:
+      steps, losses: Adam's ``envelope``.
+    """
+    if not np.isfinite(loss):
+        return 0.0
+    return min(steps_to(loss, steps, losses), float(steps[-1])) / horizon
+
+
+def profile(times: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """The share of tasks on which each optimizer is within a ratio of the fastest one.
+
+    Args:
+      times: ``[optimizers, tasks]``, to the target; infinite if it was missed.
+      ratios: ``[points]``, from 1.
+
+    Returns:
+      ``[optimizers, points]``. A task that none solved counts for none.
+    """
+    times = np.asarray(times, np.float64)
+    best = times.min(axis=0)
+    relative = np.divide(
+        times, best, out=np.full_like(times, np.inf), where=np.isfinite(times) & (best > 0)
+    )
+    return (relative[:, :, None] <= ratios).mean(axis=1)
+
+
+def profile_score(times: np.ndarray) -> np.ndarray:
+    """AlgoPerf's score of each optimizer, ``[optimizers]``, between 0 and 1.
+
+    ``1 / (r_max - 1) * integral over r from 1 to r_max of profile(r)``, ``r_max = 4``: each task
+    counts ``(r_max - r) / (r_max - 1)`` if it was within ``r_max`` of the fastest.
+
+    Source: Dahl et al. 2023, "Benchmarking Neural Network Training Algorithms", section 4.
+    """
+    times = np.asarray(times, np.float64)
+    best = times.min(axis=0)
+    relative = np.divide(
+        times, best, out=np.full_like(times, np.inf), where=np.isfinite(times) & (best > 0)
+    )
+    return (np.clip(MAX_RATIO - relative, 0.0, None) / (MAX_RATIO - 1)).mean(axis=1)

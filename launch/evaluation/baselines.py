@@ -1,0 +1,144 @@
+"""The optimizers of optax that others are compared with, as data: how each is built and swept.
+
+A setting of a baseline is a value of its knob and a schedule. Both are data of the compiled
+program, so a sweep compiles nothing anew. What a setting says nothing of is at optax's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from learned_opt.base import LearnedOptimizer, learned_optimizer
+
+CONSTANT, COSINE, WARMUP = "constant", "cosine", "warmup"
+SCHEDULES = (CONSTANT, COSINE, WARMUP)
+# The share of a run over which `warmup` raises the rate from 0 to its value.
+WARMUP_SHARE = 0.1
+
+
+class Setting(NamedTuple):
+    """A value of a baseline's knob, and one of ``SCHEDULES``."""
+
+    value: float
+    schedule: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} {self.schedule}"
+
+
+class Baseline(NamedTuple):
+    """An optimizer of optax, and what of it is swept.
+
+    Attributes:
+      builder: its name in ``BUILDERS``.
+      values: of the knob that is swept, at least 14, in increasing order.
+      default: the library's own value of the knob, or where it has none, the one that its authors
+        or most users take, with a constant rate.
+      schedules: those that every value is tried with.
+      knob: its name.
+      arguments: others that differ from optax's defaults.
+    """
+
+    builder: str
+    values: tuple[float, ...]
+    default: float
+    schedules: tuple[str, ...] = (CONSTANT, COSINE)
+    knob: str = "learning rate"
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """All that are swept: every value under every schedule."""
+        return tuple(Setting(v, schedule) for schedule in self.schedules for v in self.values)
+
+    def at_edge(self, setting: Setting) -> bool:
+        """Whether its value is the smallest or the largest of the sweep."""
+        return setting.value in (self.values[0], self.values[-1])
+
+    def optimizer(self) -> LearnedOptimizer:
+        """The baseline as a learned optimizer whose theta is a setting, from ``theta_of``."""
+
+        def bind(theta, num_steps):
+            def factor(count):
+                progress = count / num_steps
+                warmup = jnp.minimum(1.0, (count + 1) / (WARMUP_SHARE * num_steps))
+                shapes = [jnp.ones_like(progress), (1 + jnp.cos(jnp.pi * progress)) / 2, warmup]
+                return jnp.stack(shapes)[theta["schedule"]]
+
+            return BUILDERS[self.builder](theta["value"], factor, self.arguments)
+
+        return learned_optimizer(lambda key: theta_of(self.settings[0]), bind)
+
+
+def theta_of(setting: Setting) -> dict[str, Any]:
+    """Theta of a baseline's ``optimizer``: float32 and int32 scalars."""
+    return {
+        "value": jnp.float32(setting.value),
+        "schedule": jnp.int32(SCHEDULES.index(setting.schedule)),
+    }
+
+
+Factor = Callable[[Any], Any]  # The step's number -> what the schedule multiplies the rate by.
+
+
+def _by_rate(build: Callable[..., Any]) -> Callable[..., Any]:
+    """For optimizers of optax whose knob is the learning rate, which may be a schedule."""
+    return lambda value, factor, arguments: build(lambda count: value * factor(count), **arguments)
+
+
+def _prodigy(value: Any, factor: Factor, arguments: dict[str, Any]) -> Any:
+    return optax.contrib.prodigy(factor, estim_lr_coef=value, **arguments)
+
+
+def _schedule_free(value: Any, factor: Factor, arguments: dict[str, Any]) -> Any:
+    # `optax.contrib.schedule_free_adamw` where the length of the warm-up is data.
+    def rate(count):
+        return value * factor(count)
+
+    base = optax.chain(
+        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optax.contrib.schedule_free(base, rate, b1=0.9, **arguments)
+
+
+BUILDERS: dict[str, Callable[[Any, Factor, dict[str, Any]], Any]] = {
+    "sgd": _by_rate(optax.sgd),
+    "adam": _by_rate(optax.adam),
+    "adamw": _by_rate(optax.adamw),
+    "nadamw": _by_rate(optax.nadamw),
+    "lion": _by_rate(optax.lion),
+    "muon": _by_rate(optax.contrib.muon),
+    "prodigy": _prodigy,
+    "schedule_free": _schedule_free,
+}
+# Parameters to judge by, where they are not those that gradients are taken at: (state, params).
+EVALUATED: dict[str, Callable[[Any, Any], Any]] = {
+    "schedule_free": optax.contrib.schedule_free_eval_params,
+}
+
+
+def _grid(low: int, high: int) -> tuple[float, ...]:
+    """Three a decade, from ``10 ** (low / 3)`` to ``10 ** (high / 3)``."""
+    return tuple(10.0 ** (e / 3) for e in range(low, high + 1))
+
+
+# A Shampoo is not among optax's optimizers (0.2.8), and the values of OptList are not in the
+# repository, so there is neither.
+BASELINES: dict[str, Baseline] = {
+    "sgdm": Baseline("sgd", _grid(-11, 3), 0.01, arguments={"momentum": 0.9}),
+    "adam": Baseline("adam", _grid(-12, 1), 0.001),
+    "adamw": Baseline("adamw", _grid(-12, 1), 0.001, arguments={"weight_decay": 1e-4}),
+    "adamw_decay": Baseline("adamw", _grid(-12, 1), 0.001, arguments={"weight_decay": 0.1}),
+    "nadamw": Baseline("nadamw", _grid(-12, 1), 0.001),
+    "lion": Baseline("lion", _grid(-15, -2), 0.0001),
+    "muon": Baseline("muon", _grid(-11, 2), 0.02),
+    "prodigy": Baseline("prodigy", _grid(-7, 6), 1.0, knob="coefficient of the estimated rate"),
+    "schedule_free_adamw": Baseline(
+        "schedule_free", _grid(-12, 1), 0.0025, schedules=(CONSTANT, WARMUP)
+    ),
+}

@@ -1,0 +1,104 @@
+"""The figure of a suite's evaluation: intervals of all optimizers, and performance profiles."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+from launch.evaluation.report import RATIOS
+from launch.evaluation.suite import DEFAULT, ONE_RATE, TUNED
+from launch.studies.shared.plots import BLUE, GREEN, ORANGE, STYLE, VERMILION
+
+# Colours of the columns; "" is an optimizer that has no rate to choose.
+COLORS = {"": VERMILION, TUNED: BLUE, ONE_RATE: GREEN, DEFAULT: ORANGE}
+NAMES = {
+    "": "without tuning",
+    TUNED: TUNED,
+    ONE_RATE: "one setting for the suite",
+    DEFAULT: DEFAULT,
+}
+# Of the profiles, those drawn by name: the best by score and all without tuning.
+DRAWN = 6
+
+
+def plot(summary: dict[str, Any], title: str, path: Path) -> None:
+    """Writes the PNG.
+
+    Args:
+      summary: from ``report.summarize``.
+      title: what was evaluated, in a line.
+    """
+    with plt.rc_context(STYLE):
+        horizons = list(summary["horizons"].items())
+        count = max(len(found["rows"]) for _, found in horizons)
+        figure, axes = plt.subplots(
+            2,
+            len(horizons),
+            figsize=(5.6 * len(horizons), 1.2 + 0.19 * count + 3.2),
+            squeeze=False,
+            height_ratios=[0.19 * count + 1, 3],
+        )
+        for column, (horizon, found) in enumerate(horizons):
+            _intervals(axes[0, column], found["rows"], horizon)
+            _profiles(axes[1, column], found["rows"])
+        figure.suptitle(title, fontsize=11)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _intervals(axis: Any, rows: list[dict[str, Any]], horizon: str) -> None:
+    rows = sorted(rows, key=lambda row: -row["log_loss"]["train"]["estimate"])
+    for y, row in enumerate(rows):
+        of, color = row["log_loss"]["train"], COLORS[row["column"]]
+        axis.plot([of["low"], of["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
+        axis.plot(of["estimate"], y, "o", color=color, markersize=5)
+        axis.plot(row["log_loss"]["test"]["estimate"], y, "|", color="black", markersize=8)
+    axis.axvline(0, color="0.6", linewidth=0.8, linestyle="--")
+    axis.set_yticks(range(len(rows)), [row["optimizer"] for row in rows], fontsize=7)
+    for label, row in zip(axis.get_yticklabels(), rows, strict=True):
+        label.set_color(COLORS[row["column"]])
+    axis.set(
+        title=f"{int(horizon):,} steps",
+        xlabel="log-loss, interquartile mean over tasks and seeds\n"
+        "log(min(L, 3 L0) / L0 + .01): 0 is a constant prediction, less is better",
+    )
+    handles = [
+        plt.Line2D([], [], color=color, marker="o", label=NAMES[name])
+        for name, color in COLORS.items()
+        if any(row["column"] == name for row in rows)
+    ]
+    test = plt.Line2D([], [], color="black", marker="|", linestyle="", label="test loss")
+    axis.legend(handles=[*handles, test], title="training loss, 95% interval", loc="upper right")
+
+
+def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
+    ranked = sorted(rows, key=lambda row: -row["profile_score"])
+    named = [row for row in ranked if not row["column"]]
+    named += [row for row in ranked if row["column"]][:DRAWN]
+    for row in ranked:
+        if row not in named:
+            axis.step(RATIOS, row["profile"], where="post", color="0.85", linewidth=0.8)
+    colors = [VERMILION, BLUE, GREEN, ORANGE, "#CC79A7", "#56B4E9", "black", "0.4"]
+    for i, row in enumerate(named):
+        width, style = (2.2, "-") if not row["column"] else (1.4, "--" if i % 2 else "-")
+        axis.step(
+            RATIOS,
+            np.asarray(row["profile"]),
+            style,
+            where="post",
+            color=colors[i % len(colors)],
+            linewidth=width,
+            label=f"{row['label']}: {row['profile_score']:.2f}",
+        )
+    axis.set(
+        title="performance profile and AlgoPerf's score",
+        xlabel="steps to tuned Adam's loss, over those of the fastest",
+        ylabel="share of tasks",
+        xlim=(1, 4),
+        ylim=(-0.02, 1.02),
+    )
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6)

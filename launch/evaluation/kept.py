@@ -1,0 +1,62 @@
+"""Results on disk, each found again only under the very settings that decided it."""
+
+import contextlib
+import hashlib
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import learned_opt
+from meta_train import strict_json
+
+PARTS = "evaluation.parts"  # The folder in the working directory.
+
+Arrays = dict[str, np.ndarray]
+
+
+def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) -> Arrays:
+    """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
+
+    Each result is a file of its own, named by a digest of its settings, and appears whole or not
+    at all; one that cannot be read is computed again.
+
+    Args:
+      settings: everything that decides the result, as JSON.
+      compute: returns arrays of numbers or strings by name.
+    """
+    text = strict_json.dumps(settings, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
+    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as found:
+        if str(found["settings"]) == text:
+            return {name: found[name] for name in found.files if name != "settings"}
+    arrays = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}.{threading.get_ident()}.tmp.npz"
+    np.savez(temporary, settings=text, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+    return arrays
+
+
+def software() -> dict[str, Any]:
+    """What of the process decides results besides their own settings."""
+    return {
+        "jax": jax.__version__,
+        "x64": jax.config.values["jax_enable_x64"],
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def digest_of_optimizer(path: Path) -> str:
+    """Of what decides a trained optimizer's steps: its weights, name and arguments."""
+    config = learned_opt.load_config(path)
+    decides = strict_json.dumps([config["name"], config["arguments"]], sort_keys=True)
+    return hashlib.sha256((path / "theta.safetensors").read_bytes() + decides.encode()).hexdigest()

@@ -1,0 +1,301 @@
+"""From the runs of a suite to tables, claims and files."""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.choices import to_dict
+from launch.evaluation.aggregates import (
+    CEILING,
+    Interval,
+    bootstrap,
+    envelope,
+    paired,
+    profile,
+    profile_score,
+    speed_up,
+    steps_to,
+)
+from launch.evaluation.runs import part_edges
+from launch.evaluation.suite import COLUMNS, TUNED, Entry
+from launch.normalization import normalized, record_of
+from meta_train import strict_json
+from tasks import SPLITS, Split, TaskConfig
+
+# The baseline that speed-ups and targets refer to.
+REFERENCE = "adam"
+RATIOS = np.linspace(1.0, 4.0, 61)
+
+
+def diverged(entry: Entry) -> np.ndarray:
+    """Which runs ended above 3 times the constant predictor's loss, or not finite: ``[seeds]``."""
+    loss = np.asarray(entry.scores["train"]["loss"], np.float64)
+    with np.errstate(invalid="ignore"):
+        return ~(np.isfinite(loss) & (loss <= CEILING * entry.constant))
+
+
+def _steps(entry: Entry) -> np.ndarray:
+    """The step at the end of each part of the curve."""
+    return part_edges(entry.horizon)[1:]
+
+
+def _curve(entry: Entry) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(entry.curve, np.float64).mean(axis=0)
+
+
+def summarize(entries: Sequence[Entry], tasks: dict[str, TaskConfig]) -> dict[str, Any]:
+    """What the runs come to, as JSON: by horizon, rows of optimizers and paired differences.
+
+    Args:
+      entries: from ``SuiteEvaluation.run``.
+      tasks: of the suite, by name.
+    """
+    envelopes = {
+        task: envelope(
+            [
+                (_steps(e), _curve(e))
+                for e in entries
+                if e.task == task and e.optimizer == REFERENCE and e.column
+            ]
+        )
+        for task in tasks
+        if any(e.optimizer == REFERENCE and e.column for e in entries)
+    }
+    horizons = sorted({e.horizon for e in entries})
+    found = {
+        str(h): _at([e for e in entries if e.horizon == h], tasks, envelopes) for h in horizons
+    }
+    return {"tasks": {n: _about(n, c, entries) for n, c in tasks.items()}, "horizons": found}
+
+
+def _about(name: str, config: TaskConfig, entries: Sequence[Entry]) -> dict[str, Any]:
+    constant = next(e.constant for e in entries if e.task == name)
+    record = record_of(config)
+    return {
+        "task": to_dict(config),
+        "constant": float(np.mean(constant)),
+        "tuned_adam": record and record["adam"],
+    }
+
+
+def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
+    """One horizon."""
+    labels = list(dict.fromkeys(e.label for e in entries))
+    labels.sort(key=lambda label: bool(_of(entries, label)[0].column))  # Learned ones first.
+    times = np.array([_times(entries, label, tasks) for label in labels])
+    scores, curves = profile_score(times), profile(times, RATIOS)
+    rows = []
+    for label, score, curve in zip(labels, scores, curves, strict=True):
+        runs = _of(entries, label)
+        row: dict[str, Any] = {"optimizer": runs[0].optimizer, "column": runs[0].column}
+        row["label"] = label
+        row["settings"] = {e.task: str(e.setting) for e in runs if e.setting}
+        row["at_edge"] = [e.task for e in runs if e.edge]
+        row["log_loss"] = {s: _interval(_matrix(runs, s)) for s in SPLITS}
+        row["normalized"] = {s: _normalized(runs, tasks, s) for s in SPLITS}
+        row["diverged"] = int(sum(diverged(e).sum() for e in runs))
+        row["runs"] = int(sum(len(e.constant) for e in runs))
+        row["speed_up"] = _speed_up(runs, envelopes)
+        row["profile"], row["profile_score"] = np.round(curve, 4), float(score)
+        row["microseconds_per_step"] = 1e6 * float(np.mean([e.seconds for e in runs]))
+        row["state_bytes"] = {e.task: e.state_bytes for e in runs}
+        rows.append(row)
+    differences = [
+        {"ours": ours, "other": other}
+        | {
+            split: paired(_matrix(_of(entries, ours), split), _matrix(_of(entries, other), split))
+            for split in SPLITS
+        }
+        for ours in labels
+        if not _of(entries, ours)[0].column
+        for other in labels
+        if other != ours
+    ]
+    return {
+        "rows": rows,
+        "differences": [
+            {k: v._asdict() if isinstance(v, Interval) else v for k, v in d.items()}
+            for d in differences
+        ],
+        "runs": [_runs(e) for e in entries],
+    }
+
+
+def _of(entries: Sequence[Entry], label: str) -> list[Entry]:
+    """Of one optimizer, task by task."""
+    return [e for e in entries if e.label == label]
+
+
+def _matrix(runs: Sequence[Entry], split: str) -> np.ndarray:
+    return np.stack([e.log_loss(split) for e in runs])
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    return bootstrap(values)._asdict()
+
+
+def _normalized(runs, tasks: dict[str, TaskConfig], split: Split) -> dict[str, Any] | None:
+    """On the tasks for which tuned Adam's loss is known; None if it is for none."""
+    found = []
+    for e in runs:
+        if record_of(tasks[e.task]) is not None:
+            loss = np.asarray(e.scores[split]["loss"], np.float64)
+            scaled = np.asarray(normalized(loss, tasks[e.task], split))
+            found.append(np.where(np.isfinite(scaled), np.minimum(scaled, CEILING), CEILING))
+    return {"tasks": len(found), **_interval(np.stack(found))} if found else None
+
+
+def _speed_up(runs: Sequence[Entry], envelopes) -> dict[str, float] | None:
+    """Of each run, from the loss of its last tenth."""
+    if not envelopes:
+        return None
+    return _interval(
+        np.array([[speed_up(x, e.horizon, *envelopes[e.task]) for x in e.final] for e in runs])
+    )
+
+
+def _times(entries: Sequence[Entry], label: str, tasks: dict[str, TaskConfig]) -> list[float]:
+    """Steps to the target on each task: what tuned Adam's mean run reaches by its end."""
+    found = []
+    for task in tasks:
+        mine = {e.label: e for e in entries if e.task == task}
+        reference = mine.get(f"{REFERENCE} ({TUNED})")
+        if reference is None:
+            found.append(float("inf"))
+            continue
+        target = float(envelope([(_steps(reference), _smooth(_curve(reference)))])[1][-1])
+        entry = mine[label]
+        found.append(steps_to(target, *envelope([(_steps(entry), _smooth(_curve(entry)))])))
+    return found
+
+
+def _smooth(curve: np.ndarray) -> np.ndarray:
+    """Means of up to 20 points and those before, as single batches cross a target by luck."""
+    width = max(1, len(curve) // 10)
+    sums = np.cumsum(np.concatenate([[0.0], curve]))
+    ends = np.arange(1, len(curve) + 1)
+    begins = np.maximum(0, ends - width)
+    return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def _runs(e: Entry) -> dict[str, Any]:
+    """What the page and the JSON have of each task and optimizer."""
+    thin = max(1, e.curve.shape[1] // 100)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return {
+            "task": e.task,
+            "label": e.label,
+            "setting": str(e.setting) if e.setting else None,
+            "final": [float(f"{x:.6g}") for x in e.final],
+            "scores": {
+                f"{split} {name}": [float(f"{x:.6g}") for x in values]
+                for split, scores in e.scores.items()
+                for name, values in scores.items()
+            },
+            "steps": _steps(e)[thin - 1 :: thin],
+            "curve": [float(f"{x:.5g}") for x in _curve(e)[thin - 1 :: thin]],
+        }
+
+
+def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
+    """A sentence for every optimizer without a rate and horizon: no claim without its interval.
+
+    It is compared with Adam and with the best of each column; the page has all pairs.
+    """
+    said = []
+    for horizon, found in summary["horizons"].items():
+        others = _compared_with(found["rows"], split)
+        for ours in dict.fromkeys(d["ours"] for d in found["differences"]):
+            words: dict[int, list[str]] = {-1: [], 0: [], 1: []}
+            for d in found["differences"]:
+                if d["ours"] == ours and d["other"] in others:
+                    interval = Interval(**d[split])
+                    words[interval.sign].append(f"{d['other']} {interval}")
+            parts = [
+                f"{verb} {', '.join(words[sign])}"
+                for sign, verb in ((-1, "is below"), (1, "is above"), (0, "cannot be told from"))
+                if words[sign]
+            ]
+            said.append(f"At {horizon} steps, in {split} log-loss, {ours} {'; it '.join(parts)}.")
+    return said
+
+
+def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
+    """Adam's rows and the best row of each column."""
+    ranked = sorted(rows, key=lambda row: row["log_loss"][split]["estimate"])
+    best = {row["column"]: row["label"] for row in reversed(ranked) if row["column"]}
+    return set(best.values()) | {f"{REFERENCE} ({column})" for column in COLUMNS}
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """Of settings chosen at the edge of their sweep, where a better one may lie beyond."""
+    return [
+        f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
+        f"({', '.join(row['at_edge'])}); a better one may lie beyond."
+        for horizon, found in summary["horizons"].items()
+        for row in found["rows"]
+        if row["at_edge"]
+    ]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The rows of every horizon, the best first, as text."""
+    heads = ("train log-loss [95%]", "test log-loss [95%]", "speed-up", "profile")
+    heads += ("diverged", "us/step", "state bytes")
+    lines = []
+    for horizon, found in summary["horizons"].items():
+        rows = sorted(found["rows"], key=lambda row: row["log_loss"]["train"]["estimate"])
+        width = max(len(row["label"]) for row in rows)
+        lines.append(_line(f"{horizon} steps", width, heads))
+        for row in rows:
+            intervals = [str(Interval(**row["log_loss"][split])) for split in ("train", "test")]
+            fast = row["speed_up"]["estimate"] if row["speed_up"] else float("nan")
+            cells = [*intervals, f"{fast:.2f}", f"{row['profile_score']:.2f}"]
+            cells += [f"{row['diverged']}/{row['runs']}", f"{row['microseconds_per_step']:.3g}"]
+            cells.append(f"{np.mean(list(row['state_bytes'].values())):.0f}")
+            lines.append(_line(row["label"], width, cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(label: str, width: int, cells: Sequence[str]) -> str:
+    columns = zip(cells, (26, 26, 10, 10, 10, 10, 0), strict=True)
+    return f"{label:<{width}}  {''.join(f'{cell:<{size}}' for cell, size in columns)}"
+
+
+def write_csv(entries: Sequence[Entry], path: Path) -> None:
+    """A line for every run."""
+    names = sorted({f"{s} {n}" for e in entries for s, x in e.scores.items() for n in x})
+    head = ["task", "optimizer", "column", "setting", "horizon", "run", "constant", "final training loss"]  # fmt: skip
+
+    def write(file):
+        writer = csv.writer(file)
+        writer.writerow([*head, *names, "diverged"])
+        for e in entries:
+            broken = diverged(e)
+            for i, final in enumerate(e.final):
+                values = [e.scores[n.split(" ", 1)[0]].get(n.split(" ", 1)[1]) for n in names]
+                known = ["" if v is None else f"{v[i]:.7g}" for v in values]
+                about = [e.task, e.optimizer, e.column, e.setting or "", e.horizon, i]
+                numbers = [f"{e.constant[i]:.7g}", f"{final:.7g}", *known]
+                writer.writerow([*about, *numbers, int(broken[i])])
+
+    _whole(path, write, newline="")
+
+
+def write_json(summary: dict[str, Any], path: Path) -> None:
+    """All of it; numbers that are not finite are null."""
+    _whole(path, lambda file: file.write(strict_json.dumps(summary)))
+
+
+def _whole(path: Path, write: Callable[[Any], Any], **options: Any) -> None:
+    """The file appears when it is complete."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", **options) as file:
+        write(file)
+    os.replace(temporary, path)
