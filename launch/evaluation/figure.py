@@ -38,13 +38,19 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
         figure, axes = plt.subplots(
             2,
             len(horizons),
-            figsize=(5.6 * len(horizons), 1.2 + 0.19 * count + 3.2),
+            figsize=(5.6 * len(horizons), 2 + 0.19 * count + 4),
             squeeze=False,
             height_ratios=[0.19 * count + 1, 3],
         )
         for column, (horizon, found) in enumerate(horizons):
             _intervals(axes[0, column], found["rows"], horizon)
             _profiles(axes[1, column], found["rows"])
+        handles = [
+            plt.Line2D([], [], color=color, marker="o", label=f"{NAMES[name]}: training loss, 95%")
+            for name, color in COLORS.items()
+        ]
+        handles.append(plt.Line2D([], [], color="black", marker="|", ls="", label="test loss"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
         figure.suptitle(title, fontsize=11)
         figure.savefig(path, dpi=130)
         plt.close(figure)
@@ -64,15 +70,8 @@ def _intervals(axis: Any, rows: list[dict[str, Any]], horizon: str) -> None:
     axis.set(
         title=f"{int(horizon):,} steps",
         xlabel="log-loss, interquartile mean over tasks and seeds\n"
-        "log(min(L, 3 L0) / L0 + .01): 0 is a constant prediction, less is better",
+        "(0: a constant prediction; less is better)",
     )
-    handles = [
-        plt.Line2D([], [], color=color, marker="o", label=NAMES[name])
-        for name, color in COLORS.items()
-        if any(row["column"] == name for row in rows)
-    ]
-    test = plt.Line2D([], [], color="black", marker="|", linestyle="", label="test loss")
-    axis.legend(handles=[*handles, test], title="training loss, 95% interval", loc="upper right")
 
 
 def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -101,4 +100,4 @@ def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
         xlim=(1, 4),
         ylim=(-0.02, 1.02),
     )
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, fontsize=7)

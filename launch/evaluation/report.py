@@ -175,12 +175,10 @@ def _times(entries: Sequence[Entry], label: str, tasks: dict[str, TaskConfig]) -
 
 
 def _smooth(curve: np.ndarray) -> np.ndarray:
-    """Means of up to 20 points and those before, as single batches cross a target by luck."""
+    """Means of a tenth of the curve up to each point: single batches cross a target by luck."""
     width = max(1, len(curve) // 10)
-    sums = np.cumsum(np.concatenate([[0.0], curve]))
-    ends = np.arange(1, len(curve) + 1)
-    begins = np.maximum(0, ends - width)
-    return (sums[ends] - sums[begins]) / (ends - begins)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.array([curve[max(0, i - width) : i].mean() for i in range(1, len(curve) + 1)])
 
 
 def _runs(e: Entry) -> dict[str, Any]:
@@ -271,11 +269,11 @@ def _line(label: str, width: int, cells: Sequence[str]) -> str:
 def write_csv(entries: Sequence[Entry], path: Path) -> None:
     """A line for every run."""
     names = sorted({f"{s} {n}" for e in entries for s, x in e.scores.items() for n in x})
-    head = ["task", "optimizer", "column", "setting", "horizon", "run", "constant", "final training loss"]  # fmt: skip
+    head = ["task", "optimizer", "column", "setting", "horizon", "run", "constant"]
 
     def write(file):
         writer = csv.writer(file)
-        writer.writerow([*head, *names, "diverged"])
+        writer.writerow([*head, "final training loss", *names, "diverged"])
         for e in entries:
             broken = diverged(e)
             for i, final in enumerate(e.final):

@@ -162,8 +162,13 @@ class SuiteEvaluation:
           baselines: which of ``BASELINES``.
 
         Raises:
-          ValueError: if a task lacks what a suite needs.
+          ValueError: if a task lacks what a suite needs, or an optimizer has a baseline's name.
         """
+        if taken := sorted(set(contenders) & set(BASELINES)):
+            raise ValueError(
+                f"`contenders` must not be called as baselines are, got {', '.join(taken)}; give "
+                "them other names."
+            )
         self._horizons, self._num_seeds = sorted(horizons), num_seeds
         self._contenders, self._choose_by = contenders, choose_by
         self._baselines = {name: BASELINES[name] for name in baselines}

@@ -1,0 +1,381 @@
+"""Evaluation on suites: fair sweeps, closed forms of what is averaged, and nothing lost."""
+
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from launch import config as cfg
+from launch.evaluation import SEED, aggregates, page, report
+from launch.evaluation import suite as command
+from launch.evaluation.aggregates import Interval
+from launch.evaluation.baselines import BASELINES, BUILDERS, EVALUATED, Setting, theta_of
+from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
+from launch.suites import suite
+from meta_train import evaluate
+from tasks import quadratic_family
+
+TASK = quadratic_family(dim=4, noise=0.05)
+
+
+def stacked(settings):
+    return jax.tree.map(lambda *x: jnp.stack(x), *[theta_of(s) for s in settings])
+
+
+def runner(name, width, task=TASK):
+    baseline = BASELINES[name]
+    evaluated = EVALUATED.get(baseline.builder)
+    return Runner(Starts(task), baseline.optimizer(), width, evaluated=evaluated, quick=True)
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end():
+    assert aggregates.interquartile_mean(np.array([[1, 2, 3, -900], [4, 5, 6, 1e9]])) == 3.5
+    assert Interval(0.1, -1.0, 1.0).sign == 0
+    assert Interval(-1.0, -2.0, -0.1).sign == -1 and Interval(1.0, 0.1, 2.0).sign == 1
+
+
+def test_bootstrap_covers_the_truth():
+    """Of normal tasks and seeds the interval holds the mean in most repetitions, not in all."""
+    random, covered = np.random.default_rng(0), 0
+    for repetition in range(200):
+        values = random.normal(size=(20, 1)) + 0.5 * random.normal(size=(20, 3))
+        found = aggregates.bootstrap(values, seed=repetition)
+        covered += found.low <= 0 <= found.high
+    assert 0.88 * 200 <= covered <= 0.99 * 200
+    # A difference that is the same in every run has no width; runs differ by far more.
+    values = random.normal(size=(6, 4))
+    assert aggregates.paired(values - 0.25, values) == pytest.approx((-0.25,) * 3)
+
+
+def test_bootstrap_draws_tasks_and_seeds():
+    """The variance of a mean: that of the tasks, and that of the seeds in each."""
+    values = np.arange(4.0)[:, None] * 10 + np.array([-1.0, 1.0])
+    between, within = np.var([0, 10, 20, 30]) / 4, 1.0 / 8
+
+    def width(values):
+        found = aggregates.bootstrap(values, lambda x: x.mean(axis=1))
+        return (found.high - found.low) / 2 / 1.96
+
+    assert width(values) == pytest.approx((between + within) ** 0.5, rel=0.1)
+    seeds = np.linspace(-1, 1, 16)[None]  # One task: seeds alone.
+    assert width(seeds) == pytest.approx(np.std(seeds) / 4, rel=0.1)
+
+
+def test_log_loss_is_of_the_constant_and_has_a_ceiling():
+    losses, constant = np.array([2.0, 0.0, 7.0, np.nan, np.inf, -1.0]), np.full(6, 2.0)
+    expected = np.log([1.01, 0.01, 3.01, 3.01, 3.01, 0.01])
+    np.testing.assert_allclose(aggregates.log_loss(losses, constant), expected)
+
+
+def test_profile_and_its_score_by_hand():
+    times = np.array([[1.0, 4.0, np.inf, np.inf], [2.0, 1.0, 5.0, np.inf]])
+    ratios = np.array([1.0, 2.0, 4.0])
+    expected = [[0.25, 0.25, 0.5], [0.5, 0.75, 0.75]]  # Ratios 1, 4, inf and 2, 1, 1.
+    np.testing.assert_allclose(aggregates.profile(times, ratios), expected)
+    np.testing.assert_allclose(aggregates.profile_score(times), [1 / 4, (2 / 3 + 1 + 1) / 4])
+    fine = np.linspace(1, 4, 30001)
+    area = aggregates.profile(times, fine).mean(axis=1)
+    np.testing.assert_allclose(area, aggregates.profile_score(times), atol=1e-3)
+
+
+def test_speed_up_interpolates_adam():
+    steps, losses = aggregates.envelope(
+        [(np.array([10, 20, 30]), np.array([4.0, 2.0, np.nan])), (np.array([15]), np.array([5.0]))]
+    )
+    np.testing.assert_array_equal(steps, [10, 15, 20, 30])
+    np.testing.assert_array_equal(losses, [4, 4, 2, 2])  # The lowest so far.
+    assert aggregates.steps_to(3.0, steps, losses) == 17.5
+    assert aggregates.steps_to(9.0, steps, losses) == 10
+    assert aggregates.steps_to(1.0, steps, losses) == np.inf
+    assert aggregates.speed_up(3.0, 5, steps, losses) == 3.5
+    assert aggregates.speed_up(1.0, 5, steps, losses) == 6  # A bound: as long as Adam ran.
+    assert aggregates.speed_up(np.nan, 5, steps, losses) == 0
+
+
+@pytest.mark.parametrize("name", ["adam", "schedule_free_adamw"])
+def test_a_sweep_is_its_runs_one_at_a_time(name):
+    """Over settings, schedules, seeds, filled-up chunks and blocks: those of a plain optax loop."""
+    settings = (BASELINES[name].settings[8], BASELINES[name].settings[22])
+    assert settings[0].schedule != settings[1].schedule
+    horizon = BLOCK + 20
+    run, keys = runner(name, 3), Starts(TASK).keys(7, 2)
+    found = run(*command._grid(settings, keys), horizon)
+    assert found.curve.shape == (4, POINTS) and found.scores["test"]["loss"].shape == (4,)
+
+    @jax.jit
+    def alone(theta, key):
+        key_init, key_data = jax.random.split(key)
+        key_sample, key_params = jax.random.split(key_init)
+        instance = TASK.sample(key_sample)
+        params = TASK.init(instance, key_params)
+        progress = jnp.arange(horizon) / horizon
+        shapes = [jnp.ones(horizon), (1 + jnp.cos(jnp.pi * progress)) / 2]
+        shapes.append(jnp.minimum(1.0, 10 * (jnp.arange(horizon) + 1) / horizon))
+        rates = theta["value"] * jnp.stack(shapes)[theta["schedule"]]
+
+        def rate(count):
+            return rates[count]
+
+        if name == "adam":
+            transform, judged = optax.adam(rate), lambda state, params: params
+        else:
+            base = optax.adamw(rate, b1=0.0, weight_decay=0.0)
+            transform = optax.contrib.schedule_free(base, rate, b1=0.9)
+            judged = optax.contrib.schedule_free_eval_params
+
+        def body(carry, key):
+            params, state = carry
+            key_batch, key_loss, _, _ = jax.random.split(key, 4)
+            batch = TASK.batch(instance, key_batch, "train")
+            grads = jax.grad(TASK.loss)(params, instance, batch, key_loss)
+            loss = TASK.loss(judged(state, params), instance, batch, key_loss)
+            updates, state = transform.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        start = (params, transform.init(params))
+        (params, state), losses = jax.lax.scan(body, start, jax.random.split(key_data, horizon))
+        return losses, TASK.score(judged(state, params), instance, "test")["loss"], params
+
+    for i, (setting, key) in enumerate([(s, k) for s in settings for k in keys]):
+        losses, test, last = alone(theta_of(setting), key)
+        np.testing.assert_allclose(found.final[i], losses[-horizon // 10 :].mean(), rtol=1e-3)
+        parts = [losses[a:b].mean() for a, b in zip(part_edges(horizon), part_edges(horizon)[1:], strict=False)]  # fmt: skip  # noqa: E501
+        np.testing.assert_allclose(found.curve[i], parts, rtol=1e-3)
+        np.testing.assert_allclose(found.scores["test"]["loss"][i], test, rtol=1e-3)
+        if name != "adam":  # The parameters of gradients are others.
+            instance = TASK.sample(jax.random.split(jax.random.split(key)[0])[0])
+            assert abs(TASK.score(last, instance, "test")["loss"] - test) > 1e-2 * test
+
+
+def test_runs_are_those_of_an_evaluation_on_one_task():
+    found = runner("adam", 3)(stacked([Setting(0.1, "constant")] * 3), Starts(TASK).keys(7, 3), 30)
+    one = evaluate.evaluate_baseline("adam", TASK, rates=(0.1,), num_steps=30, num_seeds=3, seed=7)
+    np.testing.assert_allclose(found.curve, one.losses, rtol=1e-4)
+    np.testing.assert_allclose(found.scores["test"]["loss"], one.test["loss"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_are_swept_wide_and_learn(name):
+    """At least 14 values, schedules of data, and at optax's own defaults its own optimizer."""
+    baseline = BASELINES[name]
+    assert len(baseline.values) >= 14 and list(baseline.values) == sorted(baseline.values)
+    assert len(baseline.settings) == 2 * len(baseline.values)
+    assert baseline.at_edge(baseline.settings[0]) and not baseline.at_edge(baseline.settings[1])
+    setting = Setting(baseline.default, "constant")
+    ours = baseline.optimizer().bind(theta_of(setting), 10)
+    theirs = {
+        "sgdm": optax.sgd(0.01, momentum=0.9),
+        "adam": optax.adam(0.001),
+        "adamw": optax.adamw(0.001),
+        "adamw_decay": optax.adamw(0.001, weight_decay=0.1),
+        "nadamw": optax.nadamw(0.001),
+        "lion": optax.lion(0.0001),
+        "muon": optax.contrib.muon(0.02),
+        "prodigy": optax.contrib.prodigy(),
+        "schedule_free_adamw": optax.contrib.schedule_free_adamw(),
+    }[name]
+    assert theirs is not None and baseline.builder in BUILDERS
+
+    def run(transform):
+        def body(carry, t):
+            params, state = carry
+            grads = jax.tree.map(lambda p: p + jnp.sin(t + p), params)
+            updates, state = transform.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+        start = (params, transform.init(params))
+        return jax.lax.scan(body, start, jnp.arange(5.0))[0][0]
+
+    found, expected = jax.jit(lambda: (run(ours), run(theirs)))()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )
+
+
+def test_survivors_are_the_best_and_the_next_smaller():
+    a, b, c = (Setting(x, "constant") for x in (0.1, 1.0, 10.0))
+    cosine = Setting(0.5, "cosine")
+    assert command.survivors([c, cosine, a, b], 1) == (c, b)
+    assert command.survivors([c, cosine, a, b], 2) == (c, cosine, b)
+    assert command.survivors([a, b], 1) == (a,)
+    losses = {"t": {a: np.array([0.0, 3.0]), b: np.array([1.0, 1.0])}}
+    assert command.rank_for_suite(losses, [a, b]) == [b, a]
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """``run(**changes)``: two tasks, Adam and one untrained optimizer, in seconds."""
+    tasks = {"one": cfg.task("quadratic", dim=2), "two": cfg.task("quadratic", dim=3)}
+    learned = {"sgdm (untrained)": command.contender("sgdm")}
+
+    def run(**changes):
+        given = {"tasks": tasks, "contenders": learned, "horizons": (6, 20), "num_seeds": 3}
+        given |= {"workdir": tmp_path, "baselines": ("adam",)} | changes
+        return command.SuiteEvaluation(**given).run()
+
+    return run, tasks
+
+
+def test_a_suite_continues_where_it_was_killed(evaluated, monkeypatch, tmp_path):
+    run, tasks = evaluated
+    del tasks["two"]
+    computed, real, stop = [], Runner.__call__, []
+
+    def counted(self, thetas, keys, horizon, *splits):
+        if len(computed) in stop:
+            raise KeyboardInterrupt
+        computed.append(horizon)
+        return real(self, thetas, keys, horizon, *splits)
+
+    monkeypatch.setattr(Runner, "__call__", counted)
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda pid: {0})
+    for at in (1, 2, 4):  # After a sweep, in what is reported, at the second horizon.
+        stop[:] = [at]
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        assert len(computed) == at
+    stop.clear()
+    parted = run()
+    assert computed == [6] * 3 + [20] * 3  # A sweep and two reports: each once.
+    computed.clear()
+    whole = run(workdir=tmp_path / "whole")
+    assert len(computed) == 6
+    for a, b in zip(parted, whole, strict=True):
+        assert a.label == b.label and a.setting == b.setting
+        np.testing.assert_array_equal(a.curve, b.curve)
+        np.testing.assert_array_equal(a.scores["test"]["loss"], b.scores["test"]["loss"])
+    # Another optimizer is added: it alone is run. Other seeds: what is reported is run anew.
+    computed.clear()
+    run(contenders={"adam (untrained)": command.contender("adam")})
+    assert sorted(computed) == [6, 20]
+    computed.clear()
+    run(num_seeds=2)
+    assert sorted(computed) == [6] * 2 + [20] * 2
+
+
+def test_nothing_is_chosen_on_what_is_reported(evaluated):
+    """The tuned setting is the best of the sweep's own runs; one rate is one for all tasks."""
+    run, tasks = evaluated
+    entries = [e for e in run(horizons=(20,)) if e.optimizer == "adam"]
+    assert [e.column for e in entries[:3]] == list(command.COLUMNS)
+    settings = BASELINES["adam"].settings
+    losses = {}
+    for name, config in tasks.items():
+        starts = Starts(config.make())
+        keys = starts.keys(command.SEED + evaluate.SELECTION_OFFSET, command.SWEEP_SEEDS)
+        assert not (jax.random.key_data(keys) == jax.random.key_data(starts.keys(SEED, 2))).any()
+        many = runner("adam", 8, config.make())
+        found = many(*command._grid(settings, keys), 20).scores["train"]["loss"].reshape(28, 2)
+        constant = np.broadcast_to(starts.constant(keys), (28, 2))
+        losses[name] = aggregates.log_loss(found, constant)
+    both = np.stack(list(losses.values()), axis=1)
+    one = settings[int(np.argmin([aggregates.interquartile_mean(x) for x in both]))]
+    for e in entries:
+        if e.column == command.TUNED:
+            assert e.setting == settings[int(losses[e.task].mean(axis=1).argmin())]
+        if e.column == command.ONE_RATE:
+            assert e.setting == one
+
+
+def test_what_is_written(evaluated, tmp_path):
+    """CSV, JSON, figure and page of a run in which one optimizer diverges."""
+    from launch.evaluation import figure
+
+    run, tasks = evaluated
+    entries = run()
+    bad = np.array([np.inf, np.nan, 1e9])
+    diverging = [
+        e._replace(
+            optimizer="bad </script>",
+            curve=np.full_like(e.curve, np.inf),
+            final=bad,
+            scores={split: {"loss": bad} for split in e.scores},
+        )
+        for e in entries
+        if not e.column
+    ]
+    summary = report.summarize([*entries, *diverging], tasks)
+    report.write_csv([*entries, *diverging], tmp_path / "x.csv")
+    report.write_json(summary, tmp_path / "x.json")
+    figure.plot(summary, "title", tmp_path / "x.png")
+    page.write(summary, "title", ["said"], tmp_path / "x.html")
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    assert len(rows) == 2 * 2 * 5 * 3  # Horizons, tasks, optimizers, seeds.
+    assert sum(int(row["diverged"]) for row in rows if row["optimizer"].startswith("bad")) == 12
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    document = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    labels = {row["label"]: row for row in document["horizons"]["20"]["rows"]}
+    worst = labels["bad </script>"]
+    assert worst["diverged"] == worst["runs"] == 6 and worst["speed_up"]["estimate"] <= 1.5
+    assert worst["log_loss"]["train"]["estimate"] == pytest.approx(np.log(3.01))
+    text = report.table(summary)
+    assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
+    (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
+    assert "is above" in said and "adam (one rate) +" in said and "[" in said
+
+
+class Parsed(html.parser.HTMLParser):
+    """Tags that are open, scripts, and what would load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loading, self.scripts = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "link", "img", "input", "br"):
+            self.open.append(tag)
+        self.loading += [x for x in attributes if x[0] in ("src", "href", "srcset", "action")]
+        self.loading += [tag] if tag in ("link", "img", "iframe") else []
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+
+
+def test_the_page_needs_nothing_from_outside(evaluated):
+    run, tasks = evaluated
+    entries = [e._replace(optimizer=e.optimizer.replace("(untrained)", "</script>")) for e in run()]
+    text = page.page(report.summarize(entries, tasks), "title", ["<b>said</b>"])
+    parser = Parsed()
+    parser.feed(text)
+    assert not parser.loading and not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp", text)
+    data, code = parser.scripts  # A name that looks like the end of a script does not end it.
+    found = json.loads(data)
+    assert found["about"] == ["<b>said</b>"]
+    assert "sgdm </script>" in {row["label"] for row in found["horizons"]["6"]["rows"]}
+    for used in re.findall(r'at\("(\w+)"\)', code):
+        assert f'id="{used}"' in text
+
+
+def test_what_is_refused_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"--optimizer must be a folder.*mlp.*got 'nowhere'"):
+        command.contender("nowhere")
+
+    @dataclasses.dataclass(frozen=True)
+    class Silent(type(cfg.task("quadratic"))):
+        def make(self, data_dir=None):
+            return TASK._replace(score=None)
+
+    with pytest.raises(ValueError, match=r"'mine'.*must have a `score`.*--cfg\.task"):
+        command.SuiteEvaluation({"mine": Silent()}, {}, (3,), 2, tmp_path)
+    with pytest.raises(ValueError, match=r"`contenders` must not be called.*got adam; give"):
+        command.SuiteEvaluation({}, {"adam": command.contender("adam")}, (3,), 2, tmp_path)
+    with pytest.raises(ValueError, match=r"the suite must be one of.*got 'smok'.*smoke"):
+        suite("smok")
+    assert not list(tmp_path.iterdir())
