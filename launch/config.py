@@ -91,6 +91,7 @@ class Config:
       log_every: outer steps between rows of metrics.
       eval_every: outer steps between evaluations of theta itself; 0: never.
       eval_seeds: inner runs of an evaluation.
+      validation: suite on which theta is evaluated too, the best being kept; empty: none.
       checkpoint_every: outer steps between checkpoints.
       keep_checkpoints: how many of the newest to keep.
       nonfinite_patience: outer steps without a finite particle after which to stop (the step that
@@ -111,6 +112,7 @@ class Config:
     log_every: int = 10
     eval_every: int = 100
     eval_seeds: int = 8
+    validation: str = ""
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
     nonfinite_patience: int = 100
@@ -164,6 +166,8 @@ class Config:
             raise ValueError(
                 f"`init_from` is for trains=optimizer, got {self.init_from!r} for a network."
             )
+        if self.validation:
+            self._check_validation()
         if self.trains == "network" and len(self.task.parts) > 1:
             raise ValueError("`trains`=network trains one task's network; choose one task.")
         if self.estimator.needs_reversible and self.inner.reduction == "telescoped":
@@ -185,6 +189,16 @@ class Config:
                 "constant rate and no clipping, or another mode of the estimator."
             )
         self.horizons()
+
+    def _check_validation(self) -> None:
+        from launch.suites import SUITES
+
+        _check_choice("validation", self.validation, SUITES)
+        if self.trains == "network" or not self.eval_every:
+            raise ValueError(
+                "`validation` is for trains=optimizer with eval_every above 0, got "
+                f"trains={self.trains}, eval_every={self.eval_every}; set them, or leave it empty."
+            )
 
     def horizons(self) -> Horizons:
         """The distribution of episode lengths."""

@@ -71,7 +71,7 @@ _CHOOSE_BY = flags.DEFINE_enum(
 
 def main(config: EvaluationConfig) -> int:
     if _SUITE.value is not None:
-        return _suite(config)
+        return _suite(config, _SUITE.value)
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     import learned_opt
     from launch.evaluation.one_task import evaluate, plot, table, verdicts, write
@@ -104,7 +104,7 @@ def main(config: EvaluationConfig) -> int:
     return 0
 
 
-def _suite(config: EvaluationConfig) -> int:
+def _suite(config: EvaluationConfig, name: str) -> int:
     """The evaluation on a suite."""
     from launch.compiled_programs import keep_compiled_programs
     from launch.evaluation import figure, page, report
@@ -116,7 +116,7 @@ def _suite(config: EvaluationConfig) -> int:
         raise ValueError("--suite and --cfg.task exclude each other, got both; leave one out.")
     if not WORKDIR.value:
         raise ValueError("missing: --workdir=FOLDER.")
-    found = suite(_SUITE.value)
+    found = suite(name)
     horizons = _suite_horizons(found.horizons)
     contenders = {}
     for label, given in _labelled(_OPTIMIZER.value or []).items():

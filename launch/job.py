@@ -11,6 +11,7 @@ from launch import config as cfg
 from launch.choices import to_dict
 from launch.config import Config
 from launch.trainables import TRAINABLES, Trainable
+from launch.validation import validation
 from meta_train import devices, estimators, strict_json, trainer
 from meta_train.meta_optimizers import holding
 from meta_train.mixture_step import make_mixture_step
@@ -45,6 +46,7 @@ def build(config: Config, data_dir: str | None) -> Job:
     tasks = [task.make(data_dir) for task in config.task.parts]
     names = cfg.task_names(config.task)
     trainable = TRAINABLES[config.trains](config, dict(zip(names, tasks, strict=True)))
+    validate = validation(config, data_dir)
     theta_spec = jax.eval_shape(trainable.init, jax.random.key(0))
     systems = [with_flat_theta(system, theta_spec)[0] for system in trainable.systems]
     to_tree = theta_tree(theta_spec)
@@ -90,7 +92,7 @@ def build(config: Config, data_dir: str | None) -> Job:
         axes,
         config.estimator.make(systems[0], config.horizons(), one_device),
         meta_optimizer,
-        jax.jit(lambda theta: trainable.evaluate(to_tree(theta))),
+        jax.jit(lambda theta: trainable.evaluate(to_tree(theta)) | validate(to_tree(theta))),
     )
 
 

@@ -16,6 +16,7 @@ from launch.choices import to_dict
 from launch.config import Config
 from launch.job import Job, build
 from launch.pending import Finished, Pending
+from launch.validation import Best
 from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
@@ -97,6 +98,11 @@ def _run(
     if config.estimator.keeps_log:
         replay_log = ReplayLog(workdir / "replay.log", step, marks.get("replay.log"))
     rows = _Rows(job, tracker, replay_log, step, start.record.get("nonfinite_steps", 0))
+    best = Best(
+        lambda folder, theta, step: job.trainable.export(folder, job.theta_tree(theta), step),
+        workdir / f"{job.trainable.name}_best",
+        start.record.get("best_validation"),
+    )
 
     def save(step, state):
         files = {"metrics.jsonl": tracker, "replay.log": replay_log}
@@ -105,6 +111,7 @@ def _run(
             surroundings,
             run_id,
             nonfinite_steps=rows.nonfinite_steps,
+            best_validation=best.loss,
             files={name: file.mark() for name, file in files.items() if file},
         )
         host_state = devices.to_host(state, job.axes)
@@ -132,6 +139,7 @@ def _run(
             with pending.apart():
                 theta = devices.first_replica(state.theta)
                 metrics |= jax.block_until_ready(job.evaluate(theta))
+                best.offer(step, theta, metrics)
         if step % config.checkpoint_every == 0:
             with pending.apart():
                 # Before the checkpoint, so that no checkpoint is ahead of the metrics.

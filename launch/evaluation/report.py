@@ -243,8 +243,8 @@ def warnings(summary: dict[str, Any]) -> list[str]:
 
 def table(summary: dict[str, Any]) -> str:
     """The rows of every horizon, the best first, as text."""
-    heads = ("train log-loss [95%]", "test log-loss [95%]", "speed-up", "profile")
-    heads += ("diverged", "us/step", "state bytes")
+    heads = ["train log-loss [95%]", "test log-loss [95%]", "speed-up", "profile"]
+    heads += ["diverged", "us/step", "state bytes"]
     lines = []
     for horizon, found in summary["horizons"].items():
         rows = sorted(found["rows"], key=lambda row: row["log_loss"]["train"]["estimate"])

@@ -1,7 +1,7 @@
 """Many inner runs of one optimizer on one task at once, at any horizon by one compiled program."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -190,14 +190,14 @@ class Runner:
           splits: to score at the end.
         """
         chunks = _chunks(thetas, keys, self._width, self._shared)
-        parts = [self._run(*chunk, horizon, splits) for chunk in chunks]
+        parts = [self._run(theta, part, horizon, splits) for theta, part in chunks]
         count = len(keys)
 
         def joined(*leaves):
             return np.concatenate(leaves)[:count]
 
-        merged = jax.tree.map(joined, *[(p.curve, p.final, p.scores) for p in parts])
-        return Runs(*merged, float(np.mean([p.seconds for p in parts])))
+        curve, final, scores = jax.tree.map(joined, *[(p.curve, p.final, p.scores) for p in parts])
+        return Runs(curve, final, scores, float(np.mean([p.seconds for p in parts])))
 
     def _run(self, thetas, keys, horizon: int, splits: tuple[Split, ...]) -> Runs:
         instances, params = self._starts.begin(keys)
@@ -211,7 +211,7 @@ class Runner:
         seconds = (time.perf_counter() - began) / (horizon * len(keys))
         losses = np.concatenate(collected).T
         ends = self._ends(state)
-        scores = {
+        scores: dict[str, dict[str, np.ndarray]] = {
             split: jax.device_get(self._starts.score(ends, state.instance, split))
             for split in splits
         }
@@ -236,7 +236,9 @@ def _options(quick: bool) -> dict[str, Any]:
     return options
 
 
-def _chunks(thetas: Any, keys: jax.Array, width: int, shared: bool):
+def _chunks(
+    thetas: Any, keys: jax.Array, width: int, shared: bool
+) -> Iterator[tuple[Any, jax.Array]]:
     """Parts of ``width`` runs; the last is filled up with its last run."""
     for first in range(0, len(keys), width):
         index = np.minimum(np.arange(first, first + width), len(keys) - 1)

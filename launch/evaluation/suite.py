@@ -213,15 +213,15 @@ class SuiteEvaluation:
                     best = min(losses, key=lambda s: float(np.mean(losses[s])))
                     default = Setting(self._baselines[where[1]].default, "constant")
                     chosen[where] = (best, ranked[where[1]][0], default)
-                jobs = [
+                reports = [
                     lambda g=g, n=n: self._report(g, n, chosen[g.name, n], horizon)  # noqa: B023
                     for g, n in pairs
                 ]
-                jobs += [
+                reports += [
                     lambda g=g, n=n: self._report(g, n, (), horizon)  # noqa: B023
                     for g, n in alone
                 ]
-                entries += [entry for found in _all(jobs, bar.update) for entry in found]
+                entries += [entry for found in _all(reports, bar.update) for entry in found]
                 keep = KEPT_SETTINGS[min(stage, len(KEPT_SETTINGS) - 1)]
                 common = {n: survivors(ranked[n], keep) for n in self._baselines}
                 for where, losses in swept.items():
@@ -313,7 +313,8 @@ class SuiteEvaluation:
             for key in (k for k in found if "/" in k):
                 split, _, score = key.partition("/")
                 scores[split][score] = found[key][i]
-            edge = bool(setting) and column != DEFAULT and self._baselines[name].at_edge(setting)
+            chosen_by_sweep = setting is not None and column != DEFAULT
+            edge = chosen_by_sweep and self._baselines[name].at_edge(setting)  # type: ignore[arg-type]
             return Entry(
                 ground.name,
                 name,

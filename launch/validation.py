@@ -1,0 +1,90 @@
+"""Theta on a suite of tasks during meta-training, and the best theta kept beside the last."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch.config import Config
+from launch.evaluation import SEED
+from launch.evaluation.aggregates import CEILING
+from launch.suites import suite
+from meta_train import evaluate
+
+METRIC = "eval/validation"
+# Neither what evaluations report nor what they choose settings by.
+SEED_OFFSET = 2
+
+
+def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str, jax.Array]]:
+    """``theta -> {"eval/validation": mean over tasks, "eval/validation/TASK": ...}``, jittable.
+
+    Of each task of the suite ``config.validation``, at its shortest horizon, the mean over
+    ``config.eval_seeds`` runs of ``aggregates.log_loss`` of the last tenth of the steps; nothing
+    without a suite.
+
+    Raises:
+      ValueError: if there is no such suite, or a task has no constant predictor's loss.
+    """
+    if not config.validation:
+        return lambda theta: {}
+    found = suite(config.validation)
+    tasks = {name: task.make(data_dir) for name, task in found.tasks.items()}
+    optimizer, horizon = config.optimizer.make(), found.horizons[0]
+    size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
+
+    def log_loss(name, theta):
+        task = tasks[name]
+        losses = evaluate.inner_curves(task, optimizer, theta, **size)
+        final = losses[:, -max(1, horizon // 10) :].mean(axis=1)
+        keys = jax.random.split(jax.random.key(size["seed"]), config.eval_seeds)
+
+        def constant(key):
+            instance = task.sample(jax.random.split(jax.random.split(key)[0])[0])
+            return task.constant_loss(instance)  # type: ignore[misc]
+
+        shares = final / jax.vmap(constant)(keys)
+        capped = jnp.where(jnp.isfinite(shares), jnp.clip(shares, 0.0, CEILING), CEILING)
+        return jnp.mean(jnp.log(capped + 0.01))
+
+    for name, task in tasks.items():
+        if task.constant_loss is None:
+            raise ValueError(
+                f"--cfg.validation={config.validation}: the task {name!r} must have a "
+                "`constant_loss`, got none; choose another suite."
+            )
+
+    def measure(theta):
+        of = {f"{METRIC}/{name}": log_loss(name, theta) for name in tasks}
+        return of | {METRIC: jnp.mean(jnp.stack(list(of.values())))}
+
+    return measure
+
+
+class Best:
+    """The theta with the lowest ``eval/validation`` so far, exported when it is found.
+
+    Attributes:
+      loss: its ``eval/validation``; None if there is none yet. Checkpoints have it, so a job that
+        continues keeps the same theta as one that never stopped.
+    """
+
+    def __init__(self, export: Callable[[Path, np.ndarray, int], None], folder: Path, loss: Any):
+        """Args:
+        export: ``(folder, theta, step) -> None``.
+        folder: where to.
+        loss: from the checkpoint, None at the beginning.
+        """
+        self._export, self._folder, self.loss = export, folder, loss
+
+    def offer(self, step: int, theta: Any, metrics: dict[str, Any]) -> None:
+        """Keeps theta, a vector, if it is the best; of equals the first."""
+        if METRIC not in metrics:
+            return
+        loss, theta = float(metrics[METRIC]), np.asarray(theta)
+        if np.all(np.isfinite(theta)) and (self.loss is None or loss < self.loss):
+            self._export(self._folder, theta, step)
+            self.loss = loss
