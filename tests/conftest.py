@@ -50,6 +50,7 @@ TWINS = {
     "celo2_base": "celo2",
     "learned_optimizer": "hyperparameters",
     "batch_fraction": "reparametrized",
+    "conv": "resnet",
 }
 
 
