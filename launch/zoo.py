@@ -168,9 +168,10 @@ loss and its gradient on one batch. The constant's loss is that of the best cons
 the training split (for language models the unigram entropy; where nothing is predicted, the loss of
 the start; for training as a task, that of networks that never move), the mean over instances.
 
-Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, the mean of two
-seeds, each split at its own best rate. `python -m launch.tuned_adam` finds it for the tasks not run
-yet. `launch.normalization` puts losses between the two: 1 is the constant, 0 is Adam."""
+Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, each split at its own
+best rate, the mean of two seeds, or of six where instances differ. `python -m launch.tuned_adam`
+finds it for the tasks not run yet. `launch.normalization` puts losses between the two: 1 is the
+constant, 0 is Adam."""
 SPLITS = """## Data
 
 None needs a download. No example, patch of a picture's cell, or document is in two splits; what

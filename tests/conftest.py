@@ -48,8 +48,9 @@ TWINS = {
     "es_single": "nres",
     "velo": "velo_s",
     "celo2_base": "celo2",
-    "hyperparameters": "learned_optimizer",
+    "learned_optimizer": "hyperparameters",
     "batch_fraction": "reparametrized",
+    "conv": "resnet",
 }
 
 
