@@ -194,6 +194,11 @@ class Config:
         from launch.suites import SUITES
 
         _check_choice("validation", self.validation, SUITES)
+        if self.validation == "heldout":
+            raise ValueError(
+                "`validation` must not be heldout, by which nothing may be chosen; take "
+                "validation=validation."
+            )
         if self.trains == "network" or not self.eval_every:
             raise ValueError(
                 "`validation` is for trains=optimizer with eval_every above 0, got "

@@ -172,6 +172,8 @@ def test_what_a_preset_set_carries_over_where_it_fits():
             ["optimizer=reversible_mlp", "estimator=reversible", "inner.equal_runs=true"],
             "are not for a reversible estimator",
         ),
+        (["validation=heldout"], "--cfg.validation must not be heldout, by which nothing may be"),
+        (["validation=smok"], "Did you mean 'smoke'?"),
         (["inner.scale=logs"], "--cfg.inner.scale must be one of loss, log, got 'logs'"),
         (["task=no.such:thing"], "names the module 'no.such'"),
         (["task=mymod:nothing"], "mymod has none"),
