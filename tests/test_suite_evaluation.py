@@ -246,6 +246,7 @@ def test_a_suite_continues_where_it_was_killed(evaluated, monkeypatch, tmp_path)
     parted = run()
     assert computed == [6] * 3 + [20] * 3  # A sweep and two reports: each once.
     computed.clear()
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda pid: {0, 1})  # Two at once.
     whole = run(workdir=tmp_path / "whole")
     assert len(computed) == 6
     for a, b in zip(parted, whole, strict=True):

@@ -174,8 +174,8 @@ class SuiteEvaluation:
         self._baselines = {name: BASELINES[name] for name in baselines}
         self._folder = workdir / PARTS
         self._grounds = [_Ground(n, c, data_dir, num_seeds) for n, c in tasks.items()]
-        # Runs that one program advances together: the three columns of a baseline.
-        self._width = len(COLUMNS) * num_seeds
+        # Runs that one program advances together, of baselines and others alike.
+        self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
         self._quick = self._horizons[-1] <= QUICK_UP_TO
         self._shared = {"data_dir": data_dir, "quick": self._quick, **software()}
@@ -337,6 +337,7 @@ class SuiteEvaluation:
 
 # Steps of the longest horizon up to which programs are compiled in haste.
 QUICK_UP_TO = 200
+LEAST_WIDTH = 5
 
 
 def _grid(settings: Sequence[Setting], keys: jax.Array) -> tuple[Any, jax.Array]:
