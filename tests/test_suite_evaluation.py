@@ -166,7 +166,8 @@ def test_baselines_are_swept_wide_and_learn(name):
     """At least 14 values, schedules of data, and at optax's own defaults its own optimizer."""
     baseline = BASELINES[name]
     assert len(baseline.values) >= 14 and list(baseline.values) == sorted(baseline.values)
-    assert len(baseline.settings) == 2 * len(baseline.values)
+    grid = [s for s in baseline.settings if s.value in baseline.values]
+    assert len(grid) == 2 * len(baseline.values) and baseline.untuned in baseline.settings
     assert baseline.at_edge(baseline.settings[0]) and not baseline.at_edge(baseline.settings[1])
     setting = Setting(baseline.default, "constant")
     ours = baseline.optimizer().bind(theta_of(setting), 10)

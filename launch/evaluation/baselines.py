@@ -51,9 +51,15 @@ class Baseline(NamedTuple):
     arguments: dict[str, Any] = {}  # noqa: RUF012
 
     @property
+    def untuned(self) -> Setting:
+        """The default, at a constant rate."""
+        return Setting(self.default, CONSTANT)
+
+    @property
     def settings(self) -> tuple[Setting, ...]:
-        """All that are swept: every value under every schedule."""
-        return tuple(Setting(v, schedule) for schedule in self.schedules for v in self.values)
+        """All that are swept: every value under every schedule, and the default."""
+        grid = [Setting(v, schedule) for schedule in self.schedules for v in self.values]
+        return tuple(dict.fromkeys([*grid, self.untuned]))
 
     def at_edge(self, setting: Setting) -> bool:
         """Whether its value is the smallest or the largest of the sweep."""

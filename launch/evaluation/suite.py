@@ -2,7 +2,8 @@
 
 Nothing is chosen on runs that are reported: those of sweeps have other seeds. At the shortest
 horizon every setting of a baseline is tried. At the next ones, each of which is several times as
-long, those that did best before and the next smaller rate, as the best rate falls with the horizon.
+long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
+and the default.
 """
 
 import os
@@ -211,7 +212,7 @@ class SuiteEvaluation:
                 chosen = {}
                 for where, losses in swept.items():
                     best = min(losses, key=lambda s: float(np.mean(losses[s])))
-                    default = Setting(self._baselines[where[1]].default, "constant")
+                    default = self._baselines[where[1]].untuned
                     chosen[where] = (best, ranked[where[1]][0], default)
                 reports = [
                     lambda g=g, n=n: self._report(g, n, chosen[g.name, n], horizon)  # noqa: B023
@@ -223,7 +224,10 @@ class SuiteEvaluation:
                 ]
                 entries += [entry for found in _all(reports, bar.update) for entry in found]
                 keep = KEPT_SETTINGS[min(stage, len(KEPT_SETTINGS) - 1)]
-                common = {n: survivors(ranked[n], keep) for n in self._baselines}
+                common = {
+                    n: tuple(dict.fromkeys([*survivors(ranked[n], keep), baseline.untuned]))
+                    for n, baseline in self._baselines.items()
+                }
                 for where, losses in swept.items():
                     order = sorted(losses, key=lambda s: float(np.mean(losses[s])))
                     both = (*survivors(order, keep), *common[where[1]])
