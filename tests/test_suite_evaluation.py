@@ -48,6 +48,7 @@ def test_bootstrap_covers_the_truth():
         values = random.normal(size=(20, 1)) + 0.5 * random.normal(size=(20, 3))
         found = aggregates.bootstrap(values, seed=repetition)
         covered += found.low <= 0 <= found.high
+        assert found.estimate == pytest.approx(aggregates.interquartile_mean(values))
     assert 0.88 * 200 <= covered <= 0.99 * 200
     # A difference that is the same in every run has no width; runs differ by far more.
     values = random.normal(size=(6, 4))
