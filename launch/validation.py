@@ -10,9 +10,9 @@ import numpy as np
 
 from launch.config import Config
 from launch.evaluation import SEED
-from launch.evaluation.aggregates import CEILING
 from launch.suites import suite
 from meta_train import evaluate
+from meta_train.inner import CEILING, FLOOR
 
 METRIC = "eval/validation"
 # Neither what evaluations report nor what they choose settings by.
@@ -48,7 +48,7 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
 
         shares = final / jax.vmap(constant)(keys)
         capped = jnp.where(jnp.isfinite(shares), jnp.clip(shares, 0.0, CEILING), CEILING)
-        return jnp.mean(jnp.log(capped + 0.01))
+        return jnp.mean(jnp.log(capped + FLOOR))
 
     for name, task in tasks.items():
         if task.constant_loss is None:

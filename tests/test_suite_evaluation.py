@@ -366,6 +366,18 @@ def test_the_page_needs_nothing_from_outside(evaluated):
         assert f'id="{used}"' in text
 
 
+def test_a_setting_at_the_edge_is_warned_of(evaluated):
+    """And settings may be chosen by another split, which is another sweep."""
+    run, tasks = evaluated
+    entries = run(horizons=(6,), contenders={}, choose_by="validation")
+    adam = BASELINES["adam"]
+    for e in entries:
+        assert e.edge == (e.column != command.DEFAULT and adam.at_edge(e.setting))
+    marked = [e._replace(edge=e.column == command.TUNED and e.task == "two") for e in entries]
+    (said,) = report.warnings(report.summarize(marked, tasks))
+    assert "at 6 steps, adam (tuned per task)" in said and "edge of its grid (two)" in said
+
+
 def test_what_is_refused_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"--optimizer must be a folder.*mlp.*got 'nowhere'"):
         command.contender("nowhere")

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from meta_train.inner import CEILING, FLOOR
+
 # Of the bootstrap.
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-# Losses above this many times the constant predictor's, and those that are not finite, count as it.
-CEILING = 3.0
 # Ratios of steps up to which AlgoPerf's score looks.
 MAX_RATIO = 4.0
 
@@ -41,7 +41,7 @@ def log_loss(loss: np.ndarray, constant: np.ndarray) -> np.ndarray:
     """
     loss, constant = np.asarray(loss, np.float64), np.asarray(constant, np.float64)
     capped = np.where(np.isfinite(loss), loss, np.inf)
-    return np.log(np.clip(capped / constant, 0.0, CEILING) + 0.01)
+    return np.log(np.clip(capped / constant, 0.0, CEILING) + FLOOR)
 
 
 def interquartile_mean(values: np.ndarray) -> float:

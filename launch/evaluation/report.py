@@ -10,7 +10,6 @@ import numpy as np
 
 from launch.choices import to_dict
 from launch.evaluation.aggregates import (
-    CEILING,
     Interval,
     bootstrap,
     envelope,
@@ -24,6 +23,7 @@ from launch.evaluation.runs import part_edges
 from launch.evaluation.suite import COLUMNS, TUNED, Entry
 from launch.normalization import normalized, record_of
 from meta_train import strict_json
+from meta_train.inner import CEILING
 from tasks import SPLITS, Split, TaskConfig
 
 # The baseline that speed-ups and targets refer to.
