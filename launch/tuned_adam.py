@@ -1,6 +1,6 @@
 """What Adam reaches on the tasks of the zoo, at its best constant rate after 10,000 steps.
 
-    python -m launch.tuned_adam [NAME ...] [--list]
+    python -m launch.tuned_adam [NAME ...] [--missing]
 
 NAME is a task of the zoo or a suite; without one, all tasks, those with fewest operations first.
 Tasks that are in tuned_adam.json already are left out, and each is written when it is done, so
@@ -8,7 +8,6 @@ the command can be stopped and run again. All rates and seeds of a task are one 
 42 times 10,000 training steps, or 126 times where instances differ.
 """
 
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ NUM_SEEDS = {False: 2, True: 6}
 # Steps of the compiled program; between blocks the progress is printed.
 BLOCK = 500
 
-LIST = flags.DEFINE_bool("list", False, "Print which tasks are missing, and do nothing.")
+MISSING = flags.DEFINE_bool("missing", False, "Print which tasks are missing, and do nothing.")
 
 
 def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
@@ -149,18 +148,19 @@ def main(argv: list[str]) -> int:
     quiet()
     with messages():
         from launch.normalization import FILE, records
+        from meta_train import strict_json
 
         left = missing(argv[1:])
-        if LIST.value:
+        if MISSING.value:
             print("\n".join(left))
             return 0
         for name in left:
             records.cache_clear()
             found = records() | {name: tune(name)}
             ready = FILE.with_suffix(".tmp")
-            ready.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            ready.write_text(strict_json.dumps(found, indent=1, sort_keys=True) + "\n")
             os.replace(ready, FILE)
-            _say(f"{name}: {json.dumps(found[name]['adam'])}\n")
+            _say(f"{name}: {strict_json.dumps(found[name]['adam'])}\n")
     return 0
 
 

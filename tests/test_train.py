@@ -299,7 +299,7 @@ def test_wandb_run_holds_the_metrics(reference):
     "flags, message",
     [
         (["--cfg.estimator=pess"], "--cfg.estimator must be one of artbp, bptt"),
-        (["--preset=nope"], "--preset must be one of default, demo"),
+        (["--preset=nope"], "--preset must be one of controller, default, demo"),
         (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
         (
             ["--cfg.estimator=guided_es", "--cfg.estimator.num_surrogates=9999"],

@@ -115,7 +115,7 @@ def rewritten(path, **changes):
         ({"sha256": {}}, r"damaged \(missing or unknown: sha256"),
         ({"nmae": "mlp"}, r"damaged \(missing or unknown: nmae"),
         ({"name": 3}, "`name` is no str"),
-        ({"name": "nobodys"}, r"`name` must be one of \['adam', 'celo', "),
+        ({"name": "nobodys"}, r"`name` must be one of \['adam', 'adam_controller', "),
         ({"arguments": [1]}, "`arguments` is no dict"),
         ({"training": None}, "`training` is no dict"),
         ({"arguments": {"hidden": [2]}}, "`arguments` of .* must be those of `mlp`.*hidden"),
@@ -198,7 +198,7 @@ def test_refused_saves_write_nothing(tmp_path):
 
     for changes, message in (
         ({"path": ""}, "`path` must be"),
-        ({"name": "nobodys"}, r"`name` must be one of \['adam', 'celo', "),
+        ({"name": "nobodys"}, r"`name` must be one of \['adam', 'adam_controller', "),
         ({"name": ["sgdm"]}, "`name` must be one of"),
         ({"arguments": {"decay": 1.0}}, "`arguments` of .*decay"),
         ({"arguments": {"momentum": np.float32(0.5)}}, "`arguments` must be JSON"),
