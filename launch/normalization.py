@@ -29,7 +29,7 @@ def record_of(config: TaskConfig) -> dict[str, Any] | None:
 
     A task in other units (``reparametrized``) or with smaller batches has the scale of its base.
     """
-    wanted = json.loads(json.dumps(to_dict(config.unwrapped)))
+    wanted = json.loads(json.dumps(to_dict(config.unwrapped), allow_nan=False))
     return next((found for found in records().values() if found["task"] == wanted), None)
 
 
