@@ -603,7 +603,7 @@ def test_a_path_flag_is_read_by_one_function(monkeypatch):
         for flag in known
         if module.startswith("launch.") and type(flag.parser) is flags.ArgumentParser
     }
-    assert strings == {"import"}
+    assert strings == {"import", "suite"}
     monkeypatch.setenv("HOME", "/home/ada")
     values = flags.FlagValues()
     define_path("folder", "", flag_values=values)
