@@ -10,9 +10,10 @@ import numpy as np
 
 from launch.config import Config
 from launch.evaluation import SEED
+from launch.evaluation.runs import Starts
 from launch.suites import suite
 from meta_train import evaluate
-from meta_train.inner import CEILING, FLOOR
+from meta_train.inner import log_share
 
 METRIC = "eval/validation"
 # Neither what evaluations report nor what they choose settings by.
@@ -37,18 +38,11 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
     size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
 
     def log_loss(name, theta):
-        task = tasks[name]
-        losses = evaluate.inner_curves(task, optimizer, theta, **size)
+        losses = evaluate.inner_curves(tasks[name], optimizer, theta, **size)
         final = losses[:, -max(1, horizon // 10) :].mean(axis=1)
-        keys = jax.random.split(jax.random.key(size["seed"]), config.eval_seeds)
-
-        def constant(key):
-            instance = task.sample(jax.random.split(jax.random.split(key)[0])[0])
-            return task.constant_loss(instance)  # type: ignore[misc]
-
-        shares = final / jax.vmap(constant)(keys)
-        capped = jnp.where(jnp.isfinite(shares), jnp.clip(shares, 0.0, CEILING), CEILING)
-        return jnp.mean(jnp.log(capped + FLOOR))
+        starts = Starts(tasks[name])
+        constants = starts.constant(starts.keys(size["seed"], config.eval_seeds))
+        return jnp.mean(log_share(final, constants))
 
     for name, task in tasks.items():
         if task.constant_loss is None:

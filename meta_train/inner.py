@@ -146,17 +146,19 @@ def step_loss(
     if reduction == "last":
         loss = jnp.where(step == horizon - 1, horizon * loss, 0.0)
     if reduction == "late":
-        loss = (
-            loss * jnp.where(step >= horizon - horizon // 5, 5 * LATE_SHARE, 0)
-            + (1 - LATE_SHARE) * loss
-        )
+        is_late = step >= horizon - horizon // 5
+        loss = loss * (1 - LATE_SHARE + 5 * LATE_SHARE * is_late)
     return loss
 
 
 def log_share(loss: jax.Array, constant_loss: jax.Array) -> jax.Array:
-    """``log(min(L, 3 C) / C + 0.01)``; of a loss that is not finite or above 3 C, log 3.01."""
-    capped = jnp.where(loss < CEILING * constant_loss, loss, CEILING * constant_loss)
-    return jnp.log(jnp.maximum(capped / constant_loss, 0) + FLOOR)
+    """``log(min(L, 3 C) / C + 0.01)``; of a loss that is not finite or above 3 C, log 3.01.
+
+    A negative loss (of a variational bound) counts as 0. In NumPy:
+    ``launch.evaluation.aggregates.log_loss``.
+    """
+    capped = jnp.where(jnp.isfinite(loss), jnp.clip(loss / constant_loss, 0, CEILING), CEILING)
+    return jnp.log(capped + FLOOR)
 
 
 def check_horizon(horizon: Any) -> None:
