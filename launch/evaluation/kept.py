@@ -60,3 +60,11 @@ def digest_of_optimizer(path: Path) -> str:
     config = learned_opt.load_config(path)
     decides = strict_json.dumps([config["name"], config["arguments"]], sort_keys=True)
     return hashlib.sha256((path / "theta.safetensors").read_bytes() + decides.encode()).hexdigest()
+
+
+def whole(path: Path, write: Callable[[Any], Any], **options: Any) -> None:
+    """A file of text that appears when ``write(file)`` is done; ``options`` are those of open."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", **options) as file:
+        write(file)
+    temporary.replace(path)

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 import learned_opt
 from launch.evaluation import SEED
-from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
+from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software, whole
 from meta_train import strict_json
 from meta_train.evaluate import (
     BASELINES,
@@ -284,9 +284,7 @@ def write(
             for horizon, curves in results.items()
         },
     }
-    temporary = workdir / "evaluation.json.tmp"
-    temporary.write_text(strict_json.dumps(document))
-    temporary.replace(workdir / "evaluation.json")
+    whole(workdir / "evaluation.json", lambda file: file.write(strict_json.dumps(document)))
     shutil.rmtree(workdir / PARTS, ignore_errors=True)
 
 

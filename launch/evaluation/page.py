@@ -1,9 +1,9 @@
 """One HTML page with everything in it: tables that sort, curves under the mouse, no address."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+from launch.evaluation.kept import whole
 from meta_train import strict_json
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -25,6 +25,4 @@ def page(summary: dict[str, Any], title: str, about: list[str]) -> str:
 
 def write(summary: dict[str, Any], title: str, about: list[str], path: Path) -> None:
     """Writes it, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(page(summary, title, about))
-    os.replace(temporary, path)
+    whole(path, lambda file: file.write(page(summary, title, about)))

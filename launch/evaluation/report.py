@@ -1,8 +1,7 @@
 """From the runs of a suite to tables, claims and files."""
 
 import csv
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from launch.evaluation.aggregates import (
     speed_up,
     steps_to,
 )
+from launch.evaluation.kept import whole
 from launch.evaluation.runs import part_edges
 from launch.evaluation.suite import COLUMNS, TUNED, Entry
 from launch.normalization import normalized, record_of
@@ -283,17 +283,9 @@ def write_csv(entries: Sequence[Entry], path: Path) -> None:
                 numbers = [f"{e.constant[i]:.7g}", f"{final:.7g}", *known]
                 writer.writerow([*about, *numbers, int(broken[i])])
 
-    _whole(path, write, newline="")
+    whole(path, write, newline="")
 
 
 def write_json(summary: dict[str, Any], path: Path) -> None:
     """All of it; numbers that are not finite are null."""
-    _whole(path, lambda file: file.write(strict_json.dumps(summary)))
-
-
-def _whole(path: Path, write: Callable[[Any], Any], **options: Any) -> None:
-    """The file appears when it is complete."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", **options) as file:
-        write(file)
-    os.replace(temporary, path)
+    whole(path, lambda file: file.write(strict_json.dumps(summary)))
