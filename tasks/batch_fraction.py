@@ -1,35 +1,28 @@
 """Any task of examples with batches that are really smaller: more noise in the same shapes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Task, TaskConfig
-from tasks.linear import Linear
-from tasks.reparametrized import of_base
+from tasks.base import Task
+from tasks.wrapper import Wrapper, wrapped
 
 
 @dataclass(frozen=True)
-class BatchFraction(TaskConfig):
+class BatchFraction(Wrapper):
     """The task with a part of each training batch, repeated to fill it.
 
-    The gradient is that of a batch so much smaller. An instance has one of the fractions, drawn
-    with equal probability.
+    The gradient is that of a batch of examples so much smaller. An instance has one of the
+    fractions, drawn with equal probability.
 
     Source: Metz et al. 2022 (VeLO), task augmentation. Differs: fractions that divide the batch.
 
     Attributes:
-      base: the task; its batches are of examples.
       fractions: of the batch, each of which times the batch size is a whole number that divides it.
     """
 
-    base: TaskConfig = field(default_factory=Linear)
     fractions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
-
-    @property
-    def unwrapped(self) -> TaskConfig:
-        return self.base.unwrapped
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.
@@ -60,22 +53,13 @@ class BatchFraction(TaskConfig):
             which = jax.random.randint(key_part, (), 0, len(parts))
             return {"base": task.sample(key_base), "examples": jnp.array(parts, jnp.int32)[which]}
 
+        at = wrapped(task)
+
         def batch(instance, key, split):
-            found = task.batch(instance["base"], key, split)
+            found = at.batch(instance, key, split)
             if split != "train":
                 return found
             index = jnp.arange(size) % instance["examples"]
             return jax.tree.map(lambda leaf: leaf[index], found)
 
-        score = task.score
-        return task._replace(
-            sample=sample,
-            init=lambda instance, key: task.init(instance["base"], key),
-            batch=batch,
-            loss=lambda params, instance, batch, key: task.loss(
-                params, instance["base"], batch, key
-            ),
-            score=score
-            and (lambda params, instance, split: score(params, instance["base"], split)),
-            constant_loss=of_base(task),
-        )
+        return at._replace(sample=sample, batch=batch)

@@ -1,19 +1,18 @@
 """Any task with its weights in other units: what a learned rate should not depend on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Instance, Task, TaskConfig
-from tasks.linear import Linear
+from tasks.base import Task
+from tasks.wrapper import Wrapper, wrapped
 
 KINDS = ("tensor", "global")
 
 
 @dataclass(frozen=True)
-class Reparametrized(TaskConfig):
+class Reparametrized(Wrapper):
     """The task in parameters ``p / s``: the same function at the start, other gradients.
 
     An instance has scales with some probability: ``s = exp(U(-spread, spread))`` for each tensor,
@@ -22,13 +21,11 @@ class Reparametrized(TaskConfig):
     Source: Metz et al. 2022 (VeLO), task augmentation. Differs: its probability, and the range.
 
     Attributes:
-      base: the task.
       kind: tensor (each its own scale) or global (one for all).
       probability: of an instance having scales.
       spread: of the scales' logarithm, to both sides.
     """
 
-    base: TaskConfig = field(default_factory=Linear)
     kind: str = "tensor"
     probability: float = 0.5
     spread: float = 1.5
@@ -41,10 +38,6 @@ class Reparametrized(TaskConfig):
                 "`probability` must be between 0 and 1 and `spread` between 0 and 20, got "
                 f"probability={self.probability}, spread={self.spread}."
             )
-
-    @property
-    def unwrapped(self) -> TaskConfig:
-        return self.base.unwrapped
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.
@@ -74,30 +67,16 @@ class Reparametrized(TaskConfig):
             logs = jnp.broadcast_to(jnp.where(used, logs, 0.0), (len(shapes),))
             return {"base": instance, "log_scales": logs}
 
+        at = wrapped(task)
+        base_score = at.score
+
         def init(instance, key):
-            return scaled(task.init(instance["base"], key), instance["log_scales"], -1)
+            return scaled(at.init(instance, key), instance["log_scales"], -1)
 
         def loss(params, instance, batch, key):
-            params = scaled(params, instance["log_scales"], 1)
-            return task.loss(params, instance["base"], batch, key)
+            return at.loss(scaled(params, instance["log_scales"], 1), instance, batch, key)
 
         def score(params, instance, split):
-            params = scaled(params, instance["log_scales"], 1)
-            return task.score(params, instance["base"], split)
+            return base_score(scaled(params, instance["log_scales"], 1), instance, split)
 
-        return task._replace(
-            sample=sample,
-            init=init,
-            batch=lambda instance, key, split: task.batch(instance["base"], key, split),
-            loss=loss,
-            score=score if task.score else None,
-            constant_loss=of_base(task),
-        )
-
-
-def of_base(task: Task) -> Callable[[Instance], jax.Array] | None:
-    """The constant predictor's loss of the task in a wrapper, for the wrapper's instances."""
-    if task.constant_loss is None:
-        return None
-    constant_loss = task.constant_loss
-    return lambda instance: constant_loss(instance["base"])
+        return at._replace(sample=sample, init=init, loss=loss, score=base_score and score)
