@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
-from tasks.layers import check_at_least_one
 from tasks.reconstruction import reconstruction
 from tasks.supervised import Activation, activation_names
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
-from tasks.layers import check_at_least_one
 from tasks.linear import Linear
 from tasks.unrolled import Rule, unrolled
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
-from tasks.layers import check_at_least_one
 from tasks.supervised import Activation, Data, activation_names, module_network, supervised
 
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
 from tasks.data.bundled import load_texts
 from tasks.data.symbols import VOCABULARY
 from tasks.instances import Options
-from tasks.layers import check_at_least_one
 from tasks.supervised import scaled
 
 # Windows of a split on which it is scored, spread evenly over it.

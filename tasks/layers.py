@@ -88,10 +88,3 @@ def check_normalization(kind: str, channels: tuple[int, ...]) -> None:
         )
     if kind == "group" and any(number % 4 for number in channels):
         raise ValueError(f"`channels` must be multiples of 4 for group norm, got {channels}.")
-
-
-def check_at_least_one(**values: int | tuple[int, ...]) -> None:
-    """Raises ``ValueError`` naming the value that is below 1."""
-    for name, value in values.items():
-        if any(number < 1 for number in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")

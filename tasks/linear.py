@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
-from tasks.layers import check_at_least_one
 from tasks.mlp import mlp_classifier
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task
 from tasks.data.images import ImageData
 from tasks.supervised import ACTIVATIONS, Data, Network, activation_names, activation_of, supervised
@@ -62,10 +63,7 @@ def mlp_classifier(
         not there.
     """
     names = activation_names(activation)
-    if any(size < 1 for size in hidden_sizes):
-        raise ValueError(
-            f"every entry of `hidden_sizes` must be at least 1, got {tuple(hidden_sizes)}."
-        )
+    check_at_least_one(hidden_sizes=tuple(hidden_sizes))
     if normalization not in NORMALIZATIONS:
         raise ValueError(
             f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}."

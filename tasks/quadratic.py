@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task
 
 
@@ -24,10 +25,7 @@ def quadratic_family(
     Raises:
       ValueError: on a value out of range.
     """
-    if dim < 1 or batch_size < 1:
-        raise ValueError(
-            f"`dim` and `batch_size` must be at least 1, got dim={dim}, batch_size={batch_size}."
-        )
+    check_at_least_one(dim=dim, batch_size=batch_size)
     if condition < 1 or noise < 0:
         raise ValueError(
             "`condition` must be at least 1 and `noise` at least 0, got "

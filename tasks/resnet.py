@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.image_classifier import ImageClassifier
-from tasks.layers import Convolution, Normalization, check_at_least_one, check_normalization
+from tasks.layers import Convolution, Normalization, check_normalization
 from tasks.supervised import Activation, Data
 
 

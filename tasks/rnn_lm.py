@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
+from tasks.arguments import check_at_least_one
 from tasks.data.symbols import VOCABULARY
 from tasks.language_model import LanguageModel
-from tasks.layers import check_at_least_one
 
 CELLS = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Instance, Params, Split, Task
 from tasks.data.images import ImageData
 from tasks.data.pool import as_float, load_pool
@@ -131,8 +132,7 @@ def supervised(
     names = activation_names(activation)
     if loss not in LOSSES:
         raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {loss!r}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_at_least_one(batch_size=batch_size)
     if not all(0 <= share <= 1 for share in label_noise):
         raise ValueError(f"`label_noise` must be numbers between 0 and 1, got {label_noise}.")
     if not all(0 < scale < float("inf") for scale in init_scale):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.base import Task
 from tasks.instances import Options
 
@@ -56,6 +57,7 @@ def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.1) -> T
             f"`function` must be one of {', '.join(FUNCTIONS)}, or several different ones with "
             f"commas between, got {function!r}."
         )
+    check_at_least_one(dim=dim)
     if dim < 2 or not 0 <= noise < float("inf"):
         raise ValueError(
             f"`dim` must be at least 2 and `noise` at least 0, got dim={dim}, noise={noise}."

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 
+from tasks.arguments import check_at_least_one
 from tasks.data.symbols import VOCABULARY
 from tasks.language_model import LanguageModel
-from tasks.layers import Block, check_at_least_one
+from tasks.layers import Block
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_at_least_one
 from tasks.autoencoder import Dense
 from tasks.base import Task, TaskConfig
-from tasks.layers import check_at_least_one
 from tasks.reconstruction import reconstruction
 from tasks.supervised import activation_names
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tasks.arguments import check_at_least_one
 from tasks.image_classifier import ImageClassifier
-from tasks.layers import Block, check_at_least_one
+from tasks.layers import Block
 from tasks.supervised import Activation, Data
 
 

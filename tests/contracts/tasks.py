@@ -131,6 +131,24 @@ def test_task(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_counts_are_whole_numbers(name):
+    """Every field that is a count, or several, at what is none: refused by its name."""
+    config = cfg.task(name)
+    seen = 0
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        several = isinstance(value, tuple)
+        if not all(type(x) is int for x in (value if several else (value,))) or value == ():
+            continue
+        seen += 1
+        for wrong in (2.5, 0, -1, True, "3"):
+            given = (wrong,) if several else wrong
+            with pytest.raises(ValueError, match=f"`{field.name}`"):
+                dataclasses.replace(config, **{field.name: given}).make()
+    assert seen or name in ("reparametrized", "batch_fraction")
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_a_task_can_be_learned(name):
     """By Adam, in a few steps, at one rate for all tasks."""
     _, run = run_of(name)
