@@ -13,7 +13,6 @@ from launch.config import Config
 from launch.trainables import TRAINABLES, Trainable
 from launch.validation import validation
 from meta_train import devices, estimators, strict_json, trainer
-from meta_train.meta_optimizers import holding
 from meta_train.mixture_step import make_mixture_step
 from meta_train.unroll import theta_tree, with_flat_theta
 
@@ -60,9 +59,8 @@ def build(config: Config, data_dir: str | None) -> Job:
         config.estimator.make(system, config.horizons(), one_device._replace(exchange=exchange))
         for system in systems
     ]
-    meta_optimizer = config.meta.make(config.num_steps)
-    if trainable.held:
-        meta_optimizer = holding(meta_optimizer, _held(trainable.held, theta_spec))
+    held = _held(trainable.held, theta_spec) if trainable.held else None
+    meta_optimizer = config.meta.make(config.num_steps, held)
     if len(parts) > 1:
         mixed = estimators.mixture(parts, names=names, **config.task.mixing)
         estimator, axes = mixed.estimator, trainer.state_axes(mixed.estimator)

@@ -21,6 +21,7 @@ from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators.hybrid.replay import ReplayLog
+from meta_train.meta_optimizers import judged
 from meta_train.tracking import Tracker
 from meta_train.trainer import TrainState
 
@@ -137,7 +138,7 @@ def _run(
         pending.add(step, metrics)
         if config.eval_every and step % config.eval_every == 0:
             with pending.apart():
-                theta = devices.first_replica(state.theta)
+                theta = devices.first_replica(judged(state.theta, state.meta_opt_state))
                 metrics |= jax.block_until_ready(job.evaluate(theta))
                 best.offer(step, theta, metrics)
         if step % config.checkpoint_every == 0:
@@ -155,7 +156,8 @@ def _run(
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
     if not preempted and not diagnosis:
-        job.trainable.export(workdir / job.trainable.name, job.theta_tree(host_state.theta), step)
+        theta = judged(host_state.theta, host_state.meta_opt_state)
+        job.trainable.export(workdir / job.trainable.name, job.theta_tree(theta), step)
     return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
 
 

@@ -36,6 +36,7 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
     from meta_train import devices
     from meta_train.checkpoint import Checkpoints
     from meta_train.estimators.hybrid.replay import rebuild
+    from meta_train.meta_optimizers import judged
 
     log = workdir / "replay.log"
     for needed in (log, workdir / "checkpoints"):
@@ -77,9 +78,8 @@ def replay(workdir: Path, from_step: int | None = None, data_dir: str | None = N
             f"`workdir` {workdir}: replay.log is damaged, its last whole record before a gap is of "
             f"outer step {step}, but there is a checkpoint at {newest}; leave out --from_step."
         )
-    job.trainable.export(
-        workdir / f"{job.trainable.name}_rebuilt", job.theta_tree(state.theta), step
-    )
+    theta = job.theta_tree(judged(state.theta, state.meta_opt_state))
+    job.trainable.export(workdir / f"{job.trainable.name}_rebuilt", theta, step)
     return step
 
 

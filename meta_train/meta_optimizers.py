@@ -1,7 +1,9 @@
 """Meta-optimizers: what turns the meta-gradient into a step of theta."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,6 +23,8 @@ class MetaOptimizerConfig:
       warmup: outer steps of linear warm-up.
       clip_value: clip each component of the meta-gradient to it; 0: off.
       clip_norm: clip the norm of the meta-gradient to it; 0: off.
+      average: decay of a running mean of theta, which is then what is evaluated and exported;
+        0: theta itself is.
     """
 
     learning_rate: float = 1e-3
@@ -28,6 +32,7 @@ class MetaOptimizerConfig:
     warmup: int = 0
     clip_value: float = 0.0
     clip_norm: float = 0.0
+    average: float = 0.0
 
     def __post_init__(self):
         check_positive(learning_rate=self.learning_rate)
@@ -37,14 +42,23 @@ class MetaOptimizerConfig:
         for name in ("clip_value", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.average < 1:
+            raise ValueError(
+                f"`average` must be at least 0 (off) and below 1, got {self.average}; .99 is a mean "
+                "over about 100 outer steps."
+            )
 
     @property
     def plain_descent(self) -> bool:
         """Whether every step is plain gradient descent at one rate."""
         return False
 
-    def make(self, num_steps: int) -> optax.GradientTransformation:
-        """The optax transformation, for a job of ``num_steps`` outer steps."""
+    def make(self, num_steps: int, held: np.ndarray | None = None) -> optax.GradientTransformation:
+        """The optax transformation, for a job of ``num_steps`` outer steps.
+
+        Args:
+          held: ``[P]`` booleans, for theta as a vector: what no step moves.
+        """
         rate: optax.ScalarOrSchedule = self.learning_rate
         if self.schedule == "cosine":
             rate = optax.warmup_cosine_decay_schedule(
@@ -52,11 +66,14 @@ class MetaOptimizerConfig:
             )
         elif self.warmup:
             rate = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
-        return optax.chain(
+        found = optax.chain(
             optax.clip(self.clip_value) if self.clip_value else optax.identity(),
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             self.optimizer(rate),
         )
+        if held is not None:
+            found = holding(found, held)
+        return averaging(found, self.average) if self.average else found
 
     def optimizer(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         """The optax optimizer at this rate."""
@@ -144,6 +161,41 @@ def holding(
         return jnp.where(held, 0, updates), state
 
     return optax.GradientTransformation(meta_optimizer.init, update)
+
+
+class Averaged(NamedTuple):
+    """State of ``averaging``: the meta-optimizer's, and the running mean of theta."""
+
+    state: Any
+    average: Any
+
+
+def averaging(
+    meta_optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """``meta_optimizer``, whose state keeps a running mean of theta, from the first theta on.
+
+    ``average <- decay average + (1 - decay) theta`` after each step (Polyak and Juditsky 1992, with
+    an exponential window).
+    """
+
+    def init(theta):
+        # A copy, as a step may be given its state's memory and no part of that twice.
+        return Averaged(meta_optimizer.init(theta), jax.tree.map(jnp.copy, theta))
+
+    def update(grad, state, theta=None):
+        updates, inner = meta_optimizer.update(grad, state.state, theta)
+        moved = optax.apply_updates(theta, updates)
+        return updates, Averaged(
+            inner, optax.incremental_update(moved, state.average, step_size=1 - decay)
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def judged(theta: Any, meta_opt_state: Any) -> Any:
+    """What is evaluated and exported of a job: the running mean of theta where there is one."""
+    return meta_opt_state.average if isinstance(meta_opt_state, Averaged) else theta
 
 
 META_OPTIMIZERS: dict[str, type[MetaOptimizerConfig]] = {

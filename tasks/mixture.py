@@ -19,6 +19,7 @@ class TaskMixture(TaskConfig):
       weights: what each task's gradient counts, above 0, in any unit; empty: all alike.
       drawn: how many tasks run in an outer step, drawn anew each time; 0: all.
       normalize: divide each task's gradient by its running norm, so that none drowns the others.
+      cut: gradients above this many times the running norm count as that; 0: none is cut.
     """
 
     tasks: tuple[TaskConfig, ...] = ()
@@ -26,6 +27,7 @@ class TaskMixture(TaskConfig):
     weights: tuple[float, ...] = ()
     drawn: int = 0
     normalize: bool = False
+    cut: float = 0.0
 
     def __post_init__(self):
         if len(self.tasks) < 2:
@@ -48,6 +50,11 @@ class TaskMixture(TaskConfig):
                 f"`drawn` must be between 0 (all) and the number of tasks, {len(self.tasks)}, got "
                 f"{self.drawn}."
             )
+        if not 0 <= self.cut < float("inf") or (self.cut and not self.normalize):
+            raise ValueError(
+                "`cut` must be a finite number of running norms, or 0 for none, and needs "
+                f"normalize=True, got cut={self.cut}, normalize={self.normalize}."
+            )
         if any(task.parts != (task,) for task in self.tasks):
             raise ValueError("`tasks` must not be mixtures themselves; list all tasks in one.")
 
@@ -57,7 +64,12 @@ class TaskMixture(TaskConfig):
 
     @property
     def mixing(self) -> dict[str, Any]:
-        return {"weights": self.weights, "drawn": self.drawn, "normalize": self.normalize}
+        return {
+            "weights": self.weights,
+            "drawn": self.drawn,
+            "normalize": self.normalize,
+            "cut": self.cut,
+        }
 
     def make(self, data_dir: str | None = None) -> Task:
         """Raises ``ValueError``: a mixture is many tasks."""

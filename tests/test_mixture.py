@@ -81,6 +81,25 @@ def test_norms_divide_what_drowns():
     assert state.norms.seen.tolist() == [3, 3]
 
 
+def test_spikes_are_cut():
+    """A gradient of 100 times the running norm counts as 3 times it, there and in the norm."""
+    estimators, theta = parts()
+    mixed = mixture(estimators, names=NAMES, normalize=True, cut=3.0)
+    norms = mixed.estimator.init(theta, jax.random.key(0)).norms
+    metrics = [{"loss": 1.0, "finite": 1.0, "grad_sq_norm": 1.0}] * 2
+    metrics = jax.tree.map(jnp.asarray, metrics)
+    unit = jnp.zeros_like(theta).at[0].set(1.0)
+    ran = jnp.ones(2, bool)
+    squares = 0.0
+    for number, (scale, counts) in enumerate([(1.0, 1.0), (100.0, 3.0), (0.5, 0.5)]):
+        grad, norms, found = mixed.combine(norms, [scale * unit, 0 * unit], metrics, ran)
+        squares = 0.99 * squares + 0.01 * counts**2
+        typical = np.sqrt(squares / (1 - 0.99 ** (number + 1)))
+        np.testing.assert_allclose(norms.mean[0], squares, rtol=1e-5)
+        np.testing.assert_allclose(grad[0], counts / typical / 2, rtol=1e-5)
+        assert found["meta_grad_norm/small"] == scale  # What it was.
+
+
 def test_drawn_parts_count_for_those_that_are_not():
     """Over all keys each part runs equally often, and the expectation is that of all parts."""
     estimators, theta = parts()

@@ -13,13 +13,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
 from launch import environment, loop
 from launch.compiled_programs import keep_compiled_programs
+from launch.job import build
 from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
 from launch.train import exit_code
+from learned_opt import weights
 from meta_train import devices
+from meta_train.checkpoint import Checkpoints
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent
@@ -460,6 +464,26 @@ def test_perturbations_that_are_lost_are_said_once(toys, tmp_path, capsys, monke
     assert json.loads((tmp_path / "2" / "metrics.jsonl").read_text().splitlines()[0])["unperturbed"]
     monkeypatch.setattr(loop, "UNPERTURBED", 1.0)
     assert warnings(num_steps=4, seed=1, **small) == []
+
+
+def test_the_mean_of_theta_is_what_is_exported(tmp_path):
+    """By the checkpoints' thetas, which move as without it; also in a job that was continued."""
+    settings = {"checkpoint_every": 1, "keep_checkpoints": 9, "eval_every": 0}
+    average = {"average": 0.75, "learning_rate": 0.1}
+    jobs.run(tmp_path / "job", num_steps=3, meta=average, **settings)
+    jobs.run(tmp_path / "job", num_steps=6, meta=average, **settings)
+    jobs.run(tmp_path / "plain", num_steps=6, meta={"learning_rate": 0.1}, **settings)
+    spec = devices.host_like(jax.eval_shape(build(jobs.changed(meta=average), None).init))
+    checkpoints = Checkpoints(tmp_path / "job", read_only=True)
+    thetas = np.stack([checkpoints.restore(step, spec).theta for step in range(7)])
+    mean = thetas[0]
+    for theta in thetas[1:]:
+        mean = 0.75 * mean + 0.25 * theta
+    exported = weights.load(tmp_path / "job" / "optimizer")[1]
+    np.testing.assert_allclose(ravel_pytree(exported)[0], mean, rtol=1e-5)
+    assert np.max(np.abs(thetas[-1] - mean)) > 0.05
+    plain = weights.load(tmp_path / "plain" / "optimizer")[1]
+    np.testing.assert_array_equal(ravel_pytree(plain)[0], thetas[-1])
 
 
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):

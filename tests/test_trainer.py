@@ -8,6 +8,7 @@ import pytest
 
 from meta_train import trainer
 from meta_train.estimators import GradientEstimator
+from meta_train.meta_optimizers import AdamW, judged
 
 THETA = jnp.array([3.0, -4.0])
 GRAD = jnp.array([0.6, -0.8])
@@ -77,6 +78,21 @@ def test_a_gradient_that_is_not_finite_moves_nothing(rebuild):
     assert metrics["update_norm"] == 0 and not np.isfinite(metrics["meta_grad_norm"])
     again, _ = jax.jit(trainer.make_step(good, optimizer))(after)
     assert np.all(np.isfinite(again.theta)) and np.any(again.theta != after.theta)
+
+
+def test_the_mean_of_theta_does_not_see_what_is_held():
+    """AdamW would shrink what is held; neither theta nor its mean move there."""
+    held = np.array([False, True])
+    optimizer = AdamW(learning_rate=0.5, weight_decay=0.1, average=0.5).make(10, held)
+    state = started(known(), optimizer)
+    step = jax.jit(trainer.make_step(known(), optimizer))
+    mean = THETA
+    for _ in range(3):
+        state, _ = step(state)
+        mean = (mean + state.theta) / 2
+    assert state.theta[1] == THETA[1] and state.theta[0] < THETA[0] - 1
+    np.testing.assert_allclose(judged(state.theta, state.meta_opt_state), mean, rtol=1e-6)
+    assert judged(state.theta, state.meta_opt_state.state) is state.theta
 
 
 def test_a_spread_below_zero_by_rounding_is_zero():

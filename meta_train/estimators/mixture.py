@@ -58,6 +58,7 @@ def mixture(
     weights: Sequence[float] = (),
     drawn: int = 0,
     normalize: bool = False,
+    cut: float = 0.0,
     device_mean: Callable[[Any], Any] = lambda tree: tree,
 ) -> Mixture:
     """The weighted mean of the gradients of several estimators over one theta.
@@ -67,6 +68,8 @@ def mixture(
     counts ``K / drawn`` times as much, so the expectation stays. With ``normalize`` each ``g_i``
     is first divided by the root of its running mean square norm (decay 0.99, this gradient
     included): scales are then alike, and the expectation is no longer that of the mean loss.
+    With ``cut`` a gradient above ``cut`` times the running norm before it counts as that, also in
+    the running norm, which one spike would otherwise leave too large for hundreds of steps.
     A part whose gradient is not finite contributes zero and teaches its norm nothing.
 
     Metrics: those of the whole as for any estimator (``loss`` is the weighted mean over the parts
@@ -80,6 +83,7 @@ def mixture(
       weights: what each counts, above 0; empty: all alike.
       drawn: parts that run in a step; 0: all.
       normalize: divide each gradient by its running norm.
+      cut: running norms that a gradient counts as at most; 0: none is cut.
       device_mean: the mean over devices, where the estimator runs on several.
 
     Raises:
@@ -122,7 +126,10 @@ def mixture(
     def combine(running, grads, metrics, ran):
         norms = jnp.stack([optax.tree.norm(grad) for grad in grads])
         usable = ran & jnp.isfinite(norms)
-        mean = _DECAY * running.mean + (1 - _DECAY) * jnp.square(norms)
+        before = jnp.sqrt(running.mean / (1 - _DECAY ** jnp.maximum(running.seen, 1)))
+        cuts = bool(cut) & (running.seen > 0) & (before > 0) & (norms > cut * before)
+        counted = jnp.where(cuts, cut * before, norms)
+        mean = _DECAY * running.mean + (1 - _DECAY) * jnp.square(counted)
         running = Norms(
             jnp.where(usable, mean, running.mean).astype(running.mean.dtype), running.seen + usable
         )
@@ -130,6 +137,7 @@ def mixture(
         if normalize:
             typical = jnp.sqrt(running.mean / (1 - _DECAY ** jnp.maximum(running.seen, 1)))
             factors = factors / jnp.where(typical > 0, typical, 1.0)
+        factors = jnp.where(cuts, factors * (counted / norms), factors)
         zeros = jax.tree.map(jnp.zeros_like, grads[0])
         grad = zeros
         for i in range(size):
@@ -142,8 +150,8 @@ def mixture(
         spread = jnp.maximum(of("grad_sq_norm") - jnp.square(norms), 0.0)
         weight = jnp.where(ran, jnp.asarray(share, finite.dtype), 0.0)
         # A part without a finite particle has no loss; the whole has that of the others.
-        counted = jnp.where(ran & (finite > 0), jnp.asarray(share, finite.dtype), 0.0)
-        mean_loss = jnp.sum(jnp.where(counted > 0, losses, 0.0) * counted) / jnp.sum(counted)
+        shares = jnp.where(ran & (finite > 0), jnp.asarray(share, finite.dtype), 0.0)
+        mean_loss = jnp.sum(jnp.where(shares > 0, losses, 0.0) * shares) / jnp.sum(shares)
         mean_finite = jnp.sum(jnp.where(ran, finite, 0.0) * weight) / jnp.sum(weight)
         variance = jnp.sum(jnp.where(usable, jnp.square(factors) * spread, 0.0))
         found = {

@@ -172,12 +172,15 @@ def told(horizons):
     """Losses that count at the last step of the horizon that the start was told, theta's alone."""
 
     def begin(theta, key, horizon):
-        return jnp.ones(3).at[0].set(jnp.asarray(horizon, jnp.float32))
+        return jnp.ones(3, jnp.float32).at[0].set(jnp.asarray(horizon, jnp.float32))
+
+    def move(theta, step):
+        return jnp.array([0.0, 0.1, 0.1], jnp.float32) * theta
 
     def observe(theta, w, step, key):
         return horizons.mean * theta[0] * (step == jnp.round(w[0]) - 1)
 
-    return systems.undoable(begin, lambda theta, step: jnp.array([0.0, 0.1, 0.1]) * theta, observe)
+    return systems.undoable(begin, move, observe)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
