@@ -44,8 +44,8 @@ class MetaOptimizerConfig:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if not 0 <= self.average < 1:
             raise ValueError(
-                f"`average` must be at least 0 (off) and below 1, got {self.average}; .99 is a mean "
-                "over about 100 outer steps."
+                f"`average` must be at least 0 (off) and below 1, got {self.average}; .99 is a "
+                "mean over about 100 outer steps."
             )
 
     @property
