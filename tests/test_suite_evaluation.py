@@ -380,8 +380,42 @@ def test_what_is_written(evaluated, tmp_path):
     assert worst["log_loss"]["train"]["estimate"] == pytest.approx(np.log(3.01))
     text = report.table(summary)
     assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
+    assert max(map(len, text.splitlines())) <= report.LINE
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
     assert "is above" in said and "adam (one rate) +" in said and "[" in said
+
+
+def test_text_is_narrow_and_says_all():
+    """Names of any length, sentences of any length, and no interval on two lines."""
+    interval = Interval(-0.123, -1.0, 0.5)
+    sentence = f"{'x' * 60} is above " + ", ".join(f"adam {i} {interval}" for i in range(20))
+    lines = report.wrapped(sentence).split("\n")
+    assert len(lines) > 5 and max(map(len, lines)) <= report.LINE
+    assert " ".join(line.strip() for line in lines) == sentence
+    assert sum(line.count(str(interval)) for line in lines) == 20
+    assert report.shortened("abcdef", 6) == "abcdef" and report.shortened("abcdefg", 6) == "…cdefg"
+    assert len(report._line("a/" * 60, ["0"] * 7)) < report.LINE
+
+
+def test_files_of_another_evaluation_are_not_replaced_in_silence(tmp_path):
+    asked, path = {"suite": "smoke", "horizons": [20, 100], "optimizers": ["a"]}, tmp_path / "x"
+    assert report.replaced(asked, path) == []
+    report.write_json({"asked": asked}, path)
+    assert report.replaced(asked, path) == []
+    (said,) = report.replaced(asked | {"horizons": [30]}, path)
+    assert "(horizons [20, 100]) were replaced" in said and "seconds" in said
+    path.write_text("{")
+    assert "not known which" in report.replaced(asked, path)[0]
+
+
+def test_folders_have_short_names_that_differ():
+    from launch.evaluate import _labelled
+
+    assert list(_labelled(["r/x/optimizer", "r/y/optimizer"])) == ["x/optimizer", "y/optimizer"]
+    found = _labelled(["r/x/optimizer", "s/x/optimizer/"])
+    assert found == {"r/x/optimizer": "r/x/optimizer", "s/x/optimizer": "s/x/optimizer/"}
+    with pytest.raises(ValueError, match="once for each"):
+        _labelled(["a", "./a"])
 
 
 class Parsed(html.parser.HTMLParser):
