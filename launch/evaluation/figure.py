@@ -97,13 +97,12 @@ def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
             linewidth=width,
             label=f"{shortened(row['label'], LABEL)}: {row['profile_score']:.2f}",
         )
-    others = [row for row in ranked if row not in named]
-    for i, row in enumerate(others):
-        label, style = (
-            f"the {len(others)} others" if i == 0 else None,
-            {"color": "0.85", "zorder": 1},
+    others = [row["profile"] for row in ranked if row not in named]
+    if others:
+        lines = axis.step(
+            RATIOS, np.transpose(others), where="post", color="0.85", linewidth=0.8, zorder=1
         )
-        axis.step(RATIOS, row["profile"], where="post", linewidth=0.8, label=label, **style)
+        lines[0].set_label(f"the {len(others)} others")
     axis.set(
         title="performance profile and AlgoPerf's score",
         xlabel="steps to tuned Adam's loss, over those of the fastest",
