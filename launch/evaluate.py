@@ -160,7 +160,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     page.write(summary, title, about, workdir / "suite.html")
     print(title, report.table(summary), sep="\n")
     print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
-    print(f"wrote {', '.join(str(workdir / f'suite.{x}') for x in ('csv', 'json', 'png', 'html'))}")
+    print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
     return 0
 
 
