@@ -7,7 +7,7 @@ On one task: training losses, and the task's score on its test split at the end,
 runs under every optimizer, at the horizon it was trained for and at 5 times it; writes
 `evaluation.json` and `evaluation.png`.
 
-On a suite of tasks (docs/evaluation.md): nine baselines, each at its best setting for each task, at
+On a suite of tasks (docs/evaluation.md): ten baselines, each at its best setting for each task, at
 one setting for the whole suite and at its default; aggregates with 95% intervals, paired
 differences, and `suite.csv`, `suite.json`, `suite.png` and `suite.html`. NAME is an architecture,
 evaluated untrained.
@@ -139,15 +139,28 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     title = f"Suite {found.name}: {len(found.tasks)} tasks, {seeds} seeds"
     about = [f"Baselines are tuned by their {_CHOOSE_BY.value} loss on other seeds."]
     about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
+    about.append(
+        f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
+        "asked for; with another they may differ."
+    )
     about += report.warnings(summary)
     said = [*report.claims(summary), *report.claims(summary, "test")]
-    summary |= {"suite": found.name, "about": about, "claims": said}
+    summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
+    summary["asked"] = {
+        "suite": found.name,
+        "horizons": horizons,
+        "seeds": seeds,
+        "choose_by": _CHOOSE_BY.value,
+        "optimizers": list(contenders),
+    }
+    replaced = report.replaced(summary["asked"], workdir / "suite.json")
     report.write_csv(entries, workdir / "suite.csv")
     report.write_json(summary, workdir / "suite.json")
     figure.plot(summary, title, workdir / "suite.png")
     page.write(summary, title, about, workdir / "suite.html")
-    print(title, report.table(summary), "\n".join(about), "", "\n".join(said), "", sep="\n")
-    print(f"wrote {', '.join(str(workdir / f'suite.{x}') for x in ('csv', 'json', 'png', 'html'))}")
+    print(title, report.table(summary), sep="\n")
+    print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
+    print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
     return 0
 
 
@@ -162,13 +175,14 @@ def _suite_horizons(of_suite: tuple[int, ...]) -> list[int]:
 
 
 def _labelled(paths: list[str]) -> dict[str, str]:
-    """Short names of folders, or where these are not enough the whole paths."""
-    names = [_short_name(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(Path(path).absolute()) for path in paths]
-    if len(set(names)) < len(names):
+    """Short names of folders: the last two parts of each path, or as many as tell them apart."""
+    parts = [Path(path).absolute().parts[1:] for path in paths]
+    if len(set(parts)) < len(parts):
         raise ValueError(f"--optimizer must be given once for each optimizer, got {paths}.")
-    return dict(zip(names, paths, strict=True))
+    count = 2
+    while len({x[-count:] for x in parts}) < len(parts):
+        count += 1
+    return {"/".join(x[-count:]): path for x, path in zip(parts, paths, strict=True)}
 
 
 def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
@@ -220,11 +234,6 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
         f"The optimizers were not trained on one task ({said}); choose one with --cfg.task=NAME, "
         "and --cfg.task.* for what differs from its defaults."
     )
-
-
-def _short_name(path: str) -> str:
-    """The last two parts of the path: the job and the folder inside it."""
-    return "/".join(Path(path).absolute().parts[-2:])
 
 
 def cli() -> None:

@@ -17,6 +17,7 @@ from launch.evaluation import SEED, aggregates, page, report
 from launch.evaluation import suite as command
 from launch.evaluation.aggregates import Interval
 from launch.evaluation.baselines import BASELINES, BUILDERS, EVALUATED, Setting, theta_of
+from launch.evaluation.optlist import OPTLIST
 from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
 from launch.suites import suite
 from meta_train import evaluate
@@ -162,7 +163,58 @@ def test_runs_are_those_of_an_evaluation_on_one_task():
     np.testing.assert_allclose(found.scores["test"]["loss"], one.test["loss"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+def test_optlist_is_what_is_published():
+    """Against the published update, step by step in double precision, all ten at once."""
+    num_steps, random = 12, np.random.default_rng(0)
+    grads = random.normal(size=(num_steps + 2, 6)) * np.array([1, 1, 1, 1e-3, 1e-3, 30])
+    start = random.normal(size=6)
+
+    def published(setting):
+        rate, b1, b2, eps, nesterov, decay, warmup, low, constant = setting
+        m, v, p, found = np.zeros(6), np.zeros(6), start, []
+        for step, g in enumerate(grads):
+            t, s, const_steps = step + 1, min(step, num_steps), constant * num_steps
+            lowest, late = low * rate, max(min(step, num_steps), constant * num_steps)
+            fall = np.cos((late - const_steps) * np.pi / (num_steps - const_steps)) / 2 + 0.5
+            lr = (rate - lowest) * fall + lowest
+            if warmup and s < num_steps * max(warmup, constant):
+                lr = s / (num_steps * max(warmup, constant)) * rate
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            lr *= np.sqrt(1 - b2**t) / (1 - b1**t)
+            top = b1 * m + (1 - b1) * g if nesterov else m
+            found.append(-lr * (top / (np.sqrt(v) + eps) + decay * p))
+            p = p + found[-1]
+        return np.stack(found)
+
+    optlist = BASELINES["optlist"]
+
+    @jax.jit
+    @jax.vmap
+    def ours(theta):
+        transform = optlist.optimizer().bind(theta, jnp.int32(num_steps))
+
+        def body(carry, g):
+            params, state = carry
+            updates, state = transform.update({"p": g}, state, params)
+            return (optax.apply_updates(params, updates), state), updates["p"]
+
+        params = {"p": jnp.float32(start)}
+        return jax.lax.scan(body, (params, transform.init(params)), jnp.float32(grads))[1]
+
+    assert [str(s) for s in optlist.settings] == [f"{i} of its list" for i in range(10)]
+    assert optlist.untuned == optlist.settings[0] and not optlist.at_edge(optlist.settings[0])
+    expected = np.stack([published(s) for s in OPTLIST])
+    found = ours(stacked(optlist.settings))
+    np.testing.assert_allclose(found, expected, rtol=5e-5, atol=1e-9)
+    # Warm-ups from 0 as long as the constant phase, and the rate at the end, are all in it.
+    still = [s.warmup_fraction > 0 for s in OPTLIST]
+    np.testing.assert_array_equal((expected == 0).all(axis=2)[:, 0], still)
+    np.testing.assert_array_equal(
+        (expected == 0).all(axis=2)[:, -1], [s.min_learning_rate_mult == 0 for s in OPTLIST]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"optlist"}))
 def test_baselines_are_swept_wide_and_learn(name):
     """At least 14 values, schedules of data, and at optax's own defaults its own optimizer."""
     baseline = BASELINES[name]
@@ -208,6 +260,9 @@ def test_survivors_are_the_best_and_the_next_smaller():
     assert command.survivors([c, cosine, a, b], 1) == (c, b)
     assert command.survivors([c, cosine, a, b], 2) == (c, cosine, b)
     assert command.survivors([a, b], 1) == (a,)
+    listed = BASELINES["optlist"].settings  # Neighbours have nothing in common.
+    assert command.survivors(listed[::-1], 2) == (listed[9], listed[8])
+    assert command.survivors(listed[::-1], 1) == (listed[9],)
     losses = {"t": {a: np.array([0.0, 3.0]), b: np.array([1.0, 1.0])}}
     assert command.rank_for_suite(losses, [a, b]) == [b, a]
 
@@ -325,8 +380,42 @@ def test_what_is_written(evaluated, tmp_path):
     assert worst["log_loss"]["train"]["estimate"] == pytest.approx(np.log(3.01))
     text = report.table(summary)
     assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
+    assert max(map(len, text.splitlines())) <= report.LINE
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
     assert "is above" in said and "adam (one rate) +" in said and "[" in said
+
+
+def test_text_is_narrow_and_says_all():
+    """Names of any length, sentences of any length, and no interval on two lines."""
+    interval = Interval(-0.123, -1.0, 0.5)
+    sentence = f"{'x' * 60} is above " + ", ".join(f"adam {i} {interval}" for i in range(20))
+    lines = report.wrapped(sentence).split("\n")
+    assert len(lines) > 5 and max(map(len, lines)) <= report.LINE
+    assert " ".join(line.strip() for line in lines) == sentence
+    assert sum(line.count(str(interval)) for line in lines) == 20
+    assert report.shortened("abcdef", 6) == "abcdef" and report.shortened("abcdefg", 6) == "…cdefg"
+    assert len(report._line("a/" * 60, ["0"] * 7)) < report.LINE
+
+
+def test_files_of_another_evaluation_are_not_replaced_in_silence(tmp_path):
+    asked, path = {"suite": "smoke", "horizons": [20, 100], "optimizers": ["a"]}, tmp_path / "x"
+    assert report.replaced(asked, path) == []
+    report.write_json({"asked": asked}, path)
+    assert report.replaced(asked, path) == []
+    (said,) = report.replaced(asked | {"horizons": [30]}, path)
+    assert "(horizons [20, 100]) were replaced" in said and "seconds" in said
+    path.write_text("{")
+    assert "not known which" in report.replaced(asked, path)[0]
+
+
+def test_folders_have_short_names_that_differ():
+    from launch.evaluate import _labelled
+
+    assert list(_labelled(["r/x/optimizer", "r/y/optimizer"])) == ["x/optimizer", "y/optimizer"]
+    found = _labelled(["r/x/optimizer", "s/x/optimizer/"])
+    assert found == {"r/x/optimizer": "r/x/optimizer", "s/x/optimizer": "s/x/optimizer/"}
+    with pytest.raises(ValueError, match="once for each"):
+        _labelled(["a", "./a"])
 
 
 class Parsed(html.parser.HTMLParser):

@@ -1,4 +1,4 @@
-"""The optimizers of optax that others are compared with, as data: how each is built and swept.
+"""The optimizers that others are compared with, as data: how each is built and swept.
 
 A setting of a baseline is a value of its knob and a schedule. Both are data of the compiled
 program, so a sweep compiles nothing anew. What a setting says nothing of is at optax's default.
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from launch.evaluation.optlist import OPTLIST, nadamw
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 
-CONSTANT, COSINE, WARMUP = "constant", "cosine", "warmup"
-SCHEDULES = (CONSTANT, COSINE, WARMUP)
+# The last is for settings of a list, whose value is the place in it, from 0: each has a schedule
+# of its own, and neighbours have nothing in common.
+CONSTANT, COSINE, WARMUP, LISTED = "constant", "cosine", "warmup", "of its list"
+SCHEDULES = (CONSTANT, COSINE, WARMUP, LISTED)
 # The share of a run over which `warmup` raises the rate from 0 to its value.
 WARMUP_SHARE = 0.1
 
@@ -31,13 +34,13 @@ class Setting(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """An optimizer of optax, and what of it is swept.
+    """An optimizer of optax or a list of settings, and what of it is swept.
 
     Attributes:
       builder: its name in ``BUILDERS``.
-      values: of the knob that is swept, at least 14, in increasing order.
+      values: of the knob that is swept, at least 14, in increasing order; or the places of a list.
       default: the library's own value of the knob, or where it has none, the one that its authors
-        or most users take, with a constant rate.
+        or most users take, with a constant rate; of a list the first.
       schedules: those that every value is tried with.
       knob: its name.
       arguments: others that differ from optax's defaults.
@@ -52,8 +55,8 @@ class Baseline(NamedTuple):
 
     @property
     def untuned(self) -> Setting:
-        """The default, at a constant rate."""
-        return Setting(self.default, CONSTANT)
+        """The default, at a constant rate; of a list the first."""
+        return Setting(self.default, self.schedules[0])
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -62,8 +65,8 @@ class Baseline(NamedTuple):
         return tuple(dict.fromkeys([*grid, self.untuned]))
 
     def at_edge(self, setting: Setting) -> bool:
-        """Whether its value is the smallest or the largest of the sweep."""
-        return setting.value in (self.values[0], self.values[-1])
+        """Whether its value is the smallest or the largest of the sweep; a list has no edge."""
+        return setting.schedule != LISTED and setting.value in (self.values[0], self.values[-1])
 
     def optimizer(self) -> LearnedOptimizer:
         """The baseline as a learned optimizer whose theta is a setting, from ``theta_of``."""
@@ -72,7 +75,8 @@ class Baseline(NamedTuple):
             def factor(count):
                 progress = count / num_steps
                 warmup = jnp.minimum(1.0, (count + 1) / (WARMUP_SHARE * num_steps))
-                shapes = [jnp.ones_like(progress), (1 + jnp.cos(jnp.pi * progress)) / 2, warmup]
+                cosine = (1 + jnp.cos(jnp.pi * progress)) / 2
+                shapes = [jnp.ones_like(progress), cosine, warmup, progress]
                 return jnp.stack(shapes)[theta["schedule"]]
 
             return BUILDERS[self.builder](theta["value"], factor, self.arguments)
@@ -88,7 +92,9 @@ def theta_of(setting: Setting) -> dict[str, Any]:
     }
 
 
-Factor = Callable[[Any], Any]  # The step's number -> what the schedule multiplies the rate by.
+# The step's number -> what the schedule multiplies the rate by, or the progress of the run for
+# settings of a list.
+Factor = Callable[[Any], Any]
 
 
 def _by_rate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,6 +127,7 @@ BUILDERS: dict[str, Callable[[Any, Factor, dict[str, Any]], Any]] = {
     "muon": _by_rate(optax.contrib.muon),
     "prodigy": _prodigy,
     "schedule_free": _schedule_free,
+    "optlist": lambda place, progress, arguments: nadamw(place, progress, **arguments),
 }
 # Parameters to judge by, where they are not those that gradients are taken at: (state, params).
 EVALUATED: dict[str, Callable[[Any, Any], Any]] = {
@@ -133,8 +140,7 @@ def _grid(low: int, high: int) -> tuple[float, ...]:
     return tuple(10.0 ** (e / 3) for e in range(low, high + 1))
 
 
-# A Shampoo is not among optax's optimizers (0.2.8), and the values of OptList are not in the
-# repository, so there is neither.
+# A Shampoo is not among optax's optimizers (0.2.8), so there is none.
 BASELINES: dict[str, Baseline] = {
     "sgdm": Baseline("sgd", _grid(-11, 3), 0.01, arguments={"momentum": 0.9}),
     "adam": Baseline("adam", _grid(-12, 1), 0.001),
@@ -146,5 +152,14 @@ BASELINES: dict[str, Baseline] = {
     "prodigy": Baseline("prodigy", _grid(-7, 6), 1.0, knob="coefficient of the estimated rate"),
     "schedule_free_adamw": Baseline(
         "schedule_free", _grid(-12, 1), 0.0025, schedules=(CONSTANT, WARMUP)
+    ),
+    # The list is an argument, so that it is part of what decides results that are kept.
+    "optlist": Baseline(
+        "optlist",
+        tuple(float(i) for i in range(len(OPTLIST))),
+        0.0,
+        schedules=(LISTED,),
+        knob="place in the list",
+        arguments={"settings": OPTLIST},
     ),
 }

@@ -9,12 +9,13 @@ import numpy as np
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-from launch.evaluation.report import RATIOS
+from launch.evaluation.report import LABEL, RATIOS, shortened
 from launch.evaluation.suite import DEFAULT, ONE_RATE, TUNED
 from launch.studies.shared.plots import BLUE, GREEN, ORANGE, STYLE, VERMILION
 
-# Colours of the columns; "" is an optimizer that has no rate to choose.
+# Colours and markers of the columns; "" is an optimizer that has no rate to choose.
 COLORS = {"": VERMILION, TUNED: BLUE, ONE_RATE: GREEN, DEFAULT: ORANGE}
+MARKERS = {"": "*", TUNED: "o", ONE_RATE: "s", DEFAULT: "D"}
 NAMES = {
     "": "without tuning",
     TUNED: TUNED,
@@ -38,7 +39,7 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
         figure, axes = plt.subplots(
             2,
             len(horizons),
-            figsize=(5.6 * len(horizons), 2 + 0.19 * count + 4),
+            figsize=(6.4 * len(horizons), 2 + 0.19 * count + 4),
             squeeze=False,
             height_ratios=[0.19 * count + 1, 3],
         )
@@ -46,7 +47,13 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
             _intervals(axes[0, column], found["rows"], horizon)
             _profiles(axes[1, column], found["rows"])
         handles = [
-            plt.Line2D([], [], color=color, marker="o", label=f"{NAMES[name]}: training loss, 95%")
+            plt.Line2D(
+                [],
+                [],
+                color=color,
+                marker=MARKERS[name],
+                label=f"{NAMES[name]}: training loss, 95%",
+            )
             for name, color in COLORS.items()
         ]
         handles.append(plt.Line2D([], [], color="black", marker="|", ls="", label="test loss"))
@@ -61,10 +68,10 @@ def _intervals(axis: Any, rows: list[dict[str, Any]], horizon: str) -> None:
     for y, row in enumerate(rows):
         of, color = row["log_loss"]["train"], COLORS[row["column"]]
         axis.plot([of["low"], of["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
-        axis.plot(of["estimate"], y, "o", color=color, markersize=5)
+        axis.plot(of["estimate"], y, MARKERS[row["column"]], color=color, markersize=5)
         axis.plot(row["log_loss"]["test"]["estimate"], y, "|", color="black", markersize=8)
     axis.axvline(0, color="0.6", linewidth=0.8, linestyle="--")
-    axis.set_yticks(range(len(rows)), [row["optimizer"] for row in rows], fontsize=7)
+    axis.set_yticks(range(len(rows)), [shortened(row["label"], LABEL) for row in rows], fontsize=7)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
         label.set_color(COLORS[row["column"]])
     axis.set(
@@ -78,9 +85,6 @@ def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
     ranked = sorted(rows, key=lambda row: -row["profile_score"])
     named = [row for row in ranked if not row["column"]]
     named += [row for row in ranked if row["column"]][:DRAWN]
-    for row in ranked:
-        if row not in named:
-            axis.step(RATIOS, row["profile"], where="post", color="0.85", linewidth=0.8)
     colors = [VERMILION, BLUE, GREEN, ORANGE, "#CC79A7", "#56B4E9", "black", "0.4"]
     for i, row in enumerate(named):
         width, style = (2.2, "-") if not row["column"] else (1.4, "--" if i % 2 else "-")
@@ -91,8 +95,14 @@ def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
             where="post",
             color=colors[i % len(colors)],
             linewidth=width,
-            label=f"{row['label']}: {row['profile_score']:.2f}",
+            label=f"{shortened(row['label'], LABEL)}: {row['profile_score']:.2f}",
         )
+    others = [row["profile"] for row in ranked if row not in named]
+    if others:
+        lines = axis.step(
+            RATIOS, np.transpose(others), where="post", color="0.85", linewidth=0.8, zorder=1
+        )
+        lines[0].set_label(f"the {len(others)} others")
     axis.set(
         title="performance profile and AlgoPerf's score",
         xlabel="steps to tuned Adam's loss, over those of the fastest",

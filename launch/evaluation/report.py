@@ -1,6 +1,9 @@
 """From the runs of a suite to tables, claims and files."""
 
 import csv
+import json
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from tasks import SPLITS, Split, TaskConfig
 
 # The baseline that speed-ups and targets refer to.
 REFERENCE = "adam"
+# Characters of a line of text, and of the optimizer's name in a table.
+LINE, LABEL = 120, 36
 RATIOS = np.linspace(1.0, 4.0, 61)
 
 
@@ -242,28 +247,68 @@ def warnings(summary: dict[str, Any]) -> list[str]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The rows of every horizon, the best first, as text."""
-    heads = ["train log-loss [95%]", "test log-loss [95%]", "speed-up", "profile"]
-    heads += ["diverged", "us/step", "state bytes"]
+    """The rows of every horizon, the best first, as lines of at most ``LINE`` characters."""
+    heads = ["train log-loss [95%]", "test log-loss [95%]", "speed-up", "score"]
+    heads += ["diverged", "us/step", "state"]
     lines = []
     for horizon, found in summary["horizons"].items():
         rows = sorted(found["rows"], key=lambda row: row["log_loss"]["train"]["estimate"])
-        width = max(len(row["label"]) for row in rows)
-        lines.append(_line(f"{horizon} steps", width, heads))
+        lines.append(_line(f"{horizon} steps", heads))
         for row in rows:
-            intervals = [str(Interval(**row["log_loss"][split])) for split in ("train", "test")]
+            of = [Interval(**row["log_loss"][split]) for split in ("train", "test")]
+            intervals = [f"{x.estimate:+.3f} [{x.low:+.2f}, {x.high:+.2f}]" for x in of]
             fast = row["speed_up"]["estimate"] if row["speed_up"] else float("nan")
             cells = [*intervals, f"{fast:.2f}", f"{row['profile_score']:.2f}"]
             cells += [f"{row['diverged']}/{row['runs']}", f"{row['microseconds_per_step']:.3g}"]
             cells.append(f"{np.mean(list(row['state_bytes'].values())):.0f}")
-            lines.append(_line(row["label"], width, cells))
+            lines.append(_line(row["label"], cells))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(label: str, width: int, cells: Sequence[str]) -> str:
-    columns = zip(cells, (26, 26, 10, 10, 10, 10, 0), strict=True)
-    return f"{label:<{width}}  {''.join(f'{cell:<{size}}' for cell, size in columns)}"
+def _line(label: str, cells: Sequence[str]) -> str:
+    columns = zip(cells, (22, 22, 9, 6, 9, 9, 0), strict=True)
+    label = shortened(label, LABEL)
+    return f"{label:<{LABEL}} {''.join(f'{cell:<{size}}' for cell, size in columns)}"
+
+
+def shortened(label: str, width: int) -> str:
+    """At most ``width`` characters: of what is longer, the end, which tells paths apart."""
+    return label if len(label) <= width else f"…{label[1 - width :]}"
+
+
+def wrapped(sentence: str) -> str:
+    """Lines of at most ``LINE`` characters, all but the first indented, no interval torn apart."""
+    whole_intervals = re.sub(r"(\S+) \[(\S+), (\S+)\]", "\\1\xa0[\\2,\xa0\\3]", sentence)
+    lines = textwrap.wrap(
+        whole_intervals,
+        LINE,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def replaced(asked: dict[str, Any], path: Path) -> list[str]:
+    """What to say if ``path``, a ``suite.json`` to be written anew, is of another evaluation.
+
+    Args:
+      asked: what decides this one, as it will be in the file.
+    """
+    try:
+        before = json.loads(path.read_text()).get("asked", {})
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError):
+        before = {}
+    if before == json.loads(json.dumps(asked)):
+        return []
+    said = ", ".join(f"{k} {before[k]}" for k in asked if k in before and before[k] != asked[k])
+    return [
+        f"The suite.* files of another evaluation ({said or 'not known which'}) were replaced; "
+        "its runs are kept, so its command writes them again in seconds."
+    ]
 
 
 def write_csv(entries: Sequence[Entry], path: Path) -> None:

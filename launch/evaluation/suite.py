@@ -21,7 +21,7 @@ import learned_opt
 from launch.choices import to_dict
 from launch.evaluation import SEED
 from launch.evaluation.aggregates import interquartile_mean, log_loss
-from launch.evaluation.baselines import BASELINES, EVALUATED, Setting, theta_of
+from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, theta_of
 from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
 from launch.evaluation.runs import Runner, Starts
 from learned_opt.base import LearnedOptimizer
@@ -363,10 +363,11 @@ def rank_for_suite(
 def survivors(ranked: Sequence[Setting], keep: int) -> tuple[Setting, ...]:
     """What of settings, the best first, is tried at a longer horizon.
 
-    The ``keep`` best, and beside the best the next smaller value under its schedule.
+    The ``keep`` best, and beside the best the next smaller value under its schedule; a list has
+    none.
     """
     best = ranked[0]
-    smaller = [s for s in ranked if s.schedule == best.schedule and s.value < best.value]
+    smaller = [s for s in ranked if s.schedule == best.schedule != LISTED and s.value < best.value]
     beside = [max(smaller)] if smaller else []
     return tuple(dict.fromkeys([*ranked[:keep], *beside]))
 
