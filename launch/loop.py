@@ -14,7 +14,7 @@ from launch import environment
 from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
-from launch.job import Job, build
+from launch.job import Job, build, say_compiling
 from launch.pending import Finished, Pending
 from launch.validation import Best
 from learned_opt.paths import writable_folder
@@ -126,6 +126,7 @@ def _run(
 
     if step < config.num_steps and not stop.requested:
         # Ahead, so that no step's time is that of compiling it.
+        say_compiling(job)
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
