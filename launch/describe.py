@@ -72,8 +72,10 @@ def _find(name: str) -> tuple["LearnedOptimizer", dict[str, Any] | None]:
     """The optimizer, and how it was trained if it was."""
     import learned_opt
     from launch.choices import KINDS, find, suggest
+    from launch.trained import check_folder
 
     if name not in learned_opt.OPTIMIZERS and os.path.isdir(os.path.expanduser(name)):
+        check_folder("NAME", name, or_a_name=True)
         return learned_opt.load(name)[0], learned_opt.load_config(name)["training"]
     if name not in learned_opt.OPTIMIZERS and ":" not in name:
         raise ValueError(
