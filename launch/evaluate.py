@@ -74,12 +74,6 @@ _CHOOSE_BY = flags.DEFINE_enum(
 def main(config: EvaluationConfig) -> int:
     if _SUITE.value is not None:
         return _suite(config, _SUITE.value)
-    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
-    import learned_opt
-    from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
-    from launch.trained import check_folder, limits, reads_of
-    from learned_opt.paths import writable_folder
-
     given = {"--optimizer": _OPTIMIZER.value, "--workdir": WORKDIR.value}
     missing = [f"{flag}=FOLDER" for flag, value in given.items() if not value]
     if missing:
@@ -89,6 +83,12 @@ def main(config: EvaluationConfig) -> int:
             "--trained_horizon and --choose_by are for suites, got no --suite; give --suite=NAME, "
             "or leave them out."
         )
+    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    import learned_opt
+    from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
+    from launch.trained import check_folder, limits, reads_of
+    from learned_opt.paths import writable_folder
+
     labelled = _labelled(_OPTIMIZER.value)
     for folder in labelled.values():
         check_folder("--optimizer", folder, or_a_name=False)
@@ -116,8 +116,10 @@ def main(config: EvaluationConfig) -> int:
     print("\n".join(verdicts(results)))
     print()
     for name, path in paths.items():
+        # What no task was chosen for was trained on this one, however its card words it.
+        on = trained[name].get("task") if config.task else facts
         reads = reads_of(learned_opt.load(path)[0])
-        said = limits(facts, trained[name], horizons, reads)
+        said = limits(facts, trained[name] | {"task": on}, horizons, reads)
         print(textwrap.fill(f"Limits of {name}: {' '.join(said)}", 100))
     print()
     print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
@@ -126,13 +128,7 @@ def main(config: EvaluationConfig) -> int:
 
 def _suite(config: EvaluationConfig, name: str) -> int:
     """The evaluation on a suite."""
-    import learned_opt
-    from launch.compiled_programs import keep_compiled_programs
-    from launch.evaluation import figure, page, report
-    from launch.evaluation.suite import SuiteEvaluation, contender
     from launch.suites import SUITES, suite
-    from launch.trained import beyond, check_folder, reading, reads_of
-    from learned_opt.paths import writable_folder
 
     if config.task is not None:
         raise ValueError("--suite and --cfg.task exclude each other, got both; leave one out.")
@@ -141,6 +137,14 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         raise ValueError(
             f"--suite must be one of {', '.join(SUITES)}, got {name!r}.{suggest(name, SUITES)}"
         )
+    import learned_opt
+    from launch.compiled_programs import keep_compiled_programs
+    from launch.evaluation import figure, page, report
+    from launch.evaluation.baselines import BASELINES
+    from launch.evaluation.suite import SuiteEvaluation, contender
+    from launch.trained import beyond, check_folder, reading, reads_of
+    from learned_opt.paths import writable_folder
+
     found = suite(name)
     horizons = _suite_horizons(found.horizons)
     contenders, limits = {}, []
@@ -160,9 +164,9 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     keep_compiled_programs()
     seeds = _SEEDS.value or 5
     print(
-        f"Evaluating {len(contenders)} optimizers and nine swept baselines on {len(found.tasks)} "
-        f"tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; a program for each on each "
-        "task is compiled first, which is the longest silence ...",
+        f"Evaluating {len(contenders)} optimizers and {len(BASELINES)} swept baselines on "
+        f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
+        "compiled for each task first ...",
         file=sys.stderr,
         flush=True,
     )
@@ -250,7 +254,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     """
     if chosen is not None:
         return chosen
-    from launch.evaluation.one_task import describe
+    from launch.trained import words
 
     tasks = {
         label: read_task(card["task"], f"{label}/config.json")
@@ -261,7 +265,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     if len(tasks) == len(trained) and len(found) == 1 and len(next(iter(found)).parts) == 1:
         return found.pop()
     said = "; ".join(
-        f"{label}: {describe(to_dict(tasks[label])) if label in tasks else 'it does not say'}"
+        f"{label}: {words(to_dict(tasks[label])) if label in tasks else 'it does not say'}"
         for label in trained
     )
     raise ValueError(

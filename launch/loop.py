@@ -130,6 +130,7 @@ def _run(
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
+    evaluated = False
     while step < config.num_steps and not (stop.requested or rows.hopeless):
         pending.wait_for_room()
         state, metrics = train_step(state)
@@ -139,6 +140,9 @@ def _run(
         if config.eval_every and step % config.eval_every == 0:
             with pending.apart():
                 theta = devices.first_replica(state.theta)
+                if not evaluated:
+                    print("Compiling the evaluation of theta ...", file=sys.stderr, flush=True)
+                evaluated = True
                 metrics |= jax.block_until_ready(job.evaluate(theta))
                 best.offer(step, theta, metrics)
         if step % config.checkpoint_every == 0:

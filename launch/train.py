@@ -28,20 +28,20 @@ _MEMORY = flags.DEFINE_bool(
 
 
 def main(config: Config) -> int:
+    if _MEMORY.value and not _DRY_RUN.value:
+        raise ValueError("--measure_memory is for --dry_run, which was not given; give it too.")
+    given = None if _DRY_RUN.value else required_workdir()
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
     from launch.job import build, describe
     from launch.loop import run
     from learned_opt.paths import writable_folder
 
-    if _MEMORY.value and not _DRY_RUN.value:
-        raise ValueError("--measure_memory is for --dry_run, which was not given; give it too.")
-    if _DRY_RUN.value:
-        keep_compiled_programs()  # What is compiled here, the job need not compile.
+    keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
+    if given is None:
         print(describe(build(config, DATA_DIR.value), _MEMORY.value))
         return 0
-    workdir = writable_folder("--workdir", required_workdir())
-    keep_compiled_programs()
+    workdir = writable_folder("--workdir", given)
     outcome = run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):
         return code
@@ -66,8 +66,11 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
             f"{sum(late) / len(late):.4g} is the mean of the logged ones in the last tenth",
             f"took         {last['time/wall_seconds']:.0f} s, compiling included",
         ]
+    lines.append(f"{config.trains:<13}{exported}")
+    best = workdir / f"{config.trains}_best"
+    if best.exists():
+        lines.append(f"best         {best} (of its evaluations on --cfg.validation)")
     lines += [
-        f"{config.trains:<13}{exported}",
         f"metrics      {workdir / 'metrics.jsonl'}",
         f"checkpoints  {workdir / 'checkpoints'}",
     ]

@@ -95,8 +95,12 @@ def reads_of(optimizer: Any) -> dict[str, bool]:
     """Whether updates depend on the loss (``value``), and on ``num_steps``, found by tracing."""
     from learned_opt.inspection import inspect
 
-    found = inspect(optimizer).reads
-    return {name: found[name].used for name in ("value", "num_steps")}
+    names = ("value", "num_steps")
+    try:
+        found = inspect(optimizer).reads
+    except ValueError:  # It takes none of the networks it could be asked about.
+        return dict.fromkeys(names, False)
+    return {name: found[name].used for name in names}
 
 
 def words(task: Any) -> str:

@@ -55,7 +55,6 @@ def model_card(
             "diverge: compare it with Adam at its best learning rate, on a test split, before use.",
             "- Losses seen in meta-training are of the very task it was trained on, and are no "
             "measure of how well the trained network generalizes.",
-            *_longer(horizon),
             "- Some optimizers read the loss: give it to each update, as above (`value=loss`). "
             "`python -m launch.describe PATH_OF_THIS_FOLDER` says whether this one does.",
             _MOVES if moves_without_gradient else _RESTS,
@@ -71,13 +70,6 @@ _MOVES = (
     "drift: `learned_opt.mask_zero_gradients(tx)` holds them still."
 )
 _RESTS = "- A parameter that never had a gradient other than 0 does not move."
-
-
-def _longer(horizon: Any) -> list[str]:
-    """What is known beyond the horizon: nothing."""
-    return (
-        [f"- Beyond {horizon} steps it works outside what it was trained for."] if horizon else []
-    )
 
 
 def _provenance(found: Any) -> list[str]:
