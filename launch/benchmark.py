@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
-from launch.command_line import parse_flags
+from launch import command_line
+from launch.choices import suggest
 
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
@@ -191,16 +192,27 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "reversible": _reversible,
     "optimizers": _optimizers,
 }
-_CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
-flags.register_validator(
-    "cases",
-    lambda names: all(name in CASES for name in names),
-    f"the cases are: {', '.join(CASES)}.",
-)
+_CASES = flags.DEFINE_list("cases", list(CASES), f"Cases to run, of {', '.join(CASES)}.")
+
+
+def _check_flags() -> None:
+    """Raises ``ValueError`` on a case that there is not, or cores that are no number."""
+    for name in _CASES.value:
+        if name not in CASES:
+            raise ValueError(
+                f"--cases must be of {', '.join(CASES)}, got {name!r}.{suggest(name, CASES)}"
+            )
+    for word in _CORES.value or ():
+        if not (word.isdecimal() and int(word)):
+            raise ValueError(
+                f"--cores must be whole numbers from 1, separated by commas, got {word!r}."
+            )
 
 
 def main(argv) -> None:
-    del argv
+    if argv:
+        raise ValueError(f"Unexpected arguments {argv}; every option is --name=value.")
+    _check_flags()
     from meta_train import strict_json
 
     available = len(os.sched_getaffinity(0))
@@ -236,7 +248,7 @@ def main(argv) -> None:
 
 def cli() -> None:
     """The installed command."""
-    app.run(main, flags_parser=parse_flags)
+    command_line.run_plain(main, __doc__)
 
 
 if __name__ == "__main__":

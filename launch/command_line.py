@@ -1,4 +1,4 @@
-"""Flags shared by the commands: a preset as the base, single values on top."""
+"""What the commands share: flags, help, and messages; a preset as the base, values on top."""
 
 import contextlib
 import os
@@ -54,14 +54,11 @@ def run(
         nonlocal config
         with messages(cls):
             node, rest = choices.take_words(argv, "cfg")
-            helping = {"--help", "-help", "-h", "--helpfull", "-?"} & set(rest)
-            rest = [word for word in rest if word not in helping]
+            helping, rest = take_help(rest)
             choices.check_plain(cls, node, "cfg")
             rest = parse_flags(rest, cls)
             if len(rest) > 1:
                 raise ValueError(f"Unexpected arguments {rest[1:]}; every option is --name=value.")
-            if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
-                sys.path.append("")
             import_modules()
             base = cls() if preset is None else cfg.load_preset(flags.FLAGS.preset)
             config = choices.apply_words(base, node, "cfg")
@@ -79,8 +76,54 @@ def run(
     app.run(start, flags_parser=parse)
 
 
+def run_plain(main: Callable[[list[str]], int | None], doc: str | None) -> None:
+    """The same for a command without a configuration: ``main(words that are no flags)``."""
+
+    def parse(argv):
+        helping, rest = take_help(argv)
+        rest = parse_flags(rest)
+        if helping:
+            with messages():
+                print(help_text(None, doc))
+            sys.exit(0)
+        return rest
+
+    def start(argv):
+        quiet()
+        with messages():
+            return main(argv[1:])
+
+    app.run(start, flags_parser=parse)
+
+
+def take_help(argv: list[str]) -> tuple[bool, list[str]]:
+    """Whether help is asked for, and the other words."""
+    asks = {"--help", "-help", "-h", "--helpfull", "-?"}
+    return bool(asks & set(argv)), [word for word in argv if word not in asks]
+
+
+def required_workdir() -> str:
+    """The value of ``--workdir``.
+
+    Raises:
+      ValueError: if it was not given.
+    """
+    if not WORKDIR.value:
+        raise ValueError("--workdir=FOLDER is missing: what the command reads and writes is there.")
+    return WORKDIR.value
+
+
+def command(name: str) -> str:
+    """How to start another command of ours, as this one was started."""
+    if os.path.basename(sys.argv[0]).startswith("learned-opt-"):
+        return f"learned-opt-{name}"
+    return f"python -m launch.{name}"
+
+
 def import_modules() -> None:
     """Imports what ``--import`` names."""
+    if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
+        sys.path.append("")
     for name in IMPORT.value:
         try:
             __import__(name)
@@ -127,6 +170,8 @@ def messages(cls: type | None = None) -> Iterator[None]:
         yield
     except flags.UnrecognizedFlagError as error:
         sys.exit(_complain(_unknown_flag(error.flagname, cls)))
+    except flags.IllegalFlagValueError as error:
+        sys.exit(_complain(_wrong_value(str(error))))
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
     except BrokenPipeError:
@@ -161,20 +206,52 @@ def _unknown_flag(name: str, cls: type | None) -> str:
     return f"unknown flag --{name}; the flags are: {listed}{', --cfg.*' if cls else ''}.{hint}"
 
 
+def _wrong_value(message: str) -> str:
+    """absl's message on a value that a flag does not take, in our words."""
+    found = re.match(r"flag --(\w+)=(.*?): (.*)$", message, re.S)
+    if not found or found[1] not in flags.FLAGS:
+        return re.sub(r"^flag ", "", message)
+    name, given, reason = found.groups()
+    parser = flags.FLAGS[name].parser
+    hint = ""
+    if isinstance(parser, flags.EnumParser):
+        wanted = f"one of {', '.join(parser.enum_values)}"
+        hint = choices.suggest(given, parser.enum_values)
+    elif isinstance(parser, flags.BooleanParser):
+        wanted = "true or false"
+    elif isinstance(parser, flags.IntegerParser | flags.FloatParser):
+        wanted = "a whole number" if isinstance(parser, flags.IntegerParser) else "a number"
+        limits = {"at least": parser.lower_bound, "at most": parser.upper_bound}
+        said = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        wanted = " ".join([wanted, " and ".join(said)]).rstrip()
+    else:
+        return reason  # Of a parser of ours.
+    return f"--{name} must be {wanted}, got {given!r}.{hint}"
+
+
 def help_text(config: Any, doc: str | None = None) -> str:
-    """What the command does, its flags, and every field of the configuration."""
+    """What the command does, its flags, and every field of the configuration, if it has one."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = [(doc or "").strip(), "", "Flags:", ""]
     for name, flag in sorted(_own_flags().items()):
         words = (flag.help or "").partition(";    repeat")[0]  # absl's note on flags given twice
         lines += _entry(f"--{name}", flag.default, words, width)
+    if config is None:
+        return "\n".join(lines)
     lines += ["", "Configuration, with the values of this command:", ""]
     for flag_name, value, words in choices.describe(config, "cfg"):
         lines += _entry(flag_name, value, words, width)
     return "\n".join(lines)
 
 
+# Characters of a value from which on help shows only its beginning.
+_LONG_VALUE = 200
+
+
 def _entry(flag: str, value: Any, words: str, width: int) -> list[str]:
+    if len(str(value)) > _LONG_VALUE:
+        words = f"{words} (Shortened; `{command('train')} --dry_run` shows the whole.)".lstrip()
+        value = f"{str(value)[: width - len(flag) - 10]} ..."
     head = f"  {flag}={value}" if value not in (None, [], "") else f"  {flag}"
     indent = " " * 42
     body = textwrap.wrap(words, width, initial_indent=indent, subsequent_indent=indent)

@@ -145,7 +145,10 @@ class Config:
             raise ValueError(f"`seed` must be between 0 and {2**32 - 1}, got {self.seed}.")
         if self.meta.warmup >= self.num_steps:
             raise ValueError(
-                f"`meta.warmup` must be below num_steps={self.num_steps}, got {self.meta.warmup}."
+                f"`meta.warmup` must be below --cfg.num_steps={self.num_steps}, got "
+                f"{self.meta.warmup}: the rate would still be rising at the end. Give "
+                f"--cfg.meta.warmup={self.num_steps // 10}, or --cfg.num_steps="
+                f"{10 * self.meta.warmup} or more."
             )
         if self.trains == "network" and self.inner.horizon != 1:
             raise ValueError(

@@ -15,7 +15,10 @@ from launch.config import Config
 from launch.train import exit_code
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from meta_train.evaluate import Curves
+    from tasks import Task
 
 BEFORE, AFTER = "MLP optimizer before meta-training", "MLP optimizer after meta-training"
 NUM_SEEDS = 20
@@ -25,6 +28,7 @@ def main(config: Config) -> int:
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch import loop
     from launch.evaluation import one_task
+    from launch.trained import limits, reads_of
     from learned_opt.paths import writable_folder
 
     workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
@@ -44,12 +48,15 @@ def main(config: Config) -> int:
     one_task.plot(results, workdir / "curves.png", facts, task)
     table = one_task.table(results, facts, task, beside=[BEFORE])
     runs = {horizon: {c.name: c for c in curves} for horizon, curves in results.items()}
-    said = [verdict(runs[horizon][BEFORE], runs[horizon][AFTER], horizon)]
+    constant = constant_losses(task, NUM_SEEDS)
+    said = [verdict(runs[horizon][BEFORE], runs[horizon][AFTER], horizon, constant)]
     said += one_task.verdicts({h: [c for c in r if c.name != BEFORE] for h, r in results.items()})
-    write_card(workdir / "optimizer", table, said, limits(facts, horizon, horizons))
+    training = {"task": facts, "horizon": horizon}
+    known = limits(facts, training, horizons, reads_of(config.optimizer.make()))
+    write_card(workdir / "optimizer", table, said, known)
     print(f"\n{table}\n")
     print("\n".join(said))
-    print(f"\nLimits: {' '.join(limits(facts, horizon, horizons))}\n")
+    print(f"\nLimits: {' '.join(known)}\n")
     print(f"meta-training took   {trained:.0f} s")
     print(f"checkpoints          {workdir / 'checkpoints'}")
     print(f"exported optimizer   {workdir / 'optimizer'}")
@@ -60,33 +67,61 @@ def main(config: Config) -> int:
     return 0
 
 
-def verdict(before: "Curves", after: "Curves", num_steps: int) -> str:
-    """What meta-training did to the optimizer it started from, in a sentence."""
-    from meta_train.evaluate import FINAL, difference, is_tie
+def constant_losses(task: "Task", num_seeds: int) -> "np.ndarray | None":
+    """The loss of a constant prediction in each run, ``[num_seeds]``; None if the task has none."""
+    import numpy as np
 
+    from launch.evaluation import SEED
+    from launch.evaluation.runs import Starts
+
+    if task.constant_loss is None:
+        return None
+    starts = Starts(task)
+    return np.asarray(starts.constant(starts.keys(SEED, num_seeds)))
+
+
+def verdict(
+    before: "Curves", after: "Curves", num_steps: int, constant: "np.ndarray | None" = None
+) -> str:
+    """What meta-training did to the optimizer it started from, in a sentence.
+
+    It helped only where the paired difference is beyond two standard errors below zero, and the
+    loss beyond as many below that of a constant prediction.
+
+    Args:
+      before, after: of the same runs.
+      constant: the loss of a constant prediction in each of them; None if there is none.
+    """
+    import numpy as np
+
+    from meta_train.evaluate import FINAL, difference, estimate, is_tie
+
+    at = f"final training loss at {num_steps} inner steps"
+    broken = int(np.sum(~np.isfinite(after.runs[FINAL])))
+    if broken:
+        return (
+            f"Meta-training did NOT help: the optimizer diverges in {broken} of "
+            f"{len(after.losses)} runs of {num_steps} inner steps."
+        )
     change = difference(after, before)[FINAL]
-    numbers = f"final training loss at {num_steps} inner steps: {before.final:.4f} before, "
-    numbers += (
-        f"{after.final:.4f} after (paired difference {change.mean:.4f} +- {change.error:.4f})"
-    )
-    if is_tie(change):
+    if np.isnan(change.error) and np.isfinite(change.mean):
+        return f"Whether meta-training helped cannot be told from one run ({at})."
+    paired = f"paired difference {change.mean:.4f} +- {change.error:.4f}"
+    numbers = f"{at}: {before.final:.4f} before, {after.final:.4f} after ({paired})"
+    diverged = np.isinf(change.mean)
+    if is_tie(change) and not diverged:
         return f"Meta-training changed nothing beyond the noise; {numbers}."
-    helped = "helped" if change.mean < 0 else "did NOT help"
-    return f"Meta-training {helped}; {numbers}."
-
-
-def limits(facts: dict, trained: int, horizons: Sequence[int]) -> list[str]:
-    """What the numbers do not say, a sentence each."""
-    from launch.evaluation import one_task
-
-    return [
-        f"It was trained on {one_task.describe(facts)} alone, for {trained} inner steps, and is "
-        "evaluated on that task: its own training data, and the test split nobody trained on.",
-        f"At more than {trained} steps it works outside what it was trained for; nothing is known "
-        f"beyond {max(horizons)}.",
-        "Nothing is known of other networks, data sets or batch sizes: it may diverge there.",
-        "The baselines have a constant learning rate, the best of a sweep; it has no rate to tune.",
-    ]
+    if change.mean > 0:
+        return f"Meta-training did NOT help; {numbers}."
+    if constant is not None:
+        above = estimate(after.runs[FINAL] - constant)
+        if above.mean > 0 or is_tie(above):
+            return (
+                f"Meta-training lowered the loss, but not below that of a constant prediction "
+                f"({np.mean(constant):.4f}), so the optimizer does not train the network yet; "
+                f"{numbers}."
+            )
+    return f"Meta-training helped; {numbers}."
 
 
 def write_card(folder: Path, table: str, said: Sequence[str], limits: Sequence[str]) -> None:

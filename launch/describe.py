@@ -7,12 +7,9 @@ answers are found by tracing the optimizer; nothing is computed.
 """
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-from absl import app
-
-from launch.command_line import import_modules, messages, parse_flags, quiet
+from launch import command_line
 
 if TYPE_CHECKING:
     from learned_opt import LearnedOptimizer
@@ -33,8 +30,9 @@ def describe(name: str) -> str:
     lines = [("meta-parameters", f"{found.num_meta_parameters:,}")]
     lines += [
         (
-            f"state at {size:,}",
-            f"{found.state_bytes[size]:.2f} bytes a parameter (Adam {found.adam_bytes[size]:.2f})",
+            "state" if size == SMALL else "",
+            f"{found.state_bytes[size]:.2f} bytes a parameter (Adam {found.adam_bytes[size]:.2f}) "
+            f"for a network of {size:,} parameters in {_tensors(found.num_tensors)}",
         )
         for size in (SMALL, LARGE)
     ]
@@ -43,13 +41,17 @@ def describe(name: str) -> str:
         lines.append((f"reads {words}", _answer(reading)))
     lines.append(("without gradient", "moves" if found.moves_without_gradient else "rests"))
     if found.num_tensors != 4:
-        lines.append(("takes", f"networks of {found.num_tensors} tensors"))
+        lines.append(("takes", f"networks of {_tensors(found.num_tensors)}"))
     horizon = "not trained" if training is None else _horizon(training)
     lines.append(("trained for", horizon))
     return "\n".join([name, *(f"  {label:<22}{text}" for label, text in lines)])
 
 
 _READ = {"params": "the parameters", "value": "the loss", "num_steps": "num_steps"}
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'s' if count != 1 else ''}"
 
 
 def _answer(reading: Any) -> str:
@@ -70,8 +72,10 @@ def _find(name: str) -> tuple["LearnedOptimizer", dict[str, Any] | None]:
     """The optimizer, and how it was trained if it was."""
     import learned_opt
     from launch.choices import KINDS, find, suggest
+    from launch.trained import check_folder
 
     if name not in learned_opt.OPTIMIZERS and os.path.isdir(os.path.expanduser(name)):
+        check_folder("NAME", name, or_a_name=True)
         return learned_opt.load(name)[0], learned_opt.load_config(name)["training"]
     if name not in learned_opt.OPTIMIZERS and ":" not in name:
         raise ValueError(
@@ -112,25 +116,22 @@ def table() -> str:
         for row in rows
     ]
     note = (
-        f"bytes: of the state, for each parameter of a network of {LARGE:,} (Adam "
-        f"{found.adam_bytes[LARGE]:.2f}); parameters, loss, num_steps: whether it reads them."
+        f"bytes: of the state, for each parameter of a network of {LARGE:,} parameters in 4 "
+        f"tensors (Adam {found.adam_bytes[LARGE]:.2f}; smaller networks take more, see "
+        "`describe NAME`); parameters, loss, num_steps: whether it reads them."
     )
     return "\n".join([*lines, "", note])
 
 
 def main(argv: list[str]) -> int:
-    quiet()
-    with messages():
-        if "" not in sys.path:  # Modules of the user's, as with `python -m`; after ours.
-            sys.path.append("")
-        import_modules()
-        print("\n\n".join(map(describe, argv[1:])) if argv[1:] else table())
+    command_line.import_modules()
+    print("\n\n".join(map(describe, argv)) if argv else table())
     return 0
 
 
 def cli() -> None:
     """The installed command."""
-    app.run(main, flags_parser=parse_flags)
+    command_line.run_plain(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ interrupted evaluation, or with one more optimizer to run only that. A result is
 everything that decides it (weights, task, seeds, sweep, software, device) is as it was.
 """
 
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import command_line
-from launch.choices import to_dict
-from launch.command_line import DATA_DIR, WORKDIR
+from launch.choices import suggest, to_dict
+from launch.command_line import DATA_DIR, WORKDIR, required_workdir
 from launch.config import read_task
 from launch.path_flags import define_paths
 
@@ -72,11 +74,6 @@ _CHOOSE_BY = flags.DEFINE_enum(
 def main(config: EvaluationConfig) -> int:
     if _SUITE.value is not None:
         return _suite(config, _SUITE.value)
-    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
-    import learned_opt
-    from launch.evaluation.one_task import evaluate, plot, table, verdicts, write
-    from learned_opt.paths import writable_folder
-
     given = {"--optimizer": _OPTIMIZER.value, "--workdir": WORKDIR.value}
     missing = [f"{flag}=FOLDER" for flag, value in given.items() if not value]
     if missing:
@@ -86,13 +83,31 @@ def main(config: EvaluationConfig) -> int:
             "--trained_horizon and --choose_by are for suites, got no --suite; give --suite=NAME, "
             "or leave them out."
         )
-    paths = {name: Path(path) for name, path in _labelled(_OPTIMIZER.value).items()}
+    # Here, not above: what is imported takes seconds, and wrong flags are refused before.
+    import learned_opt
+    from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
+    from launch.trained import check_folder, limits, reads_of
+    from learned_opt.paths import writable_folder
+
+    labelled = _labelled(_OPTIMIZER.value)
+    for folder in labelled.values():
+        check_folder("--optimizer", folder, or_a_name=False)
+    paths = {name: Path(path) for name, path in labelled.items()}
     trained = {name: learned_opt.load_config(path)["training"] for name, path in paths.items()}
-    horizons = _horizons(trained)
-    task_config = task_of(trained, config.task)
+    # In messages the paths as they were given: the same short name may be that of many folders.
+    by_path = {labelled[name]: card for name, card in trained.items()}
+    horizons = _horizons(by_path)
+    task_config = task_of(by_path, config.task)
     task, facts = task_config.make(DATA_DIR.value), to_dict(task_config)
     workdir = writable_folder("--workdir", WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
+    count = len(horizons) * (len(paths) + len(BASELINES))
+    print(
+        f"Compiling and running {count} programs: {len(paths)} trained and {len(BASELINES)} swept "
+        f"baselines, each at {' and '.join(f'{h:,}' for h in horizons)} inner steps ...",
+        file=sys.stderr,
+        flush=True,
+    )
     results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir, DATA_DIR.value)
     write(results, workdir, facts, task, paths)
     plot(results, workdir / "evaluation.png", facts, task)
@@ -100,32 +115,61 @@ def main(config: EvaluationConfig) -> int:
     print()
     print("\n".join(verdicts(results)))
     print()
+    for name, path in paths.items():
+        # What no task was chosen for was trained on this one, however its card words it.
+        on = trained[name].get("task") if config.task else facts
+        reads = reads_of(learned_opt.load(path)[0])
+        said = limits(facts, trained[name] | {"task": on}, horizons, reads)
+        print(textwrap.fill(f"Limits of {name}: {' '.join(said)}", 100))
+    print()
     print(f"wrote {workdir / 'evaluation.json'} and {workdir / 'evaluation.png'}")
     return 0
 
 
 def _suite(config: EvaluationConfig, name: str) -> int:
     """The evaluation on a suite."""
-    from launch.compiled_programs import keep_compiled_programs
-    from launch.evaluation import figure, page, report
-    from launch.evaluation.suite import SuiteEvaluation, contender
-    from launch.suites import suite
-    from learned_opt.paths import writable_folder
+    from launch.suites import SUITES, suite
 
     if config.task is not None:
         raise ValueError("--suite and --cfg.task exclude each other, got both; leave one out.")
-    if not WORKDIR.value:
-        raise ValueError("missing: --workdir=FOLDER.")
+    given_workdir = required_workdir()
+    if name not in SUITES:
+        raise ValueError(
+            f"--suite must be one of {', '.join(SUITES)}, got {name!r}.{suggest(name, SUITES)}"
+        )
+    import learned_opt
+    from launch.compiled_programs import keep_compiled_programs
+    from launch.evaluation import figure, page, report
+    from launch.evaluation.baselines import BASELINES
+    from launch.evaluation.suite import SuiteEvaluation, contender
+    from launch.trained import beyond, check_folder, reading, reads_of
+    from learned_opt.paths import writable_folder
+
     found = suite(name)
     horizons = _suite_horizons(found.horizons)
-    contenders = {}
-    for label, given in _labelled(_OPTIMIZER.value or []).items():
+    contenders, limits = {}, []
+    for short, given in _labelled(_OPTIMIZER.value or []).items():
+        check_folder("--optimizer", given, or_a_name=True)
         one = contender(given)
-        contenders[f"{given} (untrained)" if one.untrained else label] = one
-    workdir = writable_folder("--workdir", WORKDIR.value)
+        label = f"{given} (untrained)" if one.untrained else short
+        contenders[label] = one
+        trained = None if one.untrained else learned_opt.load_config(given)["training"]
+        said = [
+            *(beyond(trained.get("horizon"), horizons) if trained else ()),
+            *reading(reads_of(one.optimizer)),
+        ]
+        limits += [f"{label}: {' '.join(said)}"] if said else []
+    workdir = writable_folder("--workdir", given_workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
     seeds = _SEEDS.value or 5
+    print(
+        f"Evaluating {len(contenders)} optimizers and {len(BASELINES)} swept baselines on "
+        f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
+        "compiled for each task first ...",
+        file=sys.stderr,
+        flush=True,
+    )
     entries = SuiteEvaluation(
         found.tasks,
         contenders,
@@ -143,7 +187,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
         "asked for; with another they may differ."
     )
-    about += report.warnings(summary)
+    about += [*limits, *report.warnings(summary)]
     said = [*report.claims(summary), *report.claims(summary, "test")]
     summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
     summary["asked"] = {
@@ -190,8 +234,13 @@ def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
     if not _HORIZONS.value:
         found = sorted({card["horizon"] for card in trained.values() if "horizon" in card})
         if len(found) != 1:
+            said = ", ".join(
+                f"{path} at {card.get('horizon', 'one that it does not say')}"
+                for path, card in trained.items()
+            )
             raise ValueError(
-                f"The optimizers were trained at horizons {found or 'unknown'}; give --horizons."
+                f"--horizons is missing, and the optimizers were not trained at one horizon ({said}"
+                "); give --horizons=STEPS,STEPS."
             )
         return [found[0], 5 * found[0]]
     return _whole_numbers(_HORIZONS.value)
@@ -199,7 +248,10 @@ def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
 
 def _whole_numbers(words: list[str]) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ValueError(f"--horizons must be whole numbers above 0, got {words}.")
+        raise ValueError(
+            "--horizons must be whole numbers above 0, separated by commas, got "
+            f"{','.join(words)!r}."
+        )
     return [int(word) for word in words]
 
 
@@ -207,7 +259,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     """The task to evaluate on: the chosen one, or that of training.
 
     Args:
-      trained: label -> how it was trained, from the optimizers' ``config.json``.
+      trained: folder -> how it was trained, from the optimizers' ``config.json``.
       chosen: what the command line says; None if it says nothing.
 
     Raises:
@@ -216,7 +268,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     """
     if chosen is not None:
         return chosen
-    from launch.evaluation.one_task import describe
+    from launch.trained import words
 
     tasks = {
         label: read_task(card["task"], f"{label}/config.json")
@@ -227,7 +279,7 @@ def task_of(trained: dict[str, dict[str, Any]], chosen: Any) -> Any:
     if len(tasks) == len(trained) and len(found) == 1 and len(next(iter(found)).parts) == 1:
         return found.pop()
     said = "; ".join(
-        f"{label}: {describe(to_dict(tasks[label])) if label in tasks else 'it does not say'}"
+        f"{label}: {words(to_dict(tasks[label])) if label in tasks else 'it does not say'}"
         for label in trained
     )
     raise ValueError(

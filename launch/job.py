@@ -1,5 +1,6 @@
 """A job: what a configuration becomes, before anything is computed."""
 
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from launch.trainables import TRAINABLES, Trainable
 from launch.validation import validation
 from meta_train import devices, estimators, strict_json, trainer
 from meta_train.mixture_step import make_mixture_step
+from meta_train.progress import progress
 from meta_train.unroll import theta_tree, with_flat_theta
 
 
@@ -59,9 +61,17 @@ def build(config: Config, data_dir: str | None) -> Job:
         config.estimator.make(system, config.horizons(), one_device._replace(exchange=exchange))
         for system in systems
     ]
+
+    def init_theta(key):
+        return ravel_pytree(trainable.init(key))[0]
+
     held = _held(trainable.held, theta_spec) if trainable.held else None
     meta_optimizer = config.meta.make(config.num_steps, held)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     if len(parts) > 1:
+        # Traced here, for the progress, what asking for the shapes of the state would trace.
+        for part in progress(parts, desc="checking", unit="task"):
+            jax.eval_shape(part.init, jax.eval_shape(init_theta, key), key)
         mixed = estimators.mixture(parts, names=names, **config.task.mixing)
         estimator, axes = mixed.estimator, trainer.state_axes(mixed.estimator)
         step = make_mixture_step(mixed, meta_optimizer, num_devices)
@@ -69,9 +79,6 @@ def build(config: Config, data_dir: str | None) -> Job:
         estimator, axes = parts[0], trainer.state_axes(parts[0])
         step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
         step = devices.population_map(step, num_devices, axes)
-
-    def init_theta(key):
-        return ravel_pytree(trainable.init(key))[0]
 
     def begin():
         given = trainable.start()
@@ -100,15 +107,38 @@ def _held(keys: tuple[str, ...], theta_spec: Any) -> np.ndarray:
     return np.concatenate([np.full(leaf.size, path[1].key in keys) for path, leaf in leaves])
 
 
-def describe(job: Job) -> str:
-    """The resolved plan: configuration, sizes, memory, inner steps in total."""
+def say_compiling(job: Job) -> None:
+    """Says on stderr that the step is about to be compiled, and as how many programs."""
+    print(f"Compiling the training step, {_programs(job.config)} ...", file=sys.stderr, flush=True)
+
+
+def _programs(config: Config) -> str:
+    count = len(config.task.parts)
+    return "one program" if count == 1 else f"{count} programs, one a task"
+
+
+def describe(job: Job, measure_memory: bool = False) -> str:
+    """The resolved plan: configuration, sizes, memory, inner steps in total.
+
+    Args:
+      measure_memory: compile the step, which may take minutes, and ask for the memory of its
+        temporary arrays. All else is known from shapes.
+    """
     config = job.config
     spec = jax.eval_shape(job.init)
     theta = sum(leaf.size for leaf in jax.tree.leaves(spec.theta))
     host = jax.tree.map(lambda leaf: leaf.nbytes, devices.host_like(spec))
     population = sum(jax.tree.leaves(host.estimator_state))
-    placed = devices.placed_spec(spec, job.num_devices, job.axes)
-    memory = job.step.lower(placed).compile().memory_analysis()
+    if measure_memory:
+        say_compiling(job)
+        placed = devices.placed_spec(spec, job.num_devices, job.axes)
+        memory = job.step.lower(placed).compile().memory_analysis()
+        needed = (
+            f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
+            f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device"
+        )
+    else:
+        needed = f"not asked for: --measure_memory compiles the step ({_programs(config)}) to know"
     total = config.num_steps * config.inner_steps()
     axis, size, _ = config.estimator.population
     return "\n".join(
@@ -119,8 +149,7 @@ def describe(job: Job) -> str:
             f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
             f"{axis + ' per device':<25}{size // job.num_devices}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
-            f"memory of a step         {memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
-            f"{memory.argument_size_in_bytes / 2**20:.1f} MiB state, per device",
+            f"memory of a step         {needed}",
             f"outer steps              {config.num_steps:,}",
             f"inner steps in total     {total:,.0f}",
         ]

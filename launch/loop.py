@@ -14,7 +14,7 @@ from launch import environment
 from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
-from launch.job import Job, build
+from launch.job import Job, build, say_compiling
 from launch.pending import Finished, Pending
 from launch.validation import Best
 from learned_opt.paths import writable_folder
@@ -127,9 +127,11 @@ def _run(
 
     if step < config.num_steps and not stop.requested:
         # Ahead, so that no step's time is that of compiling it.
+        say_compiling(job)
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
+    evaluated = False
     while step < config.num_steps and not (stop.requested or rows.hopeless):
         pending.wait_for_room()
         state, metrics = train_step(state)
@@ -139,6 +141,9 @@ def _run(
         if config.eval_every and step % config.eval_every == 0:
             with pending.apart():
                 theta = devices.first_replica(judged(state.theta, state.meta_opt_state))
+                if not evaluated:
+                    print("Compiling the evaluation of theta ...", file=sys.stderr, flush=True)
+                evaluated = True
                 metrics |= jax.block_until_ready(job.evaluate(theta))
                 best.offer(step, theta, metrics)
         if step % config.checkpoint_every == 0:

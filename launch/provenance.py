@@ -20,7 +20,7 @@ def provenance(config: Config) -> dict[str, Any]:
     changed; None for an installed package.
     """
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "config": to_dict(config),
         "commit": _commit(),
         "versions": {
@@ -29,6 +29,15 @@ def provenance(config: Config) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _command() -> list[str]:
+    """The words that started this process, as they would be typed again."""
+    started = Path(sys.argv[0])
+    # `python -m launch.train` has put the module's file there.
+    if started.suffix == ".py" and started.resolve().parent == Path(__file__).resolve().parent:
+        return ["python", "-m", f"launch.{started.stem}", *sys.argv[1:]]
+    return [started.name, *sys.argv[1:]]
 
 
 def _commit() -> str | None:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import flags
 
 import launch.studies
+from launch import command_line
 from launch.choices import suggest
-from launch.command_line import DATA_DIR, WORKDIR, messages, parse_flags, quiet
+from launch.command_line import DATA_DIR, required_workdir
 
 if TYPE_CHECKING:
     from launch.studies.base import Result, Study
@@ -161,31 +162,28 @@ def _save_json(name: str, quick: bool, seconds: float, result: "Result", path: P
 
 
 def main(argv: list[str]) -> int:
-    quiet()
-    with messages():
-        if _LIST.value:
-            print(listing())
-            return 0
-        names = ", ".join(study_names())
-        if len(argv) != 2:
-            raise ValueError(f"give one study name, got {argv[1:]}; the studies are: {names}.")
-        if argv[1] not in study_names():
-            load_study(argv[1])  # Refuses it.
-        if not WORKDIR.value:
-            raise ValueError("give --workdir=DIR, the folder for result.json and figure.png.")
-        from learned_opt.paths import writable_folder
+    if _LIST.value:
+        print(listing())
+        return 0
+    names = ", ".join(study_names())
+    if len(argv) != 1:
+        raise ValueError(f"give one study name, got {argv}; the studies are: {names}.")
+    if argv[0] not in study_names():
+        load_study(argv[0])  # Refuses it.
+    given = required_workdir()
+    from learned_opt.paths import writable_folder
 
-        workdir = writable_folder("--workdir", WORKDIR.value)  # Not only at the end.
-        from meta_train.devices import configure_cpu_devices
+    workdir = writable_folder("--workdir", given)  # Not only at the end.
+    from meta_train.devices import configure_cpu_devices
 
-        configure_cpu_devices(1)  # The compiler's flags of jobs: most of a quick form is compiling.
-        result = reproduce(argv[1], workdir, _QUICK.value, DATA_DIR.value)
+    configure_cpu_devices(1)  # The compiler's flags of jobs: most of a quick form is compiling.
+    result = reproduce(argv[0], workdir, _QUICK.value, DATA_DIR.value)
     return 0 if all(claim.holds for claim in result.claims) else CLAIM_FAILED
 
 
 def cli() -> None:
     """The installed command."""
-    app.run(main, flags_parser=parse_flags)
+    command_line.run_plain(main, __doc__)
 
 
 _QUICK = flags.DEFINE_bool("quick", False, "A smaller version, at most 60 s on 2 cores.")

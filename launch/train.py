@@ -3,44 +3,115 @@
 python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
 
+import math
+import shlex
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import command_line
-from launch.command_line import DATA_DIR, WORKDIR
+from launch.choices import to_dict
+from launch.command_line import DATA_DIR, command, required_workdir
 from launch.config import Config
 
 if TYPE_CHECKING:
     from launch.loop import Outcome
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved plan and exit.")
+_MEMORY = flags.DEFINE_bool(
+    "measure_memory",
+    False,
+    "With --dry_run: compile the step, and print the memory it needs; minutes for many tasks.",
+)
 
 
 def main(config: Config) -> int:
+    if _MEMORY.value and not _DRY_RUN.value:
+        raise ValueError("--measure_memory is for --dry_run, which was not given; give it too.")
+    given = None if _DRY_RUN.value else required_workdir()
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
     from launch.job import build, describe
     from launch.loop import run
     from learned_opt.paths import writable_folder
 
-    if _DRY_RUN.value:
-        print(describe(build(config, DATA_DIR.value)))
+    keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
+    if given is None:
+        print(describe(build(config, DATA_DIR.value), _MEMORY.value))
         return 0
-    if not WORKDIR.value:
-        raise ValueError("--workdir is required: the folder where the job lives.")
-    workdir = writable_folder("--workdir", WORKDIR.value)
-    keep_compiled_programs()
+    workdir = writable_folder("--workdir", given)
     outcome = run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):
         return code
-    print(f"{config.trains:<13}{workdir / config.trains}")
-    print(f"metrics      {workdir / 'metrics.jsonl'}")
-    print(f"checkpoints  {workdir / 'checkpoints'}")
-    if outcome.wandb_dir:
-        print(f"W&B run      {outcome.wandb_dir}")
+    print(ending(config, workdir, outcome))
     return 0
+
+
+def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
+    """How a finished job went, where everything is, and what to do next."""
+    from meta_train.tracking import read_rows
+
+    exported = workdir / config.trains
+    rows = read_rows(workdir / "metrics.jsonl")
+    lines = []
+    if rows:
+        last = rows[-1]
+        # In a file, what is not finite is null.
+        losses = [math.nan if x is None else x for x in (row["meta_loss"] for row in rows)]
+        late = [x for x, row in zip(losses, rows, strict=True) if row["step"] > 0.9 * outcome.step]
+        lines += [
+            f"meta-loss    {losses[-1]:.4g} at outer step {last['step']:,}; "
+            f"{sum(late) / len(late):.4g} is the mean of the logged ones in the last tenth",
+            f"took         {last['time/wall_seconds']:.0f} s, compiling included",
+        ]
+    lines.append(f"{config.trains:<13}{exported}")
+    best = workdir / f"{config.trains}_best"
+    if best.exists():
+        lines.append(f"best         {best} (of its evaluations on --cfg.validation)")
+    lines += [
+        f"metrics      {workdir / 'metrics.jsonl'}",
+        f"checkpoints  {workdir / 'checkpoints'}",
+    ]
+    if outcome.wandb_dir:
+        lines.append(f"W&B run      {outcome.wandb_dir}")
+    return "\n".join([*lines, *next_steps(config, workdir)])
+
+
+def next_steps(config: Config, workdir: Path) -> list[str]:
+    """Commands that go on from a finished job, each under a word on it."""
+    lines = []
+    if config.trains == "optimizer":
+        # A mixture is no task that an evaluation could take over.
+        on = [] if len(config.task.parts) == 1 else ["--suite=validation"]
+        given = [
+            *on,
+            f"--optimizer={workdir / 'optimizer'}",
+            f"--workdir={workdir / 'evaluation'}",
+            *(f"--import={name}" for name in modules_outside(to_dict(config))),
+        ]
+        if DATA_DIR.value:
+            given.append(f"--data_dir={DATA_DIR.value}")
+        lines += ["compare it with Adam and SGD:", f"  {command('evaluate')} {shlex.join(given)}"]
+    if config.estimator.keeps_log:
+        oldest = min(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+        given = [f"--workdir={workdir}", f"--from_step={oldest}"]
+        lines += ["rebuild it from its log:", f"  {command('replay')} {shlex.join(given)}"]
+    return ["", *lines] if lines else []
+
+
+def modules_outside(tree: Any) -> list[str]:
+    """The modules of things that are not of this library, in what ``to_dict`` wrote."""
+    if isinstance(tree, dict):
+        named, _, thing = str(tree.get("name", "")).partition(":")
+        inner = (modules_outside(value) for value in tree.values())
+        found = [*([named] if thing else []), *(name for names in inner for name in names)]
+    elif isinstance(tree, list):
+        found = [name for value in tree for name in modules_outside(value)]
+    else:
+        found = []
+    return list(dict.fromkeys(found))
 
 
 def exit_code(outcome: "Outcome") -> int:

@@ -4,17 +4,19 @@
 
 NAME is a task of the zoo or a suite; without one, all tasks, those with fewest operations first.
 Tasks that are in tuned_adam.json already are left out, and each is written when it is done, so
-the command can be stopped and run again. All rates and seeds of a task are one compiled program:
-42 times 10,000 training steps, or 126 times where instances differ.
+the command can be stopped and run again. With --missing, it prints the tasks that are not there
+yet, one a line, and runs none. All rates and seeds of a task are one compiled program: 42 times
+10,000 training steps, or 126 times where instances differ.
 """
 
 import os
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
-from launch.command_line import messages, parse_flags, quiet
+from launch import command_line
+from launch.choices import suggest
 
 NUM_STEPS, SEED = 10_000, 0
 # Of a task that is one problem, and of one whose instances differ.
@@ -22,7 +24,9 @@ NUM_SEEDS = {False: 2, True: 6}
 # Steps of the compiled program; between blocks the progress is printed.
 BLOCK = 500
 
-MISSING = flags.DEFINE_bool("missing", False, "Print which tasks are missing, and do nothing.")
+MISSING = flags.DEFINE_bool(
+    "missing", False, "Print which of these tasks have not been run yet, one a line; run none."
+)
 
 
 def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
@@ -39,6 +43,7 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
     from launch.choices import to_dict
     from launch.suites import zoo_task
     from meta_train.evaluate import LEARNING_RATES
+    from meta_train.progress import progress
     from tasks import SPLITS
 
     config = zoo_task(name)
@@ -84,9 +89,10 @@ def tune(name: str, num_steps: int = NUM_STEPS) -> dict:
         return jax.lax.scan(body, state, first + jnp.arange(min(BLOCK, num_steps)))[0]
 
     begun = time.monotonic()
-    for first in range(0, num_steps, BLOCK):
-        state = jax.block_until_ready(block(state, first))
-        _say(f"{name}: {min(first + BLOCK, num_steps):,} of {num_steps:,} steps")
+    with progress(total=num_steps, desc=name, unit="step") as bar:
+        for first in range(0, num_steps, BLOCK):
+            state = jax.block_until_ready(block(state, first))
+            bar.update(min(BLOCK, num_steps - first))
 
     @jax.jit
     def scores(state):
@@ -136,37 +142,44 @@ def missing(names: list[str]) -> list[str]:
     from launch.normalization import record_of
     from launch.suites import SUITES, ZOO, suite, zoo_task
     from launch.zoo import facts
+    from meta_train.progress import progress
 
     wanted: dict[str, None] = {}
     for name in names or ZOO:
+        if name not in (*SUITES, *ZOO):
+            raise ValueError(
+                f"NAME must be a suite ({', '.join(SUITES)}) or a task of the zoo "
+                f"({', '.join(ZOO)}), got {name!r}.{suggest(name, (*SUITES, *ZOO))}"
+            )
         wanted |= dict.fromkeys(suite(name).tasks if name in SUITES else [name])
     left = [name for name in wanted if record_of(zoo_task(name)) is None]
-    return sorted(left, key=lambda name: facts(name).flops)
+    if len(left) > 1:  # To count operations, each is traced with its loops unrolled.
+        operations = {
+            name: facts(name).flops for name in progress(left, desc="counting operations")
+        }
+        left.sort(key=operations.__getitem__)
+    return left
 
 
 def main(argv: list[str]) -> int:
-    quiet()
-    with messages():
-        from launch.normalization import FILE, records
-        from meta_train import strict_json
+    from launch.normalization import FILE, records
+    from meta_train import strict_json
 
-        left = missing(argv[1:])
-        if MISSING.value:
-            print("\n".join(left))
-            return 0
-        for name in left:
-            records.cache_clear()
-            found = records() | {name: tune(name)}
-            ready = FILE.with_suffix(".tmp")
-            ready.write_text(strict_json.dumps(found, indent=1, sort_keys=True) + "\n")
-            os.replace(ready, FILE)
-            _say(f"{name}: {strict_json.dumps(found[name]['adam'])}\n")
+    left = missing(argv)
+    if MISSING.value:
+        print("".join(f"{name}\n" for name in left), end="")
+        return 0
+    for number, name in enumerate(left, 1):
+        print(f"{name}, task {number} of {len(left)}: compiling ...", file=sys.stderr, flush=True)
+        records.cache_clear()
+        found = records() | {name: tune(name)}
+        ready = FILE.with_suffix(".tmp")
+        ready.write_text(strict_json.dumps(found, indent=1, sort_keys=True) + "\n")
+        os.replace(ready, FILE)
+        print(f"{name}: {strict_json.dumps(found[name]['adam'])}")
+    print(f"{len(left)} tasks run; the results are in {FILE}.")
     return 0
 
 
-def _say(text: str) -> None:
-    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    command_line.run_plain(main, __doc__)

@@ -10,9 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from absl import app
-
-from launch.command_line import messages, parse_flags, quiet
+from launch import command_line
 
 
 class Facts(NamedTuple):
@@ -93,6 +91,7 @@ def _tasks() -> Iterator[tuple[str, ...]]:
     """A row for each task of the zoo."""
     from launch.normalization import record_of
     from launch.suites import SUITES, ZOO, suite, zoo_task
+    from meta_train.progress import progress
 
     yield (
         "task",
@@ -106,7 +105,7 @@ def _tasks() -> Iterator[tuple[str, ...]]:
         "test",
         "unit",
     )
-    for name, (family, _) in ZOO.items():
+    for name, (family, _) in progress(ZOO.items(), desc="tasks", unit="task"):
         found, record = facts(name), record_of(zoo_task(name))
         adam = record and {split: f"{x['loss']:.4g}" for split, x in record["adam"].items()}
         yield (
@@ -188,12 +187,11 @@ def page() -> str:
 
 
 def main(argv: list[str]) -> int:
-    del argv
-    quiet()
-    with messages():
-        print(page())
+    if argv:
+        raise ValueError(f"give no names, got {argv}; the page is of all tasks.")
+    print(page())
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    command_line.run_plain(main, __doc__)

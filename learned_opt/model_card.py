@@ -1,6 +1,7 @@
 """The model card of a trained optimizer: the facts it was given, and what they do not say."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ def model_card(
     """
     task, horizon = _task_name(training.get("task")), training.get("horizon")
     facts = dict.fromkeys(_ALWAYS) | dict(training)
+    provenance = facts.pop("provenance", None)
     return "\n".join(
         [
             f"# Learned optimizer `{name}`",
@@ -44,6 +46,7 @@ def model_card(
             "",
             *[f"- {key}: {_text(key, value)}" for key, value in facts.items()],
             "",
+            *_provenance(provenance),
             "## Limits",
             "",
             f"- Meta-trained on {f'`{task}`' if task else 'a task that was not recorded'}, in runs "
@@ -52,6 +55,8 @@ def model_card(
             "diverge: compare it with Adam at its best learning rate, on a test split, before use.",
             "- Losses seen in meta-training are of the very task it was trained on, and are no "
             "measure of how well the trained network generalizes.",
+            "- Some optimizers read the loss: give it to each update, as above (`value=loss`). "
+            "`python -m launch.describe PATH_OF_THIS_FOLDER` says whether this one does.",
             _MOVES if moves_without_gradient else _RESTS,
             "- Gradients and parameters must be real; updates have the types of the parameters, "
             "and the state is float32 or wider.",
@@ -65,6 +70,28 @@ _MOVES = (
     "drift: `learned_opt.mask_zero_gradients(tx)` holds them still."
 )
 _RESTS = "- A parameter that never had a gradient other than 0 does not move."
+
+
+def _provenance(found: Any) -> list[str]:
+    """A section with the command to paste, and what it ran with; nothing where it is unknown."""
+    if not isinstance(found, Mapping) or not found.get("command"):
+        return []
+    versions = found.get("versions") or {}
+    return [
+        "## Provenance",
+        "",
+        "```",
+        shlex.join(map(str, found["command"])),
+        "```",
+        "",
+        "repeats the job, in a new `--workdir`. It ran with:",
+        "",
+        f"- commit: {found.get('commit') or 'an installed package'}",
+        *[f"- {package}: {version}" for package, version in versions.items()],
+        "",
+        "The whole configuration is in `config.json`, under `training.provenance.config`.",
+        "",
+    ]
 
 
 def _task_name(task: Any) -> str | None:

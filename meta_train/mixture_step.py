@@ -11,6 +11,7 @@ import optax
 from meta_train import devices
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.mixture import Mixture, MixtureState
+from meta_train.progress import progress
 from meta_train.trainer import TrainState, make_step, step_key
 
 
@@ -66,14 +67,20 @@ class _Step:
 
     def lower(self, state: TrainState) -> "_Step":
         parts = state.estimator_state.parts
+        # Tracing and compiling take a minute or more where there are dozens of parts.
         lowered = [
             program.lower(_shared(state), part)
-            for program, part in zip(self._programs, parts, strict=True)
+            for program, part in zip(
+                progress(self._programs, desc="tracing", unit="program"), parts, strict=True
+            )
         ]
         return _Step(lowered, self._finish, self._drawn, self._zeros, self._idle_results(state))
 
     def compile(self) -> "_Step":
-        compiled = [program.compile() for program in self._programs]
+        compiled = [
+            program.compile()
+            for program in progress(self._programs, desc="compiling", unit="program")
+        ]
         return _Step(compiled, self._finish, self._drawn, self._zeros, self._idle)
 
     def memory_analysis(self) -> Any:

@@ -121,6 +121,15 @@ def whole_rows(data: bytes, last_step: int) -> Salvage:
     return Salvage(b"".join(kept), sound)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a ``metrics.jsonl``; empty if there is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [row for row in map(_row, lines) if row]
+
+
 def last_row(path: Path) -> dict[str, Any]:
     """The last whole row of a ``metrics.jsonl``; empty if there is none."""
     try:

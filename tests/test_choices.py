@@ -1,15 +1,20 @@
 """Things configure themselves: words in any order, nested, from presets and from outside."""
 
 import dataclasses
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from absl import flags
 
-from launch import choices, command_line
+import launch
+from launch import choices, command_line, reproduce
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
@@ -160,7 +165,11 @@ def test_what_a_preset_set_carries_over_where_it_fits():
         (["task.standardize=maybe"], "--cfg.task.standardize must be true or false, got 'maybe'"),
         (["estimator.sampler=gauss"], "--cfg.estimator.sampler must be one of"),
         (["estimator.num_particles=7"], "--cfg.estimator.num_particles must be even"),
-        (["meta.warmup=1000"], "--cfg.meta.warmup must be below num_steps=1000"),
+        (
+            ["meta.warmup=1000"],
+            "--cfg.meta.warmup must be below --cfg.num_steps=1000, got 1000: the rate would still "
+            "be rising at the end. Give --cfg.meta.warmup=100, or --cfg.num_steps=10000 or more.",
+        ),
         (["meta=sgd", "meta.b1=0.5"], "--cfg.meta has no field 'b1'"),
         (["inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
         (["trains=network"], "--cfg.trains=network needs inner.horizon=1"),
@@ -308,6 +317,131 @@ def test_help_lists_every_field_with_its_words():
 )
 def test_unknown_flags_say_what_was_meant(flag, meant):
     assert f"Did you mean {meant}?" in command_line._unknown_flag(flag, cfg.Config)
+
+
+def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
+    """Of every command: the flag, what it takes, what was given, and what may have been meant."""
+    for module in pkgutil.iter_modules(launch.__path__):
+        importlib.import_module(f"launch.{module.name}")
+    own = [
+        flag
+        for module, known in flags.FLAGS.flags_by_module_dict().items()
+        for flag in known
+        if module.startswith("launch.")
+    ]
+    checked, others = set(), set()
+    for flag in own:
+        parser = flag.parser
+        if isinstance(parser, flags.BooleanParser):
+            cases = {"maybe": "true or false, got 'maybe'."}
+        elif isinstance(parser, flags.IntegerParser):
+            least = f" at least {parser.lower_bound}" if parser.lower_bound is not None else ""
+            cases = {x: f"a whole number{least}, got {x!r}." for x in ("2.5", "", "ten")}
+            if least:
+                cases["-1"] = f"a whole number{least}, got '-1'."
+        elif isinstance(parser, flags.EnumParser):
+            values = parser.enum_values
+            wrong = values[0][:-1]
+            said = f"one of {', '.join(values)}, got {wrong!r}. Did you mean {values[0]!r}?"
+            cases = {wrong: said}
+        else:
+            others.add(flag.name)
+            continue
+        checked.add(flag.name)
+        for wrong, said in cases.items():
+            with pytest.raises(SystemExit) as ended:
+                command_line.parse_flags(["command", f"--{flag.name}={wrong}"])
+            assert ended.value.code == 2
+            assert capsys.readouterr().err == f"error: --{flag.name} must be {said}\n"
+    assert {"seeds", "trained_horizon", "from_step", "choose_by", "dry_run"} <= checked
+    # Paths, and words that the commands check (below).
+    assert others == {
+        "cases",
+        "cores",
+        "data_dir",
+        "horizons",
+        "import",
+        "optimizer",
+        "suite",
+        "workdir",
+    }
+
+
+def _refused(function, *given):
+    with pytest.raises(ValueError) as error:
+        function(*given)
+    return str(error.value)
+
+
+def test_wrong_names_are_corrected(monkeypatch, tmp_path):
+    """Every word on a command line that is a name."""
+    from launch import benchmark, describe, evaluate, tuned_adam
+    from launch.trained import check_folder
+
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "theta.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (
+        ("adm", "'adam'"),
+        ("mine/optimzer", "'mine/optimizer'"),
+        ("mine", "'mine/optimizer'"),
+    ):
+        for flag, or_a_name in (("--optimizer", False), ("NAME", True)):
+            said = _refused(check_folder, flag, given, or_a_name)
+            assert said.startswith(f"{flag} must be the folder of a trained optimizer")
+            assert f"got {given!r}" in said and said.endswith(f"Did you mean {meant}?")
+    assert "--suite=NAME" in _refused(check_folder, "--optimizer", "adam", False)
+    check_folder("NAME", "adam", True)
+    check_folder("--optimizer", "mine/optimizer", False)
+    assert _refused(describe.describe, "adm").endswith("Did you mean 'adam'?")
+    assert _refused(tuned_adam.missing, ["heldot"]).endswith("Did you mean 'heldout'?")
+    assert _refused(tuned_adam.missing, ["wine_mpl"]).endswith("Did you mean 'wine_mlp'?")
+    monkeypatch.setattr(evaluate, "required_workdir", lambda: tmp_path / "x")
+    said = _refused(evaluate._suite, evaluate.EvaluationConfig(), "smok")
+    assert said.startswith("--suite must be one of ") and said.endswith("Did you mean 'smoke'?")
+    for words, said in ((["pess"], "Did you mean 'pes'?"), (["pes", ""], "got ''.")):
+        monkeypatch.setattr(benchmark, "_CASES", SimpleNamespace(value=words))
+        assert _refused(benchmark._check_flags).endswith(said)
+    monkeypatch.setattr(benchmark, "_CASES", SimpleNamespace(value=["pes"]))
+    monkeypatch.setattr(benchmark, "_CORES", SimpleNamespace(value=["1", "two"]))
+    assert _refused(benchmark._check_flags).endswith("got 'two'.")
+    assert _refused(reproduce.load_study, "table11").endswith("Did you mean 'table1'?")
+    assert _refused(cfg.load_preset, "controler").endswith("Did you mean 'controller'?")
+
+
+def test_long_values_are_shortened_in_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    text = command_line.help_text(cfg.load_preset("controller"))
+    assert max(map(len, text.splitlines())) <= 120
+    shown = next(line for line in text.splitlines() if "--cfg.task.names=" in line)
+    assert shown.endswith(" ...") and len(shown) <= 90
+    assert "launch.train --dry_run` shows the whole" in " ".join(text.split())
+
+
+PLAIN = ("replay", "reproduce", "benchmark", "describe", "tuned_adam", "zoo")
+
+
+def test_help_is_of_one_style():
+    """The module's own words, then our flags, with nothing of absl's; nothing slow is imported."""
+    code = f"""
+import contextlib, importlib, sys
+from launch import command_line
+for name in {PLAIN}:
+    module = importlib.import_module("launch." + name)
+    sys.argv = [name, "--help"]
+    with contextlib.suppress(SystemExit):
+        command_line.run_plain(module.main, module.__doc__)
+    print("|")
+print(sorted({{"jax", "wandb", "matplotlib", "tensorflow_datasets"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    *pages, slow = done.stdout.split("|\n")
+    for name, page in zip(PLAIN, pages, strict=True):
+        module = importlib.import_module(f"launch.{name}")
+        assert page.startswith(f"{module.__doc__.strip()}\n\nFlags:\n\n")
+        assert "--workdir" in page and "absl" not in page and "flagfile" not in page
+    assert slow == "[]\n"
 
 
 COMMANDS = ("train", "evaluate", "demo", "replay", "reproduce", "benchmark")

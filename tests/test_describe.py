@@ -88,6 +88,7 @@ def test_sizes():
 
 def test_table_and_page(tmp_path):
     rows = describe.table().splitlines()
+    assert "of a network of 1,000,000 parameters in 4 tensors (Adam 8.00;" in rows[-1]
     assert [row.split()[0] for row in rows[1:-2]] == list(learned_opt.OPTIMIZERS)
     row = next(row for row in rows if row.startswith("nn_adam")).split()
     assert row == ["nn_adam", "21,896", "8.00", "yes", "no", "no", "rests"]
@@ -99,6 +100,7 @@ def test_table_and_page(tmp_path):
     page = describe.describe(str(tmp_path / "trained"))
     assert "meta-parameters       2\n" in page
     assert "reads num_steps       yes\n" in page
+    assert "(Adam 8.00) for a network of 1,000,000 parameters in 4 tensors\n" in page
     assert page.endswith("trained for           1,500 steps of quadratic")
     assert describe.describe("schedule").endswith("trained for           not trained")
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import optax
 import pytest
 
 import learned_opt
-from launch import choices, demo
+from launch import choices, demo, trained
 from launch import config as cfg
+from launch import evaluate as evaluate_command
 from launch.choices import to_dict
 from launch.evaluate import EvaluationConfig, task_of
 from launch.evaluation import one_task as command
@@ -124,11 +126,52 @@ def test_verdicts_say_beats_ties_and_loses():
     assert "cannot be told" in command.verdict(curves("a", [1.0]), [curves("b", [2.0])], 7)
 
 
+READS = {"value": True, "num_steps": False}
+
+
+def test_limits_say_what_is_known():
+    one, other = {"name": "mlp", "dim": 3}, {"name": "conv"}
+    said = trained.limits(one, {"task": one, "horizon": 100}, [50, 100], READS)
+    assert said[0].startswith("It was trained on mlp (dim 3) alone, for 100 inner steps")
+    assert not any("outside" in s for s in said)
+    assert said[-1] == "It reads the loss: give each update `value=loss`."
+    said = trained.limits(
+        other,
+        {"task": {"tasks": [one, other]}, "horizon": 100},
+        [100, 500],
+        {"value": False, "num_steps": True},
+    )
+    assert said[0] == (
+        "It was trained on 2 tasks, for 100 inner steps, and is evaluated on another task, conv ()."
+    )
+    assert said[1] == "At 500 steps it works outside the 100 it was trained for."
+    assert "Nothing is known beyond 500 steps" in said[2] and "`num_steps`" in said[-1]
+    assert "not recorded" in trained.limits(one, {}, [9], READS)[0]
+    found = {name: trained.reads_of(learned_opt.OPTIMIZERS[name]()) for name in ("l3rs", "sgdm")}
+    assert found == {
+        "l3rs": {"value": True, "num_steps": True},
+        "sgdm": {"value": False, "num_steps": False},
+    }
+    # One that takes no network of the sizes asked about.
+    assert not any(trained.reads_of(learned_opt.per_tensor_sgdm(num_tensors=99)).values())
+
+
 def test_the_demo_says_whether_meta_training_helped():
     before, after = curves("b", [2.0, 2.1, 2.2]), curves("a", [0.5, 0.5, 0.7])
     assert "Meta-training helped" in demo.verdict(before, after, 9)
     assert "did NOT help" in demo.verdict(after, before, 9)
     assert "nothing beyond the noise" in demo.verdict(before, curves("c", [2.1, 2.0, 2.2]), 9)
+    # Beyond the noise, but no better than a constant prediction.
+    for constant, said in (
+        (0.5, "not below that of a constant prediction (0.5000)"),
+        (0.4, "not below that"),
+        (2.3, "Meta-training helped"),
+    ):
+        assert said in demo.verdict(before, after, 9, np.full(3, constant))
+    diverged = curves("d", [np.inf, 2.0, 2.0])
+    assert "did NOT help: the optimizer diverges in 1 of 3 runs" in demo.verdict(after, diverged, 9)
+    assert "Meta-training helped" in demo.verdict(diverged, after, 9, np.full(3, 2.3))
+    assert "cannot be told" in demo.verdict(curves("b", [2.0]), curves("a", [0.5]), 9)
 
 
 def test_the_card_has_the_evaluation_and_its_limits_once(tmp_path):
@@ -137,7 +180,9 @@ def test_the_card_has_the_evaluation_and_its_limits_once(tmp_path):
     before = (tmp_path / "README.md").read_text()
     assert before.count("## Limits") == 1  # Of every card.
     for number in (1, 2):
-        limits = demo.limits({"name": "t"}, 100, [100, 500])
+        limits = trained.limits(
+            {"name": "t"}, {"task": {"name": "t"}, "horizon": 100}, [100, 500], READS
+        )
         demo.write_card(tmp_path, f"table {number}", ["it ties."], limits)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith(before.partition("## Limits")[0].rstrip())
@@ -190,7 +235,7 @@ def setting(tmp_path, monkeypatch):
     return run, paths, computed, failing
 
 
-def test_an_interrupted_evaluation_continues(setting, tmp_path):
+def test_an_interrupted_evaluation_continues(setting, tmp_path, capsys):
     """It computes nothing twice, and writes to the byte what one never stopped writes."""
     run, paths, computed, failing = setting
     _, whole = run(tmp_path / "whole")
@@ -229,8 +274,13 @@ def test_an_interrupted_evaluation_continues(setting, tmp_path):
     assert len(parts) == 3
     for part, damage in zip(parts, (lambda b: b[:-40], lambda b: b"", lambda b: b), strict=True):
         part.write_bytes(damage(part.read_bytes()))
+    capsys.readouterr()
     run(tmp_path / "damaged")
     assert len(computed) == len(every) - 1
+    warnings = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
+    assert len(warnings) == 2
+    for part, warning in zip(parts[:2], sorted(warnings), strict=True):
+        assert f" {part} is damaged (" in warning and warning.endswith("; it is computed again.")
 
 
 def test_what_is_written_has_units_and_no_infinity(setting, tmp_path):
@@ -312,7 +362,7 @@ def test_the_figure_says_task_horizon_runs_and_band(tmp_path, monkeypatch):
     assert axis.get_ylabel() == "training loss (volts)" and axis.get_title() == "horizon 20"
 
 
-def test_the_task_is_that_of_training_or_the_chosen_one():
+def test_the_task_is_that_of_training_or_the_chosen_one(monkeypatch):
     mlp = cfg.task("mlp", activation="tanh", hidden_sizes=(7,))
     flat = {"dim": 10, "condition": 100.0, "noise": 0.1}  # Old cards had the fields of all tasks.
     own = {"a": {"task": to_dict(mlp)}, "b": {"task": to_dict(mlp) | flat}}
@@ -320,15 +370,21 @@ def test_the_task_is_that_of_training_or_the_chosen_one():
     assert task_of(own, None) == mlp and task_of(own, quadratic) == quadratic
     mixture = TaskMixture(tasks=(mlp, quadratic))
     several = own | {"q": {"task": to_dict(quadratic)}}
-    for trained in (
+    for cards in (
         several,
         {"silent": {}},
         own | {"silent": {}},
         {"m": {"task": to_dict(mixture)}},
     ):
         with pytest.raises(ValueError, match=r"choose one with --cfg\.task"):
-            task_of(trained, None)
-        assert task_of(trained, quadratic) == quadratic
+            task_of(cards, None)
+        assert task_of(cards, quadratic) == quadratic
+    # By the folders as they were given, of which two may have one short name.
+    with pytest.raises(ValueError, match=r"a/job/optimizer: mlp .*; b/job/optimizer: quadratic "):
+        task_of({"a/job/optimizer": own["a"], "b/job/optimizer": several["q"]}, None)
+    monkeypatch.setattr(evaluate_command, "_HORIZONS", SimpleNamespace(value=None))
+    with pytest.raises(ValueError, match=r"a/optimizer at 3, b/optimizer at 5\); give --horizons"):
+        evaluate_command._horizons({"a/optimizer": {"horizon": 3}, "b/optimizer": {"horizon": 5}})
     # Words for a task that is not chosen.
     node, _ = choices.take_words(["--cfg.task.dim=3"], "cfg")
     with pytest.raises(ValueError, match=r"--cfg\.task\.dim needs --cfg\.task=NAME"):

@@ -154,6 +154,7 @@ def test_the_export_says_how_to_repeat_the_job(whole):
         "num_particles": 4,
         "sigma": 0.2,
     }
+    assert origin["command"][:3] == ["python", "-m", "launch.train"]
     assert "--cfg.task=mything:bowl" in origin["command"] and origin["config"]["seed"] == 0
     assert {"jax", "optax", "learned-opt"} <= origin["versions"].keys()
 

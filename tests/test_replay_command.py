@@ -3,6 +3,7 @@
 import io
 import shutil
 import zlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 import learned_opt
 from launch import config as cfg
+from launch import replay as command
 from launch.replay import replay
 from launch.workdir import find_start
 from meta_train.checkpoint import Checkpoints, UnreadableError
@@ -56,8 +58,32 @@ def assert_rebuilt(folder, job):
 def test_rebuilds_from_any_checkpoint_and_needs_no_config_file(copy, job):
     (copy / "config.json").unlink()
     for step in (None, 8):
-        assert replay(copy, step) == 15
+        found = replay(copy, step)
+        assert (found.step, found.start) == (15, step or 12)
+        assert found.equal == {str(copy / "optimizer"): True}  # Of step 15; there is no checkpoint.
         assert_rebuilt(copy, job)
+
+
+@pytest.mark.parametrize("damage", [None, "other weights", "unreadable"])
+def test_what_was_rebuilt_is_compared_with_the_record(copy, damage, monkeypatch, capsys):
+    """By the command: in words, and by its exit code."""
+    _, theta = learned_opt.load(copy / "optimizer")
+    if damage == "other weights":
+        saved = learned_opt.load_config(copy / "optimizer")
+        other = jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), theta)
+        arguments = saved["arguments"]
+        learned_opt.save(copy / "optimizer", "sgdm", arguments, other, training=saved["training"])
+    elif damage:
+        DAMAGES["truncated"](copy / "optimizer" / "theta.safetensors")
+    monkeypatch.setattr(command, "required_workdir", lambda: copy)
+    monkeypatch.setattr(command, "_FROM_STEP", SimpleNamespace(value=8))
+    monkeypatch.setattr(command, "DATA_DIR", SimpleNamespace(value=None))
+    assert command.main([]) == (command.DIFFERS if damage else 0)
+    said = capsys.readouterr().out
+    assert "outer step 15 from checkpoint 8 and 7 records" in said
+    assert f"wrote {copy / 'optimizer_rebuilt'}." in said
+    word = "DIFFER from" if damage else "equal, bit for bit,"
+    assert f"They {word} those of {copy / 'optimizer'}." in said
 
 
 def small_log(path):
@@ -145,7 +171,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(copy, job, capsys):
     with pytest.raises(ValueError, match="`from_step` must be one of the checkpoints"):
         replay(copy, 11)
     assert contents(copy) == before
-    assert replay(copy) == 15
+    assert replay(copy).step == 15
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert line.startswith("warning: checkpoint 12 is damaged: job/metadata ")
     assert line.endswith("; going on from 8.")
@@ -221,7 +247,7 @@ def test_damage_to_any_file_of_a_job_is_noticed(copy, capsys):
         path.write_bytes(data)
     assert seen | unread == set(contents(copy))
     assert len(seen) > 30
-    assert replay(copy) == 12
+    assert replay(copy).step == 12
 
 
 def test_a_damaged_log_is_set_aside_at_a_resume(copy, capsys):
@@ -231,4 +257,4 @@ def test_a_damaged_log_is_set_aside_at_a_resume(copy, capsys):
     run(copy, **PARTS, num_steps=14)
     assert f"warning: {log} is damaged; " in capsys.readouterr().err
     assert (copy / "replay.log.damaged").read_bytes() == damaged
-    assert replay(copy) == 14
+    assert replay(copy).step == 14

@@ -3,12 +3,15 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,14 +19,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
-from launch import environment, loop
+from launch import config as cfg
+from launch import environment, loop, train
 from launch.compiled_programs import keep_compiled_programs
-from launch.job import build
+from launch.job import build, describe
 from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
 from launch.train import exit_code
 from learned_opt import weights
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
+from tasks import TaskMixture
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent
@@ -349,8 +354,60 @@ def test_dry_run_prints_the_plan(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "inner steps in total     28,000" in done.stdout  # 700 x 8 runs x 5 steps.
     assert "pairs per device         2" in done.stdout
-    assert "memory of a step" in done.stdout
+    assert "memory of a step         not asked for: --measure_memory" in done.stdout
     assert not (tmp_path / "job").exists()
+
+
+def test_a_plan_compiles_only_when_asked(capsys):
+    job = build(jobs.SMALL, None)
+    without = job._replace(step=None)  # Whoever compiled would fail.
+    assert "--measure_memory compiles the step (one program)" in describe(without)
+    assert capsys.readouterr().err == ""
+    plan = describe(job, measure_memory=True)
+    assert re.search(r"memory of a step +[\d.]+ MiB temporary, [\d.]+ MiB state, per device", plan)
+    assert capsys.readouterr().err == "Compiling the training step, one program ...\n"
+
+
+def test_a_finished_job_says_how_it_went_and_what_next(toys, tmp_path, monkeypatch, capsys):
+    outcome = jobs.run(tmp_path, num_steps=40, log_every=3)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "Compiling the training step, one program ...",
+        "Compiling the evaluation of theta ...",
+    ]
+    monkeypatch.setattr(train, "DATA_DIR", SimpleNamespace(value="my data"))
+    text = train.ending(jobs.changed(num_steps=40), tmp_path, outcome)
+    late = [row["meta_loss"] for row in jobs.rows(tmp_path) if row["step"] > 36]
+    assert len(late) == 2  # 39 and 40.
+    first, took, exported, *_ = text.splitlines()
+    assert first == (
+        f"meta-loss    {late[-1]:.4g} at outer step 40; {np.mean(late):.4g} is the mean of the "
+        "logged ones in the last tenth"
+    )
+    assert re.fullmatch(r"took         \d+ s, compiling included", took)
+    assert exported == f"optimizer    {tmp_path / 'optimizer'}"
+    command = shlex.split(text.splitlines()[-1])
+    assert command == [
+        *("python", "-m", "launch.evaluate"),
+        f"--optimizer={tmp_path / 'optimizer'}",
+        f"--workdir={tmp_path / 'evaluation'}",
+        "--data_dir=my data",
+    ]
+    # A loss that was not finite is null in the file.
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 41, "meta_loss": null, "time/wall_seconds": 1.0}\n')
+    assert "meta-loss    nan at outer step 41" in train.ending(jobs.SMALL, tmp_path, outcome)
+    # A mixture is no task to evaluate on.
+    mixed = jobs.changed(task=TaskMixture(tasks=(jobs.SMALL.task, cfg.task("quadratic", dim=2))))
+    assert "--suite=validation" in " ".join(train.next_steps(mixed, tmp_path))
+    assert (
+        train.next_steps(
+            jobs.changed(trains="network", inner={"horizon": 1}, estimator={"truncation": 1}),
+            tmp_path,
+        )
+        == []
+    )
+    outside = {"task": {"name": "mine:waves"}, "x": [{"name": "mlp"}, {"name": "ours:opt"}]}
+    assert train.modules_outside(outside) == ["mine", "ours"]
 
 
 def test_evaluate_command(tmp_path, reference):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -314,6 +315,19 @@ def test_json_of_numbers_that_are_not_finite(tmp_path):
     assert learned_opt.load_config(tmp_path)["training"] == expected
     text = (tmp_path / "config.json").read_text() + (tmp_path / "README.md").read_text()
     assert "Infinity" not in text and "NaN" not in text
+
+
+def test_card_says_how_to_repeat_the_job(tmp_path):
+    """In a block to paste; what it ran with in lines."""
+    theta = learned_opt.learnable_sgdm().init(jax.random.key(0))
+    words = ["python", "-m", "launch.train", "--cfg.task.hidden_sizes=(8, 8)"]
+    origin = {"command": words, "commit": None, "config": {"a": 1}, "versions": {"jax": "9.9"}}
+    learned_opt.save(tmp_path, "sgdm", {}, theta, training={"provenance": origin})
+    card = (tmp_path / "README.md").read_text()
+    section = card.split("## Provenance\n")[1].split("\n## ")[0]
+    assert shlex.split(section.split("```")[1]) == words
+    assert "- commit: an installed package\n- jax: 9.9\n" in section
+    assert "provenance" not in card.split("## Provenance")[0] and '{"a"' not in card
 
 
 def test_card_holds_the_facts_it_was_given_and_no_others(tmp_path):

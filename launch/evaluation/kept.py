@@ -1,8 +1,8 @@
 """Results on disk, each found again only under the very settings that decided it."""
 
-import contextlib
 import hashlib
 import os
+import sys
 import threading
 import zipfile
 import zlib
@@ -25,7 +25,7 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
     """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
 
     Each result is a file of its own, named by a digest of its settings, and appears whole or not
-    at all; one that cannot be read is computed again.
+    at all; one that cannot be read is computed again, and a line on stderr says so.
 
     Args:
       settings: everything that decides the result, as JSON.
@@ -34,9 +34,15 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
     text = strict_json.dumps(settings, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
     unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as found:
-        if str(found["settings"]) == text:
-            return {name: found[name] for name in found.files if name != "settings"}
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if str(found["settings"]) == text:
+                return {name: found[name] for name in found.files if name != "settings"}
+        raise ValueError("it is of other settings than its name says")
+    except FileNotFoundError:
+        pass
+    except unreadable as error:
+        print(f"warning: {path} is damaged ({error}); it is computed again.", file=sys.stderr)
     arrays = compute()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{os.getpid()}.{threading.get_ident()}.tmp.npz"

@@ -1,0 +1,114 @@
+"""Folders of trained optimizers, as words on the command line."""
+
+from pathlib import Path
+from typing import Any
+
+from launch.choices import suggest
+
+
+def check_folder(flag: str, given: str, or_a_name: bool) -> None:
+    """Refuses what is neither a folder nor, where that is meant too, an architecture's name.
+
+    Args:
+      flag: what the word was given to.
+      given: the word.
+      or_a_name: whether names of ``learned_opt.OPTIMIZERS`` will do.
+
+    Raises:
+      ValueError: with what may have been meant: a name, a folder beside it, or one inside.
+    """
+    import learned_opt
+
+    folder, names = Path(given).expanduser(), sorted(learned_opt.OPTIMIZERS)
+    if (given in names and or_a_name) or (folder / "theta.safetensors").exists():
+        return
+    inside = [str(path.parent) for path in sorted(folder.glob("optimizer*/theta.safetensors"))]
+    if folder.is_dir() and not inside:
+        return  # What is wrong with it says who reads it.
+    if inside:
+        hint = f" Did you mean {inside[0]!r}?"
+    elif given in names:
+        hint = " That is an architecture; untrained ones are evaluated with --suite=NAME."
+    else:
+        beside = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
+        hint = suggest(given, [*beside, *names])
+    what = f", or one of {', '.join(names)}" if or_a_name else ""
+    reason = "is the folder of a job" if inside else "is no folder"
+    raise ValueError(
+        f"{flag} must be the folder of a trained optimizer{what}, got {given!r}, which {reason}."
+        f"{hint}"
+    )
+
+
+def limits(
+    facts: dict[str, Any], training: dict[str, Any], horizons: list[int], reads: dict[str, bool]
+) -> list[str]:
+    """What the numbers of an evaluation do not say of a trained optimizer, a sentence each.
+
+    Args:
+      facts: the task evaluated on, from ``choices.to_dict``.
+      training: how it was trained, from its ``config.json``.
+      horizons: those evaluated.
+      reads: whether it reads the loss (``value``) and ``num_steps``.
+    """
+    trained, on = training.get("horizon"), training.get("task")
+    length = f"{trained} inner steps" if trained else "a number of steps that was not recorded"
+    if on == facts:
+        first = (
+            f"It was trained on {words(facts)} alone, for {length}, and is evaluated on that task: "
+            "its own training data, and the test split nobody trained on."
+        )
+    else:
+        first = (
+            f"It was trained on {words(on)}, for {length}, and is evaluated on another task, "
+            f"{words(facts)}."
+        )
+    return [
+        first,
+        *beyond(trained, horizons),
+        f"Nothing is known beyond {max(horizons)} steps, nor of other networks, data sets or batch "
+        "sizes: it may diverge there.",
+        "The baselines have a constant learning rate, the best of a sweep; it has no rate to tune.",
+        *reading(reads),
+    ]
+
+
+def beyond(trained: int | None, horizons: list[int]) -> list[str]:
+    """Which horizons are longer than that of training."""
+    longer = [f"{h}" for h in horizons if trained and h > trained]
+    if not longer:
+        return []
+    return [f"At {' and '.join(longer)} steps it works outside the {trained} it was trained for."]
+
+
+def reading(reads: dict[str, bool]) -> list[str]:
+    """What has to be given to it in use."""
+    said = []
+    if reads["value"]:
+        said.append("It reads the loss: give each update `value=loss`.")
+    if reads["num_steps"]:
+        said.append("It reads the length of the run: give `bind` the right `num_steps`.")
+    return said
+
+
+def reads_of(optimizer: Any) -> dict[str, bool]:
+    """Whether updates depend on the loss (``value``), and on ``num_steps``, found by tracing."""
+    from learned_opt.inspection import inspect
+
+    names = ("value", "num_steps")
+    try:
+        found = inspect(optimizer).reads
+    except ValueError:  # It takes none of the networks it could be asked about.
+        return dict.fromkeys(names, False)
+    return {name: found[name].used for name in names}
+
+
+def words(task: Any) -> str:
+    """A task in a line; of several, how many."""
+    if not isinstance(task, dict):
+        return str(task or "a task that was not recorded")
+    if "tasks" in task:
+        return f"{len(task['tasks'])} tasks"
+    from launch.evaluation.one_task import describe
+
+    return describe(task)
