@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.arguments import check_between, check_count
+from learned_opt.arguments import check_between, check_count, check_within
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import Groups, group_by_shape, stack, unstack
 from learned_opt.recurrent import LSTM, InitialState, LSTMState
@@ -108,9 +108,9 @@ def nn_adam(
     """
     check_count(hidden_size=hidden_size)
     check_between(0, math.inf, output_scale=output_scale)
-    check_between(1e-8, 1e3, learning_rate=learning_rate)
+    check_within(1e-8, 1e3, learning_rate=learning_rate)
     check_between(0, 1, b1=b1, b2=b2)
-    check_between(1e-11, 1e4, eps=eps)
+    check_within(1e-11, 1e4, eps=eps)
     module = HyperparameterLSTM(hidden_size, (learning_rate, b1, b2, eps))
 
     def init(key):
