@@ -200,6 +200,37 @@ def check_types(name):
         assert list(map(types, found)) == list(map(types, (params, state, params)))
 
 
+def floats_in(program):
+    """The types of all floats that a program computes with, those of the programs it calls too."""
+    found = set()
+    for step in program.eqns:
+        variables = (*step.invars, *step.outvars)
+        found |= {x.aval.dtype for x in variables if is_float(getattr(x.aval, "dtype", int))}
+        for inner in jax.tree.leaves(
+            list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found |= floats_in(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_double_is_computed_in_single(name):
+    """Where all that is given is in double precision; traced only."""
+    with jax.enable_x64(True):
+        optimizer, theta = make(name)
+        theta, params = (jax.tree.map(lambda x: x.astype(float), t) for t in (theta, PARAMS))
+
+        def steps(theta, params, loss):
+            transform = optimizer.bind(theta, 10)
+            updates, state = transform.update(params, transform.init(params), params, value=loss)
+            return transform.update(updates, state, params, value=loss)
+
+        program = jax.make_jaxpr(steps)(theta, params, jnp.float64(1.5))
+    assert floats_in(program.jaxpr) == {np.dtype(float)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_types_round_nothing_but_the_update(name):
     """Narrow and weakly typed leaves of a mixed tree are as good as their float32 copies."""
