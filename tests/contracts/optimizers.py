@@ -218,8 +218,8 @@ def floats_in(program):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_in_double_is_computed_in_single(name):
     """Where all that is given is in double precision; traced only."""
+    optimizer, theta = make(name)
     with jax.enable_x64(True):
-        optimizer, theta = make(name)
         theta, params = (jax.tree.map(lambda x: x.astype(float), t) for t in (theta, PARAMS))
 
         def steps(theta, params, loss):
