@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.arguments import check_between, check_count, check_given
+from learned_opt.arguments import check_between, check_count, check_flag, check_given
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.initializers import fan_in_normal
@@ -93,8 +93,8 @@ def adam_controller(
 
     Untrained (all controls 0) it is NAdamW with three quarters of Muon under that schedule. At
     ``num_steps`` the rate has fallen to 1% and stays there: later steps are small but none is
-    refused. A gradient counts as at most 1.2e18 (float32). A loss at or below 0 counts as 1e-12
-    in the two inputs that see it.
+    refused. Gradients and parameters count as at most 1.2e18 (float32). A loss at or below 0
+    counts as 1e-12 in the two inputs that see it, one that is not finite as 1.2e18.
 
     A parameter whose gradient is exactly zero shrinks by the decay, and moves in a matrix with
     others that have one; ``mask_zero_gradients`` holds it still.
@@ -113,6 +113,7 @@ def adam_controller(
     root mean square.
     """
     check_count(hidden_size=hidden_size)
+    check_flag(matrices=matrices)
     check_between(0, float("inf"), learning_rate=learning_rate)
     module = ControllerNetwork(hidden_size, 7 if matrices else 6)
 
@@ -137,7 +138,7 @@ def adam_controller(
             log_losses = _log_losses(state, value)
             time = _Time(state.steps, num_steps, log_losses.dtype)
             grads = [limited(x, 2) for x in stack(updates, groups)]
-            weights = stack(params, groups)
+            weights = [limited(x, 2) for x in stack(params, groups)]
             seen = [_see(old, grad, time) for old, grad in zip(state.tensors, grads, strict=True)]
             shared = _shared_inputs(time, log_losses)
             inputs = [_inputs(shared, *each, time) for each in zip(seen, weights, strict=True)]

@@ -1,36 +1,59 @@
-"""Checks of what the constructors are given: numbers in a range, and sizes."""
+"""Checks of what optimizers are given: numbers in a range, sizes, flags, and the loss."""
 
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 def check_between(lower: float, upper: float, **values: Any) -> None:
-    """Raises ``ValueError`` unless every value is a number strictly between the two."""
+    """Raises ``ValueError`` unless every value, in float32, lies between the two, ends excluded."""
+    span = f"above {lower}" if upper == math.inf else f"above {lower} and below {upper}"
     for name, value in values.items():
-        if not _is_number(value) or not (lower < value < upper and math.isfinite(value)):
-            span = f"between {lower} and {upper}" if upper < math.inf else f"above {lower}"
-            raise ValueError(f"`{name}` must be a finite number {span}, got {value!r}.")
+        if not np.float32(lower) < _single(value) < np.float32(upper):
+            _refuse(name, f"a finite number {span} in float32", value)
+
+
+def check_within(lower: float, upper: float, **values: Any) -> None:
+    """Raises ``ValueError`` unless every value, in float32, lies between the two, ends included."""
+    span = f"of at least {lower}" if upper == math.inf else f"from {lower} to {upper}"
+    for name, value in values.items():
+        single = _single(value)
+        if not (np.float32(lower) <= single <= np.float32(upper) and np.isfinite(single)):
+            _refuse(name, f"a finite number {span} in float32", value)
 
 
 def check_count(**values: Any) -> None:
     """Raises ``ValueError`` unless every value is a whole number of at least 1."""
     for name, value in values.items():
         if not _is_count(value):
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            _refuse(name, "a whole number of at least 1", value)
 
 
 def check_sizes(**values: Any) -> None:
     """Raises ``ValueError`` unless every value is a sequence of whole numbers of at least 1."""
     for name, sizes in values.items():
-        is_list = isinstance(sizes, Sequence) and not isinstance(sizes, str)
+        is_list = isinstance(sizes, Sequence) and not isinstance(sizes, str | bytes)
         if not is_list or not sizes or not all(map(_is_count, sizes)):
-            raise ValueError(
-                f"`{name}` must be one or more whole numbers of at least 1, got {sizes!r}."
-            )
+            _refuse(name, "one or more whole numbers of at least 1 in parentheses", sizes)
+
+
+def check_one_of(options: Sequence[int], **values: Any) -> None:
+    """Raises ``ValueError`` unless every value is one of these whole numbers."""
+    for name, value in values.items():
+        if not _is_whole(value) or value not in options:
+            _refuse(name, f"one of {', '.join(map(str, options))}", value)
+
+
+def check_flag(**values: Any) -> None:
+    """Raises ``ValueError`` unless every value is a bool."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            _refuse(name, "True or False", value)
 
 
 def check_num_tensors(num_tensors: int, params: Any) -> None:
@@ -53,10 +76,53 @@ def check_given(optimizer: str, params: Any, value: Any) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    is_scalar = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
-    return is_scalar and not isinstance(value, bool)
+def check_loss(value: Any) -> None:
+    """Raises ``ValueError`` unless it is one real number, traced or not."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        is_loss, given = type(value) in (int, float), _shown(value)
+    else:
+        is_loss = _is_real(dtype) and np.shape(value) == ()
+        given = f"{dtype} of shape {np.shape(value)}"
+    if not is_loss:
+        raise ValueError(
+            f"`value` must be the loss, one real number of shape (), got {given}; reduce it with "
+            "`jnp.mean` or `jnp.sum`, a complex one with `jnp.real`."
+        )
+
+
+def _refuse(name: str, wanted: str, value: Any) -> NoReturn:
+    raise ValueError(f"`{name}` must be {wanted}, got {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    """On one line, and not all of what is long."""
+    shown = " ".join(repr(value).split())
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _single(value: Any) -> np.float32:
+    """The float32 of a real number that is known now; NaN of anything else."""
+    dtype = getattr(value, "dtype", type(value))
+    is_real = dtype in (int, float) or (isinstance(dtype, np.dtype) and _is_real(dtype))
+    if not is_real or isinstance(value, jax.core.Tracer) or np.shape(value) != ():
+        return np.float32(math.nan)
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            single = np.float32(float(value))
+    except OverflowError:  # A whole number beyond all floats.
+        return np.float32(math.inf)
+    # XLA takes smaller ones for 0.
+    return single if abs(single) >= np.finfo(np.float32).tiny else np.float32(0)
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+    return _is_whole(value) and value >= 1
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt.arguments import check_loss
+from learned_opt.limits import finite_loss
+
 Theta = Any
 
 # Arguments that say what meta-training moves; theta is the same whatever they are.
@@ -84,6 +87,8 @@ def learned_optimizer(
     and parameters of the same shapes, some of size 0 perhaps, at least one not. Around it:
 
     - accumulators are as wide as that, however narrow the parameters, and keep their types;
+    - so is the loss, ``value``, where it is given; one that is not finite counts as 1.2e18 (see
+      ``limits.finite_loss``), so that no average of losses is lost to it;
     - updates have the types of the parameters (if none are given, of the gradients);
     - ``None`` leaves are passed over, Python floats are scalars, and a tree without elements
       (a group of ``optax.multi_transform`` that got no parameters) is left as it is.
@@ -91,7 +96,8 @@ def learned_optimizer(
     Raises:
       ValueError: from the result's ``bind``, on a ``num_steps`` below 1; from the
         transformation, by the name of the leaf, on gradients or parameters that are complex or
-        no floats, or gradients that differ from the parameters in structure or shape.
+        no floats, gradients that differ from the parameters in structure or shape, or a ``value``
+      that is no real number of shape ().
     """
 
     def bind_by_rules(theta, num_steps):
@@ -108,7 +114,9 @@ def _by_rules(
         _check_leaves("params", params)
         return inner.init(_widened(params, params))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, *, value=None, **extra):
+        if value is not None:
+            check_loss(value)
         _check_leaves("updates", updates)
         like = updates if params is None else params
         _check_leaves("params", like)
@@ -116,6 +124,9 @@ def _by_rules(
         if not any(map(np.size, jax.tree.leaves(like))):
             return jax.tree.map(lambda p: jnp.zeros(np.shape(p), jnp.result_type(p)), like), state
         wide_params = None if params is None else _widened(params, params)
+        if value is not None:
+            dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(_widened(like, like)))
+            extra["value"] = finite_loss(value, dtype)
         steps, after = inner.update(_widened(updates, like), state, wide_params, **extra)
         steps = jax.tree.map(lambda s, p: _cast(s, jnp.result_type(p)), steps, like)
         return steps, jax.tree.map(_like_before, after, state)

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from learned_opt import adafactor
-from learned_opt.arguments import check_between, check_count, check_given
+from learned_opt.arguments import check_between, check_count, check_given, check_one_of
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.controller import Controller, Scheduler, SchedulerState, state_dtype
 from learned_opt.groups import group_by_shape, stack, unstack
@@ -66,8 +66,7 @@ def celo_optimizer(
     """
     check_count(hidden_size=hidden_size)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
-    if isinstance(phase, bool) or phase not in PHASES:
-        raise ValueError(f"`phase` must be one of {PHASES}, got {phase!r}.")
+    check_one_of(PHASES, phase=phase)
     rule = Layers((NUM_INPUTS, 4, 4, NUM_OUTPUTS))
     scheduler = Scheduler(Controller(hidden_size, num_controls=1))
 

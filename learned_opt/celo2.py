@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import adafactor
-from learned_opt.arguments import check_between, check_count
+from learned_opt.arguments import check_between, check_count, check_flag, check_within
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.limits import limited
@@ -80,9 +80,11 @@ def celo2_optimizer(
     """
     check_count(hidden_size=hidden_size)
     check_between(0, math.inf, learning_rate=learning_rate, adam_rate=adam_rate)
-    if weight_decay != 0:  # None of it.
-        check_between(0, math.inf, weight_decay=weight_decay)
+    check_within(0, math.inf, weight_decay=weight_decay)
+    check_flag(orthogonal=orthogonal)
     try:
+        if not isinstance(adam_names, str):
+            raise TypeError(f"it is a {type(adam_names).__name__}, no string")
         named = re.compile(adam_names)
     except (re.error, TypeError) as error:
         raise ValueError(

@@ -6,6 +6,7 @@ parameter axis is last, where elementwise work vectorizes.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +71,9 @@ def unflatten(flat: jax.Array, like):
     )
 
 
-def time_embedding(count: jax.Array) -> jax.Array:
-    """``tanh(count / timescale - 1)`` for the eleven timescales, ``[11]``."""
-    return jnp.tanh(count / jnp.asarray(TIMESCALES, jnp.float32) - 1.0)
+def time_embedding(count: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """``tanh(count / timescale - 1)`` for the eleven timescales, ``[11]``, in that type."""
+    return jnp.tanh(count / jnp.asarray(TIMESCALES, dtype) - 1.0)
 
 
 def map_blocks(fn, features: jax.Array, block: int) -> jax.Array:

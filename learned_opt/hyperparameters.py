@@ -74,4 +74,9 @@ def inverse_time(learning_rate: Any, decay: Any, num_steps: Any) -> optax.Schedu
     Source: Vicol et al. 2021, section 5.3. Differs: time is counted in units of ``num_steps``,
     which equals the paper's 5,000 at its horizon.
     """
-    return lambda step: learning_rate * (1 + step / num_steps) ** -decay
+
+    def rate(step):
+        # Of integers JAX would take the quotient in single precision.
+        return learning_rate * (1 + jnp.asarray(step, learning_rate.dtype) / num_steps) ** -decay
+
+    return rate

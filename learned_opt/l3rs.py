@@ -61,7 +61,8 @@ class LayerwiseController(nn.Module):
         decays = jax.nn.sigmoid(logits)
         averages = decays * averages + (1 - decays) * observed[..., None]
         corrected = averages / (1 - decays ** (steps + 1))
-        time = jnp.stack([jnp.minimum(steps / num_steps, 1), jnp.log1p(steps) / 10])
+        done = jnp.asarray(steps, averages.dtype)
+        time = jnp.stack([jnp.minimum(done / num_steps, 1), jnp.log1p(done) / 10])
         features = jnp.concatenate(
             [
                 embedding[jnp.asarray(places, int)],

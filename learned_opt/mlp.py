@@ -186,7 +186,7 @@ def mlp_optimizer(
                 )
             momenta = feat.update_momenta(state.momenta, updates)
             features = feat.normalized_features(updates, params, momenta)
-            step = module.apply(theta, features, feat.time_embedding(state.steps))
+            step = module.apply(theta, features, feat.time_embedding(state.steps, momenta.dtype))
             steps = feat.unflatten(step, updates)
             return steps, MLPOptimizerState(state.steps + 1, momenta)
 

@@ -1,7 +1,7 @@
 """Adam whose hyperparameters an LSTM moves, tensor by tensor: NNAdam."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.arguments import check_between, check_count
+from learned_opt.arguments import check_between, check_count, check_within
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import Groups, group_by_shape, stack, unstack
 from learned_opt.recurrent import LSTM, InitialState, LSTMState
@@ -108,9 +108,9 @@ def nn_adam(
     """
     check_count(hidden_size=hidden_size)
     check_between(0, math.inf, output_scale=output_scale)
-    check_between(1e-8, 1e3, learning_rate=learning_rate)
+    check_within(1e-8, 1e3, learning_rate=learning_rate)
     check_between(0, 1, b1=b1, b2=b2)
-    check_between(1e-11, 1e4, eps=eps)
+    check_within(1e-11, 1e4, eps=eps)
     module = HyperparameterLSTM(hidden_size, (learning_rate, b1, b2, eps))
 
     def init(key):
@@ -151,7 +151,7 @@ def nn_adam(
                 features.append(_features(weight, grad, mean, square, stored))
             moves, lstm = module.apply(theta, jnp.concatenate(features), state.lstm)
             hyperparameters = jnp.clip(
-                state.hyperparameters + output_scale * moves, _LOWEST, _HIGHEST
+                state.hyperparameters + output_scale * moves, *_limits(state.hyperparameters.dtype)
             )
             after = NNAdamState(means, squares, hyperparameters, lstm)
             return unstack(steps, groups, updates), after
@@ -166,9 +166,13 @@ def _split(rows: jax.Array, groups: Groups) -> list[jax.Array]:
     return jnp.split(rows, np.cumsum([len(places) for places in groups])[:-1])
 
 
+def _limits(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(_LOWEST, dtype), jnp.asarray(_HIGHEST, dtype)
+
+
 def _used(stored: jax.Array) -> jax.Array:
     """Rate, b1, b2 and epsilon, ``[tensors, 4]``."""
-    values = jnp.exp(10 * jnp.clip(stored, _LOWEST, _HIGHEST))
+    values = jnp.exp(10 * jnp.clip(stored, *_limits(stored.dtype)))
     return jnp.stack([values[:, 0], 1 - values[:, 1], 1 - values[:, 2], values[:, 3]], axis=1)
 
 

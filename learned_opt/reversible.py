@@ -101,7 +101,7 @@ def reversible_mlp_optimizer(
 
     def move(theta, accumulators, count, sizes):
         features = _features(accumulators, sizes)
-        time_features = time_embedding(count).astype(features.dtype)
+        time_features = time_embedding(count, features.dtype)
         direction, magnitude = module.apply(theta, features, time_features)
         return -step_mult * direction * jnp.exp(exp_mult * magnitude)
 

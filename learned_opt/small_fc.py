@@ -119,11 +119,13 @@ def small_network_optimizer(name: str, module: SmallNetwork, step) -> LearnedOpt
                     "`update(grads, state, params)`."
                 )
             groups = group_by_shape(params)
-            time = time_embedding(state.steps)
             stacks = zip(
                 state.accumulators, stack(updates, groups), stack(params, groups), strict=True
             )
-            found = [_update(step, layers, decays, time, *group) for group in stacks]
+            found = [
+                _update(step, layers, decays, time_embedding(state.steps, group[1].dtype), *group)
+                for group in stacks
+            ]
             steps = unstack([step for step, _ in found], groups, updates)
             return steps, SmallFCState(state.steps + 1, tuple(new for _, new in found))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from learned_opt.arguments import check_between, check_sizes
+from learned_opt.arguments import check_between, check_flag, check_sizes, check_within
 from learned_opt.base import LearnedOptimizer
 from learned_opt.small_fc import SmallNetwork, small_network_optimizer
 
@@ -59,9 +59,12 @@ def star_optimizer(
     """
     check_sizes(hidden_sizes=hidden_sizes)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
-    for name, value in (("nominal_step", nominal_step), ("weight_decay", weight_decay)):
-        if value != 0:  # None of it.
-            check_between(0, math.inf, **{name: value})
+    check_within(0, math.inf, nominal_step=nominal_step, weight_decay=weight_decay)
+    check_flag(
+        precondition=precondition,
+        nominal_controller=nominal_controller,
+        decay_controller=decay_controller,
+    )
 
     def step(outputs, param, new):
         direction, magnitude, nominal, decay = outputs

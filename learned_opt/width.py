@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import optax
 
+from learned_opt.arguments import check_flag
+
 Params = Any
 
 
@@ -38,12 +40,13 @@ def scale_by_width(
       model_scales_output: whether output weights (one wide axis, not the last) are left alone.
 
     Raises:
-      ValueError: from ``init`` and ``update``, by the name of the leaf, if ``base_params`` has
-        another structure or a leaf another number of axes.
+      ValueError: on a flag that is no bool; from ``init`` and ``update``, by the name of the leaf,
+        if ``base_params`` has another structure or a leaf another number of axes.
 
     Source: Yang and Hu et al. 2021 (arXiv 2203.03466), table 3; Therien et al. 2024 (muLO, arXiv
     2406.00153), whose multiplier of hidden weights is this one at a base of one unit.
     """
+    check_flag(model_scales_output=model_scales_output)
     inner = optax.with_extra_args_support(transform)
 
     def multiplier(path, x, base):

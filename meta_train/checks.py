@@ -66,7 +66,9 @@ def is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether ``value`` is one real number."""
+    """Whether ``value`` is one real number; a bool is none."""
+    if isinstance(value, bool | np.bool_):
+        return False
     try:
         return jnp.shape(value) == () and not jnp.issubdtype(dtype_of(value), jnp.complexfloating)
     except TypeError:

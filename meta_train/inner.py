@@ -1,6 +1,5 @@
 """Inner training as an unrolled system: the only place where tasks and learned optimizers meet."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt.base import LearnedOptimizer
-from meta_train.checks import MAX_LENGTH, check_loss, check_takes, check_whole
+from meta_train.checks import MAX_LENGTH, check_loss, check_positive, check_takes, check_whole
 from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
@@ -16,7 +15,7 @@ META_LOSSES = ("train", "fresh", "validation")
 REDUCTIONS = ("mean", "last", "late")
 SCALES = ("loss", "log")
 
-# A run's last fifth has this share of the weight of all its steps, under "late".
+# The steps of a run's last fifth share this part of the weight of all its steps, under "late".
 LATE_SHARE = 0.8
 # Multiples of the constant predictor's loss: the most that a loss counts as, and what is added
 # before the logarithm, so that progress below it is worth less and less.
@@ -63,37 +62,39 @@ def inner_training(
         ``validation``: the loss after the update on a validation batch.
       reduction: ``mean``: every step counts. ``last``: ``L_t`` is the horizon times the loss at
         the last step and 0 elsewhere, so a run's mean per-step loss is its final one. (With
-        drawn horizons each run weighs as much as it has steps, as with ``mean``.) ``late``: every
-        step counts 0.2 and those of the last fifth 4 more.
+        drawn horizons each run weighs as much as it has steps, as with ``mean``.) ``late``: of
+        ``horizon`` steps the last ``n = ceil(horizon / 5)`` count ``0.2 + 0.8 horizon / n`` each,
+        at most 4.2, and the others 0.2: the weights sum to ``horizon``, as with ``mean``.
       loss_ceiling: losses above it, and non-finite ones, count as this value, so that a
         diverged run is bad news for theta instead of none; gradients through a capped
         loss are zero. ``None``: losses pass as they are, and the estimator drops particles
         whose loss is not finite.
       scale: ``loss``: as it is. ``log``: ``log(min(L, 3 C) / C + 0.01)`` with ``C`` the task's
         ``constant_loss``, so that tasks of any unit weigh alike and a loss that is not finite
-        counts as 3 C; it comes before the ceiling.
+        counts as 3 C; it comes before the ceiling. Where C is no finite number above 0 and that
+        is not known before the run, all losses of the run are NaN, whatever the ceiling.
       run_weight: divided by a run's horizon it multiplies the run's losses, so that under drawn
         horizons long runs count no more than short ones. ``None``: they do.
 
     Raises:
       ValueError: on a function of the task or the optimizer that takes other arguments, an
-        unknown ``meta_loss``, ``reduction`` or ``scale``, a non-positive ceiling or weight, or a
-        task without ``constant_loss`` under ``log``; from
-        ``init``, on a horizon that is not a whole number from 1 to 2^30; from ``step``, on a loss
-        of the task that is no real float scalar.
+        unknown ``meta_loss``, ``reduction`` or ``scale``, a ceiling or weight that is no finite
+        number above 0, or, under ``log``, a task without ``constant_loss`` or one whose first
+        instance has none that is a finite number above 0; from ``init``, on a horizon that is not
+        a whole number from 1 to 2^30, or such a constant; from ``step``, on a loss of the task
+        that is no real float scalar.
     """
     check_arguments(task, learned_optimizer, meta_loss, reduction, loss_ceiling)
-    if scale not in SCALES:
-        raise ValueError(f"`scale` must be one of {list(SCALES)}, got {scale!r}.")
+    _check_name("scale", scale, SCALES)
     if scale == "log" and task.constant_loss is None:
         raise ValueError(
             "`task` must have a `constant_loss` for scale='log'; give it one, or set scale='loss'."
         )
-    if run_weight is not None and not 0 < run_weight < math.inf:
-        raise ValueError(
-            f"`run_weight` must be above 0 and finite, or None, got {run_weight!r}; the longest "
-            "horizon keeps the losses of the longest runs as they are."
-        )
+    if scale == "log":
+        with jax.ensure_compile_time_eval():
+            _constant_of(task, task.sample(jax.random.key(0)))
+    if run_weight is not None:
+        check_positive(run_weight=run_weight)
 
     def init(theta, key, horizon):
         check_horizon(horizon)
@@ -105,7 +106,7 @@ def inner_training(
             instance, params, opt_state, jnp.zeros([], jnp.int32), jnp.asarray(horizon, jnp.int32)
         )
         if scale == "log":
-            return start._replace(constant_loss=jnp.asarray(task.constant_loss(instance)))
+            return start._replace(constant_loss=_constant_of(task, instance))
         return start
 
     def step(theta, state, key):
@@ -130,8 +131,10 @@ def inner_training(
         if scale == "log":
             loss = log_share(loss, state.constant_loss)
         loss = step_loss(loss, state.step, state.horizon, reduction, loss_ceiling)
+        if scale == "log":  # After the ceiling, which would make a number of it.
+            loss = jnp.where(jnp.isnan(state.constant_loss), jnp.nan, loss)
         if run_weight is not None:
-            loss = loss * (run_weight / state.horizon)
+            loss = loss * jnp.asarray(run_weight / state.horizon, loss.dtype)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), loss
 
     return UnrolledSystem(init, step)
@@ -146,8 +149,9 @@ def step_loss(
     if reduction == "last":
         loss = jnp.where(step == horizon - 1, horizon * loss, 0.0)
     if reduction == "late":
-        is_late = step >= horizon - horizon // 5
-        loss = loss * (1 - LATE_SHARE + 5 * LATE_SHARE * is_late)
+        late = (horizon + 4) // 5
+        share = jnp.where(step >= horizon - late, LATE_SHARE * (horizon / late), 0)
+        loss = loss * (1 - LATE_SHARE + share).astype(loss.dtype)
     return loss
 
 
@@ -159,6 +163,29 @@ def log_share(loss: jax.Array, constant_loss: jax.Array) -> jax.Array:
     """
     capped = jnp.where(jnp.isfinite(loss), jnp.clip(loss / constant_loss, 0, CEILING), CEILING)
     return jnp.log(capped + FLOOR)
+
+
+def _constant_of(task: Task, instance: Any) -> jax.Array:
+    """The constant predictor's loss; NaN in place of one that is no finite number above 0.
+
+    Raises:
+      ValueError: on such a one, where it is not traced, and on what is no real float scalar.
+    """
+    constant: Any = task.constant_loss(instance) if task.constant_loss else None
+    check_loss("task.constant_loss", constant)
+    constant = jnp.asarray(constant)
+    is_sound = jnp.isfinite(constant) & (constant > 0)
+    if not isinstance(is_sound, jax.core.Tracer) and not is_sound:
+        raise ValueError(
+            "`task.constant_loss` must be a finite number above 0 for scale='log', got "
+            f"{constant}; shift or mend it, or set scale='loss'."
+        )
+    return jnp.where(is_sound, constant, jnp.nan)
+
+
+def _check_name(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in valid:
+        raise ValueError(f"`{name}` must be one of {list(valid)}, got {value!r}.")
 
 
 def check_horizon(horizon: Any) -> None:
@@ -188,7 +215,6 @@ def check_arguments(
         ("meta_loss", meta_loss, META_LOSSES),
         ("reduction", reduction, REDUCTIONS),
     ):
-        if value not in valid:
-            raise ValueError(f"`{name}` must be one of {list(valid)}, got {value!r}.")
-    if loss_ceiling is not None and not loss_ceiling > 0:
-        raise ValueError(f"`loss_ceiling` must be above 0 or None, got {loss_ceiling}.")
+        _check_name(name, value, valid)
+    if loss_ceiling is not None:
+        check_positive(loss_ceiling=loss_ceiling)

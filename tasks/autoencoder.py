@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_counts
 from tasks.base import Task, TaskConfig
-from tasks.reconstruction import reconstruction
-from tasks.supervised import Activation, activation_names
+from tasks.reconstruction import check_reconstruction, reconstruction
+from tasks.supervised import Activation
 
 
 class Dense(nn.Module):
@@ -53,8 +53,8 @@ class Autoencoder(TaskConfig):
     batch_size: int = 64
 
     def __post_init__(self):
-        activation_names(self.activation)
-        check_at_least_one(batch_size=self.batch_size, hidden_sizes=self.hidden_sizes)
+        check_reconstruction(self.dataset, self.activation, self.init_scale, self.batch_size)
+        check_counts(hidden_sizes=self.hidden_sizes)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import ABOVE_ZERO, check_numbers
 from tasks.base import Task
 from tasks.wrapper import Wrapper, wrapped
 
@@ -23,6 +24,10 @@ class BatchFraction(Wrapper):
     """
 
     fractions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(ABOVE_ZERO, fractions=self.fractions)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

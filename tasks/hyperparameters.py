@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count, check_instance, check_name
 from tasks.base import Task, TaskConfig
 from tasks.linear import Linear
 from tasks.unrolled import Rule, unrolled
@@ -37,11 +37,9 @@ class Hyperparameters(TaskConfig):
     batch_size: int = 4
 
     def __post_init__(self):
-        check_at_least_one(steps=self.steps, batch_size=self.batch_size)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}."
-            )
+        check_instance(TaskConfig, base=self.base)
+        check_count(steps=self.steps, batch_size=self.batch_size)
+        check_name(OPTIMIZERS, optimizer=self.optimizer)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

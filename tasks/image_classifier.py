@@ -4,9 +4,15 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
-from tasks.supervised import Activation, Data, activation_names, module_network, supervised
+from tasks.supervised import (
+    Activation,
+    Data,
+    activation_names,
+    check_supervised,
+    module_network,
+    supervised,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,15 @@ class ImageClassifier(TaskConfig):
     standardize: bool = False
 
     def __post_init__(self):
-        activation_names(self.activation)
-        check_at_least_one(batch_size=self.batch_size)
+        check_supervised(
+            self.dataset,
+            batch_size=self.batch_size,
+            activation=self.activation,
+            loss=self.loss,
+            label_noise=self.label_noise,
+            init_scale=self.init_scale,
+            standardize=self.standardize,
+        )
 
     def module(self, data: Data, act: Activation) -> nn.Module:
         """The network: images ``[N, height, width, channels]`` -> ``[N, num_outputs]``.

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import ABOVE_ZERO, check_count, check_names, check_numbers
 from tasks.base import Task, TaskConfig
-from tasks.data.bundled import load_texts
+from tasks.data.bundled import TEXTS, load_texts
 from tasks.data.symbols import VOCABULARY
 from tasks.instances import Options
 from tasks.supervised import scaled
@@ -39,7 +39,9 @@ class LanguageModel(TaskConfig):
     batch_size: int = 16
 
     def __post_init__(self):
-        check_at_least_one(length=self.length, batch_size=self.batch_size)
+        check_names(TEXTS, dataset=self.dataset)
+        check_count(length=self.length, batch_size=self.batch_size)
+        check_numbers(ABOVE_ZERO, init_scale=self.init_scale)
 
     def module(self) -> nn.Module:
         """The network: one-hot symbols ``[N, length, 96]`` -> logits of the same shape."""
@@ -53,7 +55,7 @@ class LanguageModel(TaskConfig):
         """
         del data_dir
         names, length = tuple(self.dataset.split(",")), self.length
-        text, scales = load_texts(names), self.init_scale or (1.0,)
+        text, scales = load_texts(names), tuple(self.init_scale) or (1.0,)
         shortest = min(min(sizes) for sizes in text.sizes.values())
         if length >= shortest:
             raise ValueError(f"`length` must be below {shortest}, a split's, got {length}.")

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_name
+
 NORMALIZATIONS = ("none", "layer", "group")
 
 
@@ -82,9 +84,6 @@ class Block(nn.Module):
 
 def check_normalization(kind: str, channels: tuple[int, ...]) -> None:
     """Raises ``ValueError`` on an unknown kind, or channels that have no groups of 4."""
-    if kind not in NORMALIZATIONS:
-        raise ValueError(
-            f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}."
-        )
+    check_name(NORMALIZATIONS, normalization=kind)
     if kind == "group" and any(number % 4 for number in channels):
         raise ValueError(f"`channels` must be multiples of 4 for group norm, got {channels}.")

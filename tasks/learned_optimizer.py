@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count, check_instance
 from tasks.base import Task, TaskConfig
 from tasks.linear import Linear
 from tasks.unrolled import Rule, unrolled
@@ -36,9 +36,8 @@ class LearnedOptimizerTask(TaskConfig):
     batch_size: int = 4
 
     def __post_init__(self):
-        check_at_least_one(
-            steps=self.steps, hidden_size=self.hidden_size, batch_size=self.batch_size
-        )
+        check_instance(TaskConfig, base=self.base)
+        check_count(steps=self.steps, hidden_size=self.hidden_size, batch_size=self.batch_size)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

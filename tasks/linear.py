@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tasks.arguments import check_at_least_one
 from tasks.base import Task, TaskConfig
 from tasks.mlp import mlp_classifier
+from tasks.supervised import check_supervised
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,12 @@ class Linear(TaskConfig):
     batch_size: int = 32
 
     def __post_init__(self):
-        check_at_least_one(batch_size=self.batch_size)
+        check_supervised(
+            self.dataset,
+            batch_size=self.batch_size,
+            label_noise=self.label_noise,
+            init_scale=self.init_scale,
+        )
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

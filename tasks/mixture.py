@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.arguments import (
+    ABOVE_ZERO,
+    AT_LEAST_ZERO,
+    check_count,
+    check_flag,
+    check_instances,
+    check_number,
+    check_numbers,
+)
 from tasks.base import Task, TaskConfig
 
 
@@ -30,6 +39,12 @@ class TaskMixture(TaskConfig):
     cut: float = 0.0
 
     def __post_init__(self):
+        check_instances(TaskConfig, tasks=self.tasks)
+        check_instances(str, names=self.names)
+        check_numbers(ABOVE_ZERO, weights=self.weights)
+        check_count(0, drawn=self.drawn)
+        check_flag(normalize=self.normalize)
+        check_number(AT_LEAST_ZERO, cut=self.cut)
         if len(self.tasks) < 2:
             raise ValueError(
                 f"`tasks` must be at least two tasks, got {len(self.tasks)}; a mixture is written "
@@ -43,17 +58,15 @@ class TaskMixture(TaskConfig):
                 )
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"`names` must differ, got {self.names}.")
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"`weights` must be finite numbers above 0, got {self.weights}.")
-        if not 0 <= self.drawn <= len(self.tasks):
+        if self.drawn > len(self.tasks):
             raise ValueError(
                 f"`drawn` must be between 0 (all) and the number of tasks, {len(self.tasks)}, got "
                 f"{self.drawn}."
             )
-        if not 0 <= self.cut < float("inf") or (self.cut and not self.normalize):
+        if self.cut and not self.normalize:
             raise ValueError(
-                "`cut` must be a finite number of running norms, or 0 for none, and needs "
-                f"normalize=True, got cut={self.cut}, normalize={self.normalize}."
+                "`cut` is in running norms, or 0 for none, and needs normalize=True, got "
+                f"cut={self.cut}, normalize={self.normalize}."
             )
         if any(task.parts != (task,) for task in self.tasks):
             raise ValueError("`tasks` must not be mixtures themselves; list all tasks in one.")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_counts, check_name
 from tasks.base import Task
 from tasks.data.images import ImageData
 from tasks.supervised import ACTIVATIONS, Data, Network, activation_names, activation_of, supervised
@@ -63,11 +63,8 @@ def mlp_classifier(
         not there.
     """
     names = activation_names(activation)
-    check_at_least_one(hidden_sizes=tuple(hidden_sizes))
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}."
-        )
+    check_counts(hidden_sizes=hidden_sizes)
+    check_name(NORMALIZATIONS, normalization=normalization)
 
     def network(data: Data) -> Network:
         sizes = (math.prod(data.shape), *hidden_sizes, data.num_outputs)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import AT_LEAST_ZERO, Span, check_count, check_number
 from tasks.base import Task
 
 
@@ -25,12 +25,9 @@ def quadratic_family(
     Raises:
       ValueError: on a value out of range.
     """
-    check_at_least_one(dim=dim, batch_size=batch_size)
-    if condition < 1 or noise < 0:
-        raise ValueError(
-            "`condition` must be at least 1 and `noise` at least 0, got "
-            f"condition={condition}, noise={noise}."
-        )
+    check_count(dim=dim, batch_size=batch_size)
+    check_number(Span(1), condition=condition)
+    check_number(AT_LEAST_ZERO, noise=noise)
     eigenvalues = jnp.logspace(-jnp.log10(condition), 0.0, dim)
 
     def sample(key):

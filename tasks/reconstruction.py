@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import ABOVE_ZERO, check_count, check_names, check_numbers
 from tasks.base import Params, Task
 from tasks.data.pool import as_float, load_pool
 from tasks.instances import Options
@@ -13,6 +14,16 @@ from tasks.supervised import Activation, activation_names, activation_of, scaled
 
 # ``(params, activation, images [N, pixels], key) -> [N]``: the loss of each.
 Losses = Callable[[Params, Activation, jax.Array, jax.Array], jax.Array]
+
+
+def check_reconstruction(
+    dataset: str, activation: str, init_scale: tuple[float, ...], batch_size: int
+) -> None:
+    """Raises ``ValueError`` on a value out of range, or a name that is none."""
+    check_names(None, dataset=dataset)
+    activation_names(activation)
+    check_numbers(ABOVE_ZERO, init_scale=init_scale)
+    check_count(batch_size=batch_size)
 
 
 def reconstruction(
@@ -49,7 +60,7 @@ def reconstruction(
     if pool.inputs["train"].ndim != 4:
         raise ValueError(f"`dataset` must be of images, got {dataset!r}.")
     of_each = [x.reshape(len(x), -1) for x, _ in pool.of_each("train")]
-    scales = init_scale or (1.0,)
+    scales = tuple(init_scale) or (1.0,)
     options = Options({"activation": names, "dataset": of_each, "init_scale": scales})
     constants = [constant(np.asarray(as_float(x), np.float64)) for x in of_each]
 

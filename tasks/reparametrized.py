@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import SHARE, Span, check_name, check_number
 from tasks.base import Task
 from tasks.wrapper import Wrapper, wrapped
 
@@ -31,13 +32,10 @@ class Reparametrized(Wrapper):
     spread: float = 1.5
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {self.kind!r}.")
-        if not 0 <= self.probability <= 1 or not 0 <= self.spread <= 20:
-            raise ValueError(
-                "`probability` must be between 0 and 1 and `spread` between 0 and 20, got "
-                f"probability={self.probability}, spread={self.spread}."
-            )
+        super().__post_init__()
+        check_name(KINDS, kind=self.kind)
+        check_number(SHARE, probability=self.probability)
+        check_number(Span(0, 20), spread=self.spread)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

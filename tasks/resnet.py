@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count, check_counts
 from tasks.image_classifier import ImageClassifier
 from tasks.layers import Convolution, Normalization, check_normalization
 from tasks.supervised import Activation, Data
@@ -30,7 +30,10 @@ class ResNet(ImageClassifier):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(channels=self.channels, blocks=self.blocks)
+        check_counts(channels=self.channels)
+        if not self.channels:
+            raise ValueError("`channels` must be of one stage or more, got ().")
+        check_count(blocks=self.blocks)
         check_normalization(self.normalization, self.channels)
 
     def module(self, data: Data, act: Activation) -> nn.Module:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count, check_name
 from tasks.data.symbols import VOCABULARY
 from tasks.language_model import LanguageModel
 
@@ -27,9 +27,8 @@ class RecurrentLM(LanguageModel):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(width=self.width, hidden_size=self.hidden_size)
-        if self.cell not in CELLS:
-            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}, got {self.cell!r}.")
+        check_count(width=self.width, hidden_size=self.hidden_size)
+        check_name(CELLS, cell=self.cell)
 
     def module(self) -> nn.Module:
         return _Network(self.cell, self.width, self.hidden_size)

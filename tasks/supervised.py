@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import (
+    ABOVE_ZERO,
+    SHARE,
+    check_count,
+    check_flag,
+    check_name,
+    check_names,
+    check_numbers,
+)
 from tasks.base import Instance, Params, Split, Task
 from tasks.data.images import ImageData
 from tasks.data.pool import as_float, load_pool
@@ -56,13 +64,8 @@ def activation_names(activation: str) -> tuple[str, ...]:
     Raises:
       ValueError: on an unknown name, or one named twice.
     """
-    names = tuple(activation.split(","))
-    if not set(names) <= set(ACTIVATIONS) or len(set(names)) < len(names):
-        raise ValueError(
-            f"`activation` must be one of {sorted(ACTIVATIONS)}, or several different ones with "
-            f"commas between, got {activation!r}."
-        )
-    return names
+    check_names(ACTIVATIONS, activation=activation)
+    return tuple(activation.split(","))
 
 
 def activation_of(names: Sequence[str], options: Options, instance: Instance) -> Activation:
@@ -92,6 +95,27 @@ def module_network(
         return module(options, instance).apply({"params": params}, inputs)
 
     return Network(init, apply)
+
+
+def check_supervised(
+    dataset: str | ImageData,
+    *,
+    batch_size: int,
+    activation: str = "relu",
+    loss: str = "cross_entropy",
+    label_noise: Sequence[float] = (),
+    init_scale: Sequence[float] = (),
+    standardize: bool = False,
+) -> None:
+    """Raises ``ValueError`` as ``supervised`` does, but for what depends on the data."""
+    if not isinstance(dataset, ImageData):
+        check_names(None, dataset=dataset)
+    activation_names(activation)
+    check_name(LOSSES, loss=loss)
+    check_count(batch_size=batch_size)
+    check_numbers(SHARE, label_noise=label_noise)
+    check_numbers(ABOVE_ZERO, init_scale=init_scale)
+    check_flag(standardize=standardize)
 
 
 def supervised(
@@ -129,14 +153,16 @@ def supervised(
     Raises:
       ValueError: on a value out of range, an unknown name, or a data set that is not there.
     """
+    check_supervised(
+        dataset,
+        batch_size=batch_size,
+        activation=activation,
+        loss=loss,
+        label_noise=label_noise,
+        init_scale=init_scale,
+        standardize=standardize,
+    )
     names = activation_names(activation)
-    if loss not in LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {loss!r}.")
-    check_at_least_one(batch_size=batch_size)
-    if not all(0 <= share <= 1 for share in label_noise):
-        raise ValueError(f"`label_noise` must be numbers between 0 and 1, got {label_noise}.")
-    if not all(0 < scale < float("inf") for scale in init_scale):
-        raise ValueError(f"`init_scale` must be finite numbers above 0, got {init_scale}.")
     noises, scales = tuple(label_noise) or (0.0,), tuple(init_scale) or (1.0,)
     pool = load_pool(dataset, data_dir)
     classes = pool.num_classes

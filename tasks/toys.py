@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import AT_LEAST_ZERO, check_count, check_names, check_number
 from tasks.base import Task
 from tasks.instances import Options
 
@@ -51,17 +51,10 @@ def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.1) -> T
     Source: Surjanovic and Bingham's collection of test functions. Differs: means over coordinates
     for sums, so that the scale does not grow with the dimension.
     """
+    check_names(FUNCTIONS, function=function)
+    check_count(2, dim=dim)
+    check_number(AT_LEAST_ZERO, noise=noise)
     names = tuple(function.split(","))
-    if not set(names) <= set(FUNCTIONS) or len(set(names)) < len(names):
-        raise ValueError(
-            f"`function` must be one of {', '.join(FUNCTIONS)}, or several different ones with "
-            f"commas between, got {function!r}."
-        )
-    check_at_least_one(dim=dim)
-    if dim < 2 or not 0 <= noise < float("inf"):
-        raise ValueError(
-            f"`dim` must be at least 2 and `noise` at least 0, got dim={dim}, noise={noise}."
-        )
     options = Options({"function": names})
 
     def sample(key):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count
 from tasks.data.symbols import VOCABULARY
 from tasks.language_model import LanguageModel
 from tasks.layers import Block
@@ -29,7 +29,7 @@ class TransformerLM(LanguageModel):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(width=self.width, heads=self.heads, layers=self.layers)
+        check_count(width=self.width, heads=self.heads, layers=self.layers)
         if self.width % self.heads:
             raise ValueError(f"`heads` must divide width={self.width}, got {self.heads}.")
 

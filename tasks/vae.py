@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count, check_counts
 from tasks.autoencoder import Dense
 from tasks.base import Task, TaskConfig
-from tasks.reconstruction import reconstruction
-from tasks.supervised import activation_names
+from tasks.reconstruction import check_reconstruction, reconstruction
 
 # Over how many draws of the latents the score of a split is a mean.
 SCORE_DRAWS = 16
@@ -43,10 +42,9 @@ class VariationalAutoencoder(TaskConfig):
     batch_size: int = 64
 
     def __post_init__(self):
-        activation_names(self.activation)
-        check_at_least_one(
-            batch_size=self.batch_size, hidden_sizes=self.hidden_sizes, latents=self.latents
-        )
+        check_reconstruction(self.dataset, self.activation, self.init_scale, self.batch_size)
+        check_counts(hidden_sizes=self.hidden_sizes)
+        check_count(latents=self.latents)
 
     def make(self, data_dir: str | None = None) -> Task:
         """The task.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tasks.arguments import check_at_least_one
+from tasks.arguments import check_count
 from tasks.image_classifier import ImageClassifier
 from tasks.layers import Block
 from tasks.supervised import Activation, Data
@@ -33,7 +33,7 @@ class VisionTransformer(ImageClassifier):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(patch=self.patch, width=self.width, heads=self.heads, layers=self.layers)
+        check_count(patch=self.patch, width=self.width, heads=self.heads, layers=self.layers)
         if self.width % self.heads:
             raise ValueError(f"`heads` must divide width={self.width}, got {self.heads}.")
 

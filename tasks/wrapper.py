@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tasks.arguments import check_instance
 from tasks.base import Task, TaskConfig
 from tasks.linear import Linear
 
@@ -15,6 +16,9 @@ class Wrapper(TaskConfig):
     """
 
     base: TaskConfig = field(default_factory=Linear)
+
+    def __post_init__(self):
+        check_instance(TaskConfig, base=self.base)
 
     @property
     def unwrapped(self) -> TaskConfig:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from learned_opt import LearnedOptimizer, learnable_schedule
-from meta_train.inner import inner_training
+from meta_train.inner import inner_training, step_loss
 from meta_train.unroll import unroll
 from tasks import quadratic_family
 
@@ -51,11 +51,19 @@ def losses_of(horizon, task=TASK, steps=10, **settings):
     return np.asarray(unroll(system, theta, state, jax.random.key(2), steps)[1], np.float64)
 
 
-@pytest.mark.parametrize("horizon", [1, 4, 10])
-def test_late_steps_count_most(horizon):
-    losses, late = (losses_of(horizon, steps=horizon, reduction=r) for r in ("mean", "late"))
-    last = np.arange(horizon) >= horizon - horizon // 5
-    np.testing.assert_allclose(late, losses * (0.2 + 4 * last), rtol=1e-6)
+def test_late_steps_count_most():
+    """The last ``ceil(horizon / 5)`` steps share 0.8; the weights of a run are 1 in the mean."""
+    for horizon in range(1, 42):
+        found = step_loss(jnp.ones(horizon), jnp.arange(horizon), horizon, "late", None)
+        late = -(-horizon // 5)
+        expected = np.full(horizon, 0.2)
+        expected[-late:] += 0.8 * horizon / late
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(np.mean(expected), 1, rtol=1e-12)
+        if horizon % 5 == 0:
+            np.testing.assert_allclose(found[-1], 4.2, rtol=1e-6)
+    losses, weighed = (losses_of(7, steps=7, reduction=r) for r in ("mean", "late"))
+    np.testing.assert_allclose(weighed, losses * ([0.2] * 5 + [3.0] * 2), rtol=1e-6)
 
 
 def test_losses_as_shares_of_a_constant_predictors():
@@ -74,6 +82,42 @@ def test_losses_as_shares_of_a_constant_predictors():
         np.testing.assert_allclose(losses_of(1, task, 1, scale="log"), np.log(3.01), rtol=1e-6)
 
 
+BAD_CONSTANTS = [0.0, -1.0, np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("constant", BAD_CONSTANTS)
+def test_shares_of_no_number_are_refused(constant):
+    """Where it is known; where it is not, all losses of the run are NaN, whatever the ceiling."""
+    first = TASK.sample(jax.random.key(0))["center"]
+
+    def at_others(instance):
+        return jnp.where(jnp.all(instance["center"] == first), 2.0, constant)
+
+    message = r"`task.constant_loss` must be a finite number above 0 for scale='log', got"
+    always = TASK._replace(constant_loss=lambda instance: jnp.float32(constant))
+    with pytest.raises(ValueError, match=message):
+        inner_training(always, OPTIMIZER, scale="log")
+    theta = OPTIMIZER.init(jax.random.key(0))
+    for loss in (TASK.loss, lambda p, i, b, k: np.inf + 0 * jnp.sum(p)):
+        task = TASK._replace(constant_loss=at_others, loss=loss)
+        system = inner_training(task, OPTIMIZER, scale="log", loss_ceiling=2.0, run_weight=3.0)
+        with pytest.raises(ValueError, match=message):
+            system.init(theta, jax.random.key(1), 3)
+
+        @jax.jit
+        def losses(key, system=system):
+            return unroll(system, theta, system.init(theta, key, 3), key, 3)[1]
+
+        np.testing.assert_array_equal(losses(jax.random.key(1)), np.full(3, np.nan))
+
+
+@pytest.mark.parametrize("constant", [1, None, jnp.ones(1), jnp.complex64(1)])
+def test_a_constant_is_a_real_scalar(constant):
+    task = TASK._replace(constant_loss=lambda instance: constant)
+    with pytest.raises(ValueError, match=r"`task.constant_loss` must give a loss that is"):
+        inner_training(task, OPTIMIZER, scale="log")
+
+
 def test_runs_may_weigh_alike():
     for horizon in (2, 10):
         losses = losses_of(horizon, steps=horizon)
@@ -86,8 +130,15 @@ def test_runs_may_weigh_alike():
     [
         ({"scale": "logarithm"}, r"`scale` must be one of \['loss', 'log'\], got 'logarithm'"),
         ({"scale": "log"}, "`task` must have a `constant_loss` for scale='log'"),
-        ({"run_weight": 0.0}, "`run_weight` must be above 0 and finite, or None, got 0.0"),
         ({"reduction": "later"}, "`reduction` must be one of"),
+        ({"reduction": None}, "`reduction` must be one of"),
+        ({"meta_loss": ["train"]}, "`meta_loss` must be one of"),
+        ({"scale": np.array(["loss", "log"])}, "`scale` must be one of"),
+        *(
+            ({name: bad}, f"`{name}` must be a finite number above 0, got {name}=")
+            for name in ("run_weight", "loss_ceiling")
+            for bad in (0.0, -1.0, True, np.inf, np.nan, "1", np.ones(2))
+        ),
     ],
 )
 def test_wrong_meta_losses_are_refused(settings, message):

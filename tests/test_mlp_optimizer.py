@@ -34,7 +34,13 @@ def numpy_update(theta, params, momenta, grads, step):
     return new_params, new_momenta
 
 
-def test_recipe():
+@pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
+def test_recipe(x64):
+    with jax.enable_x64(x64):
+        check_recipe(*((np.float64, 1e-12) if x64 else (np.float32, 1e-6)))
+
+
+def check_recipe(dtype, tolerance):
     optimizer = learned_opt.mlp_optimizer()
     theta = optimizer.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 1762
@@ -47,15 +53,15 @@ def test_recipe():
     params = [rng.normal(size=s) for s in shapes]
     momenta = [[np.zeros(s)] * 6 for s in shapes]
     transform = optimizer.bind(theta, num_steps=100)
-    ours = [jnp.asarray(p, jnp.float32) for p in params]
+    ours = [jnp.asarray(p, dtype) for p in params]
     state = transform.init(ours)
     for step in range(20):
         grads = [rng.normal(size=s) * 10.0 ** rng.integers(-3, 2) for s in shapes]
         params, momenta = numpy_update(theta, params, momenta, grads, step)
-        updates, state = transform.update([jnp.float32(g) for g in grads], state, ours)
+        updates, state = transform.update([jnp.asarray(g, dtype) for g in grads], state, ours)
         ours = optax.apply_updates(ours, updates)
     for a, b in zip(ours, params, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
 
 
 def test_features_of_the_largest_floats_have_derivatives():

@@ -112,13 +112,13 @@ def test_activations_are_checked(given):
     [
         ({"loss": "hinge"}, "`loss` must be one of cross_entropy, mse, got 'hinge'"),
         ({"normalization": "batch"}, "`normalization` must be one of none, layer"),
-        ({"label_noise": (0.1, 1.5)}, r"`label_noise` must be numbers between 0 and 1, got .*1\.5"),
+        (
+            {"label_noise": (0.1, 1.5)},
+            r"`label_noise` must be finite numbers from 0 to 1 .* got .*1\.5",
+        ),
         ({"init_scale": (0.0,)}, r"`init_scale` must be finite numbers above 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"batch_size": 2.5}, "`batch_size` must be in whole numbers, got 2.5"),
-        ({"batch_size": True}, "`batch_size` must be in whole numbers, got True"),
-        ({"hidden_sizes": (8.5,)}, r"`hidden_sizes` must be in whole numbers, got \(8.5,\)"),
-        ({"hidden_sizes": (3, 0)}, r"`hidden_sizes` must be at least 1, got \(3, 0\)"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
+        ({"hidden_sizes": (3, 0)}, r"`hidden_sizes` must be whole numbers .* got \(3, 0\)"),
         ({"dataset": "diabetes", "label_noise": (0.1,)}, "`label_noise` must be 0 where targets"),
     ],
 )

@@ -128,10 +128,14 @@ def test_a_fraction_of_a_batch_is_a_smaller_batch():
         ),
         (lambda: BatchFraction(Linear(batch_size=6)).make(), "`fractions` of the batch size, 6"),
         (lambda: Reparametrized(kind="row"), "`kind` must be one of tensor, global, got 'row'"),
-        (lambda: Reparametrized(spread=-1.0), "`spread` between 0 and 20"),
+        (
+            lambda: Reparametrized(spread=-1.0),
+            "`spread` must be a finite number from 0 to 20, got -1.0",
+        ),
         (lambda: ConvNet(channels=(6,), normalization="group"), "multiples of 4 for group norm"),
         (lambda: ConvNet(normalization="batch"), "`normalization` must be one of none, layer, gr"),
-        (lambda: ResNet(blocks=0), "`blocks` must be at least 1, got 0"),
+        (lambda: ResNet(channels=()), "`channels` must be of one stage or more"),
+        (lambda: ResNet(blocks=0), "`blocks` must be a whole number of at least 1, got 0"),
         (lambda: ConvNet(dataset="wine").make(), "`dataset` must be of images, got 'wine'"),
         (lambda: VisionTransformer(width=6, heads=4), "`heads` must divide width=6, got 4"),
         (lambda: VisionTransformer(patch=3).make(), "`patch` must divide the image, 8x8 for"),
@@ -140,7 +144,7 @@ def test_a_fraction_of_a_batch_is_a_smaller_batch():
         (lambda: RecurrentLM(length=10**6).make(), "`length` must be below"),
         (lambda: Hyperparameters(optimizer="lion"), "`optimizer` must be one of sgdm, adam"),
         (lambda: toy(function="ackley"), "`function` must be one of rosenbrock,"),
-        (lambda: toy(dim=1), "`dim` must be at least 2"),
+        (lambda: toy(dim=1), "`dim` must be a whole number of at least 2, got 1"),
     ],
 )
 def test_arguments_are_checked(make, message):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_names
 from tasks.base import SPLITS, Split
 from tasks.data.bundled import TABLES
 from tasks.data.images import ImageData, load_images
@@ -84,9 +85,8 @@ def load_pool(dataset: str | ImageData, data_dir: str | None = None) -> Pool:
     """
     if isinstance(dataset, ImageData):
         return _joined([dataset], ["the images given"])
+    check_names(None, dataset=dataset)
     names = dataset.split(",")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`dataset` must name different data sets, got {dataset!r}.")
     return _joined([_load(name, data_dir) for name in names], names)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import OPTIMIZERS, mask_zero_gradients, scale_by_width
+from learned_opt import OPTIMIZERS, inspection, mask_zero_gradients, scale_by_width
+from tests.contracts.wrong_values import check_arguments
 from tests.systems import leaves_equal
 
 NAMES = sorted(OPTIMIZERS)
@@ -199,6 +200,37 @@ def check_types(name):
         assert list(map(types, found)) == list(map(types, (params, state, params)))
 
 
+def floats_in(program):
+    """The types of all floats that a program computes with, those of the programs it calls too."""
+    found = set()
+    for step in program.eqns:
+        variables = (*step.invars, *step.outvars)
+        found |= {x.aval.dtype for x in variables if is_float(getattr(x.aval, "dtype", int))}
+        for inner in jax.tree.leaves(
+            list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found |= floats_in(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_double_is_computed_in_single(name):
+    """Where all that is given is in double precision; traced only."""
+    optimizer, theta = make(name)
+    with jax.enable_x64(True):
+        theta, params = (jax.tree.map(lambda x: x.astype(float), t) for t in (theta, PARAMS))
+
+        def steps(theta, params, loss):
+            transform = optimizer.bind(theta, 10)
+            updates, state = transform.update(params, transform.init(params), params, value=loss)
+            return transform.update(updates, state, params, value=loss)
+
+        program = jax.make_jaxpr(steps)(theta, params, jnp.float64(1.5))
+    assert floats_in(program.jaxpr) == {np.dtype(float)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_types_round_nothing_but_the_update(name):
     """Narrow and weakly typed leaves of a mixed tree are as good as their float32 copies."""
@@ -335,6 +367,67 @@ def test_refusals(name):
         transform.update(params | {"b": [jnp.ones((2, 3))]}, state, params)
     with pytest.raises(ValueError, match="`updates` must have the structure"):
         transform.update(params | {"b": None}, state, params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_arguments_are_refused(name):
+    """Every argument, at values that its annotation does not allow: in one sentence, by name."""
+    check_arguments(OPTIMIZERS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_one_real_number(name):
+    """Others are refused in one sentence, traced or not; whatever the optimizer reads."""
+    optimizer, theta = make(name, num_tensors=1)
+    params = jnp.ones(3)
+    transform = optimizer.bind(theta, 10)
+    state = transform.init(params)
+    for wrong in (
+        jnp.ones(1),
+        jnp.ones(3),
+        np.ones((1, 1)),
+        1j,
+        jnp.complex64(1),
+        "1.5",
+        True,
+        jnp.array(True),
+        [1.5],
+        jax.random.key(0),
+    ):
+        with pytest.raises(ValueError, match="`value` must be the loss, one real number"):
+            transform.update(params, state, params, value=wrong)
+    for wrong in (jnp.ones(2), jnp.complex64(1)):
+        with pytest.raises(ValueError, match="`value` must be the loss, one real number"):
+            jax.eval_shape(lambda x: transform.update(params, state, params, value=x), wrong)
+    for sound in (1, 1.5, np.float64(1.5), jnp.bfloat16(1.5), np.int32(2), np.array(1.5)):
+        jax.eval_shape(lambda x=sound: transform.update(params, state, params, value=x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_not_finite_passes(name):
+    """Updates, state and derivatives by theta are finite in that step and in all that follow."""
+    optimizer, theta = make(name)
+    grads = jax.tree.map(lambda p: 0.1 * p + 0.01, PARAMS)
+
+    def run(theta, losses):
+        transform = optimizer.bind(theta, 10)
+
+        def body(state, loss):
+            updates, state = transform.update(grads, state, PARAMS, value=loss)
+            return state, updates
+
+        state, updates = jax.lax.scan(body, transform.init(PARAMS), losses)
+        return optax.tree.sum(updates), (updates, state)
+
+    if not inspection.inspect(optimizer).reads["value"].used:
+        return  # Its updates do not depend on a loss, as the program says.
+    places = [(bad, at) for bad in (np.nan, np.inf, -np.inf) for at in (0, 2)]
+    losses = np.linspace(1.5, 1.0, 4, dtype=np.float32) * np.ones((len(places), 1), np.float32)
+    for row, (bad, at) in enumerate(places):
+        losses[row, at] = bad
+    slopes = jax.jit(jax.vmap(jax.grad(run, has_aux=True), (None, 0)))(theta, losses)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slopes):
+        assert np.all(np.isfinite(leaf)), path
 
 
 @pytest.mark.parametrize("name", NAMES)

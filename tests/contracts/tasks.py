@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 
 import tasks
 from launch import config as cfg
-from tasks import SPLITS, Task
+from tasks import SPLITS, Task, TaskMixture
+from tests.contracts.wrong_values import check_arguments, check_refused
 from tests.systems import leaves_equal
 
 TASKS = sorted(tasks.TASKS)
@@ -130,22 +132,28 @@ def test_task(name):
     assert not leaves_equal(one(run["batches"]["train"]), one(run["batches"]["train"], 1))
 
 
+def the_mixture(**values):
+    return TaskMixture(**{"tasks": (tasks.Linear(), tasks.Linear())} | values)
+
+
+CONSTRUCTORS = tasks.TASKS | {"mixture": the_mixture}
+
+
+@pytest.mark.parametrize("name", sorted(CONSTRUCTORS))
+def test_wrong_arguments_are_refused(name):
+    """Every argument, at values that its annotation does not allow: in one sentence, by name."""
+    annotated = TaskMixture if name == "mixture" else CONSTRUCTORS[name]
+    # The folder is read where the data of TFDS are, alone.
+    check_arguments(CONSTRUCTORS[name], annotated, unchecked=("data_dir",))
+
+
 @pytest.mark.parametrize("name", TASKS)
-def test_counts_are_whole_numbers(name):
-    """Every field that is a count, or several, at what is none: refused by its name."""
-    config = cfg.task(name)
-    seen = 0
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        several = isinstance(value, tuple)
-        if not all(type(x) is int for x in (value if several else (value,))) or value == ():
-            continue
-        seen += 1
-        for wrong in (2.5, 0, -1, True, "3"):
-            given = (wrong,) if several else wrong
-            with pytest.raises(ValueError, match=f"`{field.name}`"):
-                dataclasses.replace(config, **{field.name: given}).make()
-    assert seen or name in ("reparametrized", "batch_fraction")
+def test_unknown_names_are_refused(name):
+    """By every argument that is one of several names (or several of them, with commas between)."""
+    for argument, parameter in inspect.signature(CONSTRUCTORS[name]).parameters.items():
+        if isinstance(parameter.default, str) and argument != "dataset":
+            for wrong in ("no such", "", ",", f"{parameter.default},", "a,a"):
+                check_refused(CONSTRUCTORS[name], argument, wrong)
 
 
 @pytest.mark.parametrize("name", TASKS)
