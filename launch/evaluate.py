@@ -63,6 +63,9 @@ _TRAINED_HORIZON = flags.DEFINE_integer(
 _SEEDS = flags.DEFINE_integer(
     "seeds", None, "Inner runs per curve (default: 10; with --suite 5).", lower_bound=1
 )
+_BASELINES = flags.DEFINE_list(
+    "baselines", None, "With --suite: which baselines, adam among them (default: all)."
+)
 _CHOOSE_BY = flags.DEFINE_enum(
     "choose_by",
     "training",
@@ -78,10 +81,10 @@ def main(config: EvaluationConfig) -> int:
     missing = [f"{flag}=FOLDER" for flag, value in given.items() if not value]
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}.")
-    if _TRAINED_HORIZON.value or _CHOOSE_BY.present:
+    if _TRAINED_HORIZON.value or _CHOOSE_BY.present or _BASELINES.present:
         raise ValueError(
-            "--trained_horizon and --choose_by are for suites, got no --suite; give --suite=NAME, "
-            "or leave them out."
+            "--trained_horizon, --choose_by and --baselines are for suites, got no --suite; give "
+            "--suite=NAME, or leave them out."
         )
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     import learned_opt
@@ -147,6 +150,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
 
     found = suite(name)
     horizons = _suite_horizons(found.horizons)
+    baselines = _suite_baselines(list(BASELINES))
     contenders, limits = {}, []
     for short, given in _labelled(_OPTIMIZER.value or []).items():
         check_folder("--optimizer", given, or_a_name=True)
@@ -164,7 +168,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     keep_compiled_programs()
     seeds = _SEEDS.value or 5
     print(
-        f"Evaluating {len(contenders)} optimizers and {len(BASELINES)} swept baselines on "
+        f"Evaluating {len(contenders)} optimizers and {len(baselines)} swept baselines on "
         f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
         "compiled for each task first ...",
         file=sys.stderr,
@@ -178,6 +182,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         workdir,
         data_dir=DATA_DIR.value,
         choose_by=_CHOOSE_BY.value,
+        baselines=baselines,
     ).run()
     summary = report.summarize(entries, found.tasks)
     title = f"Suite {found.name}: {len(found.tasks)} tasks, {seeds} seeds"
@@ -196,6 +201,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         "seeds": seeds,
         "choose_by": _CHOOSE_BY.value,
         "optimizers": list(contenders),
+        "baselines": baselines,
     }
     replaced = report.replaced(summary["asked"], workdir / "suite.json")
     report.write_csv(entries, workdir / "suite.csv")
@@ -206,6 +212,22 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
     print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
     return 0
+
+
+def _suite_baselines(known: list[str]) -> list[str]:
+    """Those asked for, in the order of ``known``."""
+    given = known if _BASELINES.value is None else _BASELINES.value
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"--baselines must be of {', '.join(known)}, got {name!r}.{suggest(name, known)}"
+            )
+    if "adam" not in given:
+        raise ValueError(
+            f"--baselines must have adam, which speed-ups refer to, got {','.join(given)!r}; "
+            "add it."
+        )
+    return [name for name in known if name in given]
 
 
 def _suite_horizons(of_suite: tuple[int, ...]) -> list[int]:
