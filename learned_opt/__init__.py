@@ -13,6 +13,7 @@ from learned_opt.masking import mask_zero_gradients
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.muon import learnable_muon
 from learned_opt.nn_adam import nn_adam
+from learned_opt.pretrained import available, optimizer
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
@@ -29,6 +30,7 @@ __all__ = [
     "OptimizerConfig",
     "__version__",
     "adam_controller",
+    "available",
     "celo2_base_optimizer",
     "celo2_optimizer",
     "celo_adam_optimizer",
@@ -46,6 +48,7 @@ __all__ = [
     "mask_zero_gradients",
     "mlp_optimizer",
     "nn_adam",
+    "optimizer",
     "per_tensor_sgdm",
     "reversible_mlp_optimizer",
     "rnn_mlp_optimizer",

@@ -33,7 +33,8 @@ from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
 from learned_opt.muon import learnable_muon
 from learned_opt.nn_adam import nn_adam
-from learned_opt.paths import user_path, writable_folder
+from learned_opt.paths import writable_folder
+from learned_opt.pretrained import available, trained_folder
 from learned_opt.reversible import reversible_mlp_optimizer
 from learned_opt.rnn_mlp import rnn_mlp_optimizer
 from learned_opt.small_fc import small_fc_optimizer
@@ -122,21 +123,27 @@ def save(
 def load_config(path: str | os.PathLike) -> dict[str, Any]:
     """``config.json`` of a trained optimizer: its ``name``, ``arguments`` and ``training``.
 
+    Args:
+      path: its folder, or the name of one that comes with the package (see ``available``).
+
     Raises:
       ValueError: if the folder holds no trained optimizer, a damaged one, or one of a newer
         version.
     """
-    return _read(user_path("path", path))[0]
+    return _read(trained_folder(path))[0]
 
 
 def load(path: str | os.PathLike) -> tuple[LearnedOptimizer, Theta]:
     """Reads a trained optimizer: ``optimizer, theta = load(path)``, then ``optimizer.bind``.
 
+    Args:
+      path: its folder, or the name of one that comes with the package (see ``available``).
+
     Raises:
       ValueError: as ``load_config``, and if the weights do not fit ``config.json`` or are not
         finite.
     """
-    folder = user_path("path", path)
+    folder = trained_folder(path)
     config, weights = _read(folder)
     where = f"{str(folder)!r}"
     optimizer = _build(config["name"], config["arguments"], where)
@@ -160,7 +167,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     if text is None or missing:
         raise ValueError(
             f"`path` {str(folder)!r} is not a trained optimizer: {' and '.join(missing)} missing. "
-            "`python -m launch.train` writes one to WORKDIR/optimizer."
+            "`python -m launch.train` writes one to WORKDIR/optimizer; with the package come "
+            f"{', '.join(available())}."
         )
     config = _parsed(folder, text)
     if config["format"] == 1:

@@ -1,0 +1,60 @@
+"""The trained optimizers in the package."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import learned_opt
+from learned_opt import pretrained
+from tests.systems import leaves_equal
+
+FOLDER = Path(pretrained.__file__).parent
+NAMES = sorted(learned_opt.available())
+
+
+def test_names_are_the_folders():
+    assert (
+        sorted(path.name for path in FOLDER.iterdir() if (path / "config.json").exists()) == NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_three_lines(name, tmp_path, monkeypatch):
+    """Small, with provenance and a card; trains a least-squares fit; a folder comes first."""
+    assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) < 200_000
+    training = learned_opt.load_config(name)["training"]
+    assert training["command"].startswith("python -m launch.train") and training["commit"]
+    assert "## Limits" in (FOLDER / name / "README.md").read_text()
+
+    inputs = jax.random.normal(jax.random.key(0), (64, 8))
+    targets = inputs @ jnp.arange(8.0)
+
+    def loss(params):
+        return jnp.mean((inputs @ params["w"] + params["b"] - targets) ** 2)
+
+    tx = learned_opt.optimizer(name, num_steps=300)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), value
+
+    params = {"w": jnp.zeros(8), "b": jnp.zeros(())}
+    losses = jax.lax.scan(step, (params, tx.init(params)), None, 300)[1]
+    assert np.all(np.isfinite(losses)) and losses[-1] < 0.05 * losses[0]
+
+    monkeypatch.chdir(tmp_path)
+    sgdm = learned_opt.learnable_sgdm()
+    theta = sgdm.init(jax.random.key(0))
+    learned_opt.save(tmp_path / name, "sgdm", {}, theta)
+    assert leaves_equal(learned_opt.load(name)[1], theta)
+
+
+def test_what_is_not_there_is_refused_with_the_names():
+    with pytest.raises(ValueError, match=r"'nothing' is not a trained optimizer.*controller"):
+        learned_opt.optimizer("nothing", 10)
