@@ -35,7 +35,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow and not exact"
-	$(BIN)/python -m pytest -q -m "not slow and exact"
+	$(BIN)/python -m pytest -q -m "not slow and exact" $$(grep -rl --include="*.py" "mark\.exact" tests)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

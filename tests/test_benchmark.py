@@ -30,9 +30,9 @@ def test_an_unknown_case_lists_the_valid_ones():
 @pytest.mark.parametrize(
     ("line", "kept"),
     [
-        ({"gate": "memory", "holds": True}, True),
+        pytest.param({"gate": "memory", "holds": True}, True, marks=pytest.mark.slow),
         ({"gate": "memory", "holds": False}, False),
-        ({"within_limits": False}, False),
+        pytest.param({"within_limits": False}, False, marks=pytest.mark.slow),
         ({"ms_per_outer_step": 1.0}, True),
     ],
 )

@@ -18,6 +18,7 @@ from launch import choices, command_line, reproduce
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
+from tests.systems import some_fast
 
 ROOT = Path(__file__).parent.parent
 THINGS = [(base, name) for base, kind in KINDS.items() for name in kind.things()]
@@ -468,7 +469,7 @@ finally:
     assert not (tmp_path / "job").exists()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", some_fast(COMMANDS, ("train", "benchmark")))
 def test_output_that_nobody_reads_is_no_error(name):
     """As in ``... --help | head -1``."""
     read, write = os.pipe()

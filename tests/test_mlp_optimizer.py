@@ -1,5 +1,7 @@
 """The MLP optimizer against a plain NumPy transcription of its recipe."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +83,19 @@ def test_blocks_equal_the_whole(columns):
     np.testing.assert_allclose(features.map_blocks(fn, x, 64), fn(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("columns", [16, 1520])
-@pytest.mark.parametrize("shared", [False, True], ids=["own theta", "shared theta"])
-@pytest.mark.parametrize("runs", [(), (1,), (3,), (2, 2)])
+# In one block and several, alone and mapped once and twice; the slow tests take all combinations.
+FEW_BLOCKS = [(16, False, (3,)), (16, True, (2, 2)), (1520, False, ()), (1520, False, (2, 2))]
+FEW_BLOCKS += [(1520, True, (3,))]
+BLOCKS = itertools.product([16, 1520], [False, True], [(), (1,), (3,), (2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("columns", "shared", "runs"),
+    [
+        pytest.param(*case, marks=[] if case in FEW_BLOCKS else [pytest.mark.slow])
+        for case in BLOCKS
+    ],
+)
 def test_blocks_of_steps_equal_products(columns, shared, runs):
     """Alone and under (nested) ``vmap``: the values, and the derivatives of what was batched."""
     module = mlp.PerParameterMLP((8, 8), 0.1, 0.5)
