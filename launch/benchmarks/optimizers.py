@@ -8,6 +8,7 @@ Transformer of 50 tensors. With theta as drawn, so only cost is meant. Every opt
 with Adam in one process; times are the processor's, which other programs hardly lengthen.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -130,8 +131,9 @@ def rule(name: str, num_tensors: int) -> Callable[[jax.Array], Any]:
     if name == "optax.adam":
         return lambda key: optax.with_extra_args_support(optax.adam(1e-4))
     function = learned_opt.OPTIMIZERS[name]
-    # The one that is made for a number of tensors.
-    made = function(**({"num_tensors": num_tensors} if name == "per_tensor_sgdm" else {}))
+    # Some are made for a number of tensors.
+    takes = "num_tensors" in inspect.signature(function).parameters
+    made = function(**({"num_tensors": num_tensors} if takes else {}))
     optimizer = made.make() if isinstance(made, OptimizerConfig) else made
     return lambda key: optimizer.bind(optimizer.init(key), 10_000)
 
