@@ -196,6 +196,12 @@ def _known(flag: str, names: list[str] | None, known: Iterable[str]) -> list[str
     return names
 
 
+def _bfloat16(num_devices: int) -> list[dict]:
+    from launch.benchmarks import bfloat16
+
+    return [bfloat16.measure(num_devices)]
+
+
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
 CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes": partial(train_step, "pes"),
@@ -205,6 +211,7 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes_overhead": _pes_overhead,
     "reversible": _reversible,
     "optimizers": _optimizers,
+    "bfloat16": _bfloat16,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), "Cases to run.")
 flags.register_validator(

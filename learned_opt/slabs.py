@@ -36,9 +36,7 @@ def on_normalized(
       arrays: a tree of arrays whose last axes are the tensor's, of size 1 where constant; the
         first of the tuple is ``[*shape]``.
     """
-    shape = arrays[0].shape
-    by_slabs = len(shape) >= 2 and math.prod(shape) > _LARGEST_WHOLE
-    function = _by_slabs if by_slabs else _whole
+    function = _by_slabs if arrays[0].size > _LARGEST_WHOLE else _whole
     return function(inputs_of, outputs_of, tuple(axes), eps, weights, arrays)
 
 
