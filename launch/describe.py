@@ -140,8 +140,9 @@ read them. *Without gradient*: whether a parameter moves whose gradient has alwa
 
 *Recorded*: the largest error over twelve updates that the authors' own code computed on a fixed
 problem, over the largest update of the tensor, beyond the rounding of the recorded parameters; from
-`LEARNED_OPT_RECORDED_ERRORS=$PWD/launch/recorded_errors.json python -m pytest -n 0 -k recorded`,
-where the recordings are. All others are held to a transcription of their recipe in NumPy."""
+`LEARNED_OPT_RECORDED_ERRORS=$PWD/launch/recorded_errors.json python -m pytest -n 0 -k recorded
+-m "slow or not slow"`, where the recordings are (2026-11-26, CPU, float32). All others are held to
+a transcription of their recipe in NumPy."""
 
 SPEED = """## Time and memory
 
