@@ -1,5 +1,7 @@
 """The MLP optimizer against a plain NumPy transcription of its recipe."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,7 @@ def test_large_tensors_alone_equal_all_together(monkeypatch, sizes):
         for scale in (1.0, 0.1, 1.0)
     )
 
+    @partial(jax.jit, static_argnums=0)
     def found(largest):
         def steps(params):
             transform = optimizer.bind(theta, 10)
@@ -138,7 +141,7 @@ def test_large_tensors_alone_equal_all_together(monkeypatch, sizes):
         monkeypatch.setattr(mlp, "_LARGEST_PART", largest)
         monkeypatch.setattr(mlp, "_BLOCK", 64)
         slope, value = jax.grad(steps, has_aux=True)(params)
-        return value, slope, steps(params)[1]
+        return value, slope, steps(params)[1]  # The last without derivatives: block by block.
 
     for a, b in zip(*map(jax.tree.leaves, (found(100), found(10_000))), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
