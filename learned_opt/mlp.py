@@ -284,6 +284,6 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 def _features_of_one(grads, params, momenta, columns: tuple[int, int]) -> Features:
     """Of the tensor that is in these columns: what ``features.normalized_features`` gives."""
     rows = feat.flat(grads)[None], feat.flat(params)[None], momenta
-    own = [x[:, slice(*columns)] for x in rows]
-    squares = jnp.concatenate([jnp.mean(x * x, axis=1, keepdims=True) for x in own])
-    return Features(rows, jax.lax.rsqrt(1e-5 + squares))
+    # One row after the other: the compiler writes to memory what a mean is taken of.
+    squares = [jax.lax.map(lambda row: jnp.mean(jnp.square(row[slice(*columns)])), x) for x in rows]
+    return Features(rows, jax.lax.rsqrt(1e-5 + jnp.concatenate(squares)[:, None]))
