@@ -44,8 +44,8 @@ class Features(NamedTuple):
 
     def of_columns(self, start, size: int) -> jax.Array:
         """``[8, size]``."""
-        rows = [jax.lax.dynamic_slice(x, (0, start), (len(x), size)) for x in self.rows]
-        rows = rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+        parts = [jax.lax.dynamic_slice(x, (0, start), (len(x), size)) for x in self.rows]
+        rows = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
         return rows if self.scale is None else self.scale * rows
 
 
@@ -88,7 +88,8 @@ class PerParameterMLP(nn.Module):
         columns: tuple[int, int] | None = None,
     ) -> jax.Array:
         if not isinstance(features, Features):
-            features, columns = Features((features,)), (0, features.shape[1])
+            columns = 0, features.shape[1]
+            features = Features((features,))
         sizes = (NUM_FEATURES + NUM_TIME_FEATURES, *self.hidden_sizes, 2)
         layers = []
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
