@@ -10,10 +10,12 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 
 import launch
+import learned_opt
 from launch import choices, command_line, reproduce
 from launch import config as cfg
 from launch.choices import KINDS
@@ -243,6 +245,18 @@ def test_every_field_is_explained():
 def test_presets(name):
     config = cfg.load_preset(name)
     assert cfg.read_config(choices.to_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", cfg.optimizer_presets())
+def test_optimizers_take_the_task_of_their_preset(name):
+    config = cfg.load_preset(name)
+    task, optimizer = config.task.make(), config.optimizer.make()
+
+    def begin(key):
+        return optimizer.bind(optimizer.init(key), config.inner.horizon).init(task.init((), key))
+
+    assert cfg.optimizer_presets()[name] in learned_opt.OPTIMIZERS
+    assert jax.tree.leaves(jax.eval_shape(begin, jax.random.key(0)))
 
 
 OLD = {
