@@ -1,9 +1,14 @@
-"""MkDocs hook: a page of the site for each file of ``examples/``, which has no second copy."""
+"""MkDocs hook: a page of the site for each file of ``examples/``, which has no second copy.
+
+And the build fails on a page that would fetch anything from elsewhere.
+"""
 
 import ast
 import json
+import re
 from pathlib import Path
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -22,6 +27,17 @@ def on_page_markdown(markdown, page, config, files):
     for path in EXAMPLES.iterdir():
         markdown = markdown.replace(f"](../examples/{path.name})", f"](examples/{path.stem}.md)")
     return markdown
+
+
+def on_post_page(output, page, config):
+    """Raises on a resource (not a link) with an address."""
+    fetched = re.search(
+        r"""<(?:link|script|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""",
+        output,
+    )
+    if fetched:
+        raise PluginError(f"{page.file.src_uri} would fetch {fetched[0]}; keep a copy in docs/.")
+    return output
 
 
 def of_script(path: Path) -> str:

@@ -273,24 +273,19 @@ def test_every_example_is_listed():
         assert path.suffix == ".ipynb" or inspect.cleandoc(path.read_text()).startswith('"""')
 
 
+# Studies run in `test_studies.py`.
+TRAININGS = {
+    line for _, line in ALL_COMMANDS if re.match(r"python -m launch.(train|demo) .*dir=", line)
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "line",
-    sorted(
-        {
-            x
-            for _, x in ALL_COMMANDS
-            if re.match(r"python -m launch\.(train|demo|reproduce) .*dir=", x)
-        }
-    ),
-)
-def test_commands_run(line, folder):
-    """Whole, but for their number of steps."""
-    words = shlex.split(line)[2:]
-    words = [w for w in words if not w.startswith("--cfg.num_steps")]
-    small = ["--quick"] if words[0] == "launch.reproduce" else ["--cfg.num_steps=3"]
+@pytest.mark.parametrize("line", sorted(TRAININGS))
+def test_a_training_runs(line, folder):
+    """Whole, but for its number of steps."""
+    words = [word for word in shlex.split(line)[2:] if not word.startswith("--cfg.num_steps")]
     done = subprocess.run(
-        [sys.executable, "-m", *words, *small],
+        [sys.executable, "-m", *words, "--cfg.num_steps=3"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
