@@ -1,5 +1,6 @@
 """What the README and the documentation say: links, commands, flags, messages and code."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -49,13 +50,22 @@ def commands(page):
     return found + [line for line in bare + spans if re.match(start, line)]
 
 
+def commands_of_example(path):
+    """Those that its docstring shows."""
+    shown = joined(ast.get_docstring(ast.parse(path.read_text())))
+    return [line for line in shown if line.startswith("python -m")]
+
+
 def joined(text):
     """Commands, one a line, without their comments."""
     lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := re.sub(r"\s+# .*$", "", line).strip())]
 
 
-ALL_COMMANDS = sorted({(relative(page), line) for page in PAGES for line in commands(page)})
+ALL_COMMANDS = sorted(
+    {(relative(page), line) for page in PAGES for line in commands(page)}
+    | {(relative(p), x) for p in EXAMPLES if p.suffix == ".py" for x in commands_of_example(p)}
+)
 
 
 @pytest.fixture
@@ -231,31 +241,46 @@ def test_messages_are_those_of_the_code():
     assert not missing
 
 
-def test_an_example_task_and_optimizer():
-    own_task = importlib.import_module("examples.own_task")
-    assert own_task.main() < 0.05
+def test_an_example_task():
+    assert importlib.import_module("examples.own_task").main() < 0.05
+
+
+@pytest.mark.slow
+def test_an_example_optimizer():
     own_optimizer = importlib.import_module("examples.own_optimizer")
     first, last = own_optimizer.main(num_steps=60)
     assert last < 0.8 * first
 
 
+@pytest.mark.slow
 def test_an_example_estimator():
     """Its mean is the exact derivative, within the noise of a seed."""
     exact, distance, error = importlib.import_module("examples.own_estimator").main(2_000)
     assert distance < 4 * error < 0.5 * exact
 
 
-def test_an_example_loop_and_tuning(user):
+def test_an_example_loop(user):
     nnx_loop = importlib.import_module("examples.nnx_loop")
     first, last = nnx_loop.main("runs/demo/optimizer", num_steps=60)
     assert last < 0.5 * first
+
+
+@pytest.mark.slow
+def test_tuning_by_hypergradients():
     first, last = importlib.import_module("examples.tune_adam").main(num_steps=30, horizon=20)
     assert last < 0.8 * first
 
 
-@pytest.mark.parametrize("path", [p for p in EXAMPLES if p.suffix == ".ipynb"], ids=relative)
-def test_a_notebook_runs(path, user, monkeypatch):
-    """Every cell, with fewer steps where one says how many; it ends in an assertion."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        "use_a_trained_optimizer",
+        pytest.param("meta_train_on_your_task", marks=pytest.mark.slow),
+    ],
+)
+def test_a_notebook_runs(name, user, monkeypatch):
+    """Every cell, assertions included."""
+    path = ROOT / f"examples/{name}.ipynb"
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads(path.read_text())["cells"]
     source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
