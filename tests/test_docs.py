@@ -229,6 +229,18 @@ def test_every_study_and_estimator_is_in_the_docs():
     assert not [name for name in learned_opt.OPTIMIZERS if f"`{name}`" not in table]
 
 
+def test_functions_called_like_their_file_are_in_the_reference():
+    """MkDocs takes such a name for the module, unless the page names the function."""
+    named = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    found = [
+        f"{package}.{name}.{name}"
+        for package in ("learned_opt", "tasks", "meta_train", "meta_train.estimators")
+        for name in importlib.import_module(package).__all__
+        if (ROOT / package.replace(".", "/") / f"{name}.py").exists()
+    ]
+    assert len(found) > 5 and not [name for name in found if f"::: {name}\n" not in named]
+
+
 def test_messages_are_those_of_the_code():
     """Each message of the troubleshooting page is in the source, wherever its lines break there."""
     paths = [p for d in ("launch", "learned_opt", "meta_train") for p in (ROOT / d).rglob("*.py")]
