@@ -9,7 +9,7 @@ VENV := .venv$(if $(filter-out 3.11,$(SERIES)),-$(SERIES))
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-slow test-x64 test-as-jobs mutate lint benchmark clean
+.PHONY: setup demo test test-slow test-x64 test-as-jobs mutate lint docs benchmark clean
 
 setup: $(VENV)/ready
 
@@ -21,7 +21,7 @@ setup: $(VENV)/ready
 
 .venv-%/ready: pyproject.toml
 	$(NEW_VENV)
-	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,dev]'
+	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,dev,docs]'
 	touch $@
 
 define NEW_VENV
@@ -35,7 +35,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow and not exact"
-	$(BIN)/python -m pytest -q -m "not slow and exact"
+	$(BIN)/python -m pytest -q -m "not slow and exact" $$(grep -rl --include="*.py" "mark\.exact" tests)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -58,6 +58,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, to `site`; without a network. A broken link is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 benchmark: setup
 	$(BIN)/python -m launch.benchmark

@@ -6,8 +6,9 @@ Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
-its gates; ``optimizers`` each learned optimizer beside Adam. If a line says that a limit was not
-kept, the command exits non-zero in the end.
+its gates; ``optimizers`` each learned optimizer beside Adam (all, or those of ``--optimizers`` and
+``--runs``; ``--into`` keeps the lines in a file, and leaves out those it has). If a line says that
+a limit was not kept, the command exits non-zero in the end.
 """
 
 import dataclasses
@@ -32,6 +33,9 @@ from launch.choices import suggest
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
 _DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
+_OPTIMIZERS = flags.DEFINE_list("optimizers", None, "Of the case of that name (default: all).")
+_RUNS = flags.DEFINE_list("runs", None, "What is trained in the case `optimizers` (default: all).")
+_INTO = flags.DEFINE_string("into", None, "File for the lines of the case `optimizers`.")
 
 
 _STEPS = 30
@@ -178,8 +182,25 @@ def _reversible(num_devices: int) -> list[dict]:
 
 def _optimizers(num_devices: int) -> Iterable[dict]:
     from launch.benchmarks import optimizers
+    from learned_opt import OPTIMIZERS
 
-    return optimizers.lines(num_devices)
+    names = _known("optimizers", _OPTIMIZERS.value, OPTIMIZERS)
+    runs = _known("runs", _RUNS.value, optimizers.RUNS)
+    return optimizers.lines(num_devices, names, runs, Path(_INTO.value) if _INTO.value else None)
+
+
+def _known(flag: str, names: list[str] | None, known: Iterable[str]) -> list[str]:
+    """The names given; by default all."""
+    names = list(known) if names is None else names
+    if not set(names) <= set(known):
+        raise ValueError(f"--{flag} must be some of {', '.join(known)}, got {','.join(names)}.")
+    return names
+
+
+def _bfloat16(num_devices: int) -> list[dict]:
+    from launch.benchmarks import bfloat16
+
+    return [bfloat16.measure(num_devices)]
 
 
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
@@ -191,6 +212,7 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes_overhead": _pes_overhead,
     "reversible": _reversible,
     "optimizers": _optimizers,
+    "bfloat16": _bfloat16,
 }
 _CASES = flags.DEFINE_list("cases", list(CASES), f"Cases to run, of {', '.join(CASES)}.")
 
@@ -230,6 +252,9 @@ def main(argv) -> None:
         for count in cores:
             command = [sys.executable, "-m", "launch.benchmark", "--child"]
             command += [f"--cases={case}", f"--cores={count}", f"--num_devices={_DEVICES.value}"]
+            given = {"optimizers": _OPTIMIZERS.value, "runs": _RUNS.value}
+            command += [f"--{flag}={','.join(v)}" for flag, v in given.items() if v is not None]
+            command += [f"--into={Path(_INTO.value).absolute()}"] if _INTO.value else []
             # From where this package is, which `-m` looks into before anything else.
             package = Path(__file__).parent.parent
             child = subprocess.run(command, capture_output=True, text=True, cwd=package)

@@ -94,13 +94,17 @@ def update_accumulators(old: Accumulators, grad: jax.Array, decays: Decays) -> A
     return Accumulators(momenta, average(decays.square, old.square, square), rows, columns)
 
 
-def factored_roots(new: Accumulators) -> list[jax.Array]:
-    """Adafactor's inverse roots ``R K`` for each decay; not for fewer than two axes."""
+def root_factors(new: Accumulators) -> tuple[jax.Array, jax.Array] | None:
+    """``R`` and ``K``, as ``rows`` and ``columns``: their products are Adafactor's inverse roots.
+
+    None for fewer than two axes.
+    """
+    if new.columns is None:
+        return None
     axes = factored_axes(new.square.shape)
-    assert axes is not None and new.columns is not None
+    assert axes is not None
     means = jnp.mean(new.rows, axis=1 + axes[0], keepdims=True)
-    rows, columns = _safe_rsqrt(new.rows / (means + 1e-9)), _safe_rsqrt(new.columns)
-    return [row * column for row, column in zip(rows, columns, strict=True)]
+    return _safe_rsqrt(new.rows / (means + 1e-9)), _safe_rsqrt(new.columns)
 
 
 def _safe_rsqrt(x):

@@ -14,8 +14,9 @@ from learned_opt.limits import finite_loss
 
 Theta = Any
 
-# Arguments that say what meta-training moves; theta is the same whatever they are.
-WITHOUT_PART_IN_THETA = ("phase",)
+# Arguments that say what meta-training moves, or how it is computed; theta is the same whatever
+# they are.
+WITHOUT_PART_IN_THETA = ("phase", "bfloat16")
 
 
 class ReversibleUpdate(NamedTuple):

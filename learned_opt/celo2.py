@@ -184,7 +184,8 @@ def _learned_direction(orthogonal, layers, old, grads, params):
         grad = jnp.clip(grad, -GRADIENT_LIMIT, GRADIENT_LIMIT)
         new = adafactor.update_accumulators(old, grad, decays)
         axes = tuple(range(-min(2, grad.ndim), 0))
-        direction, *_ = network_outputs(
+        direction = network_outputs(
+            _first,
             layers,
             grad,
             param,
@@ -199,6 +200,10 @@ def _learned_direction(orthogonal, layers, old, grads, params):
         return adafactor.normalized(direction, axes, _EPS), new
 
     return jax.vmap(direction_of)(old, grads, params)
+
+
+def _first(direction, *_):
+    return direction
 
 
 def _adam(moments, grad):

@@ -29,8 +29,12 @@ def init_momenta(params) -> jax.Array:
 def update_momenta(momenta: jax.Array, grads) -> jax.Array:
     """``m <- d m + (1 - d) g`` for each of the six decays ``d``."""
     decays = jnp.asarray(MOMENTUM_DECAYS, momenta.dtype)[:, None]
-    flat = jnp.concatenate([grad.reshape(-1) for grad in jax.tree.leaves(grads)])
-    return decays * momenta + (1 - decays) * flat
+    return decays * momenta + (1 - decays) * flat(grads)
+
+
+def flat(tree) -> jax.Array:
+    """``[P]``, the leaves side by side in the order of ``jax.tree.leaves``."""
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
 
 
 def normalized_features(grads, params, momenta: jax.Array) -> jax.Array:

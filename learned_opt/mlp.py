@@ -24,22 +24,72 @@ NUM_TIME_FEATURES = len(feat.TIMESCALES)
 _BLOCK = 608
 _BLOCK_OF_DERIVATIVES = 2560
 
+# Tensors of up to so many parameters together are normalized side by side; a larger one block by
+# block, so that memory does not grow by all its features.
+_LARGEST_PART = 32768
+
 Layers = tuple[tuple[jax.Array, jax.Array], ...]  # Kernels ``[in, out]`` and biases ``[out]``.
 
 
-class PerParameterMLP(nn.Module):
-    """``[8, n]`` normalized features and ``[11]`` time features to ``[n]`` steps.
+class Features(NamedTuple):
+    """Eight features of every parameter, as they are formed block by block.
 
-    The eleven time features are the same for every parameter, so their product with the
-    first kernel is a bias, computed once instead of once per parameter.
+    Attributes:
+      rows: arrays ``[*, P]`` of eight rows in all.
+      scale: ``[8, 1]``, what the rows are multiplied by; None: nothing.
+    """
+
+    rows: tuple[jax.Array, ...]
+    scale: jax.Array | None = None
+
+    def of_columns(self, start, size: int) -> jax.Array:
+        """``[8, size]``."""
+        parts = [jax.lax.dynamic_slice(x, (0, start), (len(x), size)) for x in self.rows]
+        rows = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return rows if self.scale is None else self.scale * rows
+
+
+class Rule(NamedTuple):
+    """Scales of the update, and whether hidden layers multiply in bfloat16."""
+
+    step_mult: float
+    exp_mult: float
+    bfloat16: bool = False
+
+    def step(self, direction: jax.Array, magnitude: jax.Array) -> jax.Array:
+        return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude)
+
+    def hidden(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
+        """The product; sums are as wide as ever."""
+        if not self.bfloat16:
+            return kernel @ x
+        narrow = kernel.astype(jnp.bfloat16), x.astype(jnp.bfloat16)
+        return jnp.matmul(*narrow, preferred_element_type=jnp.result_type(kernel, x))
+
+
+class PerParameterMLP(nn.Module):
+    """Features of ``n`` columns and ``[11]`` time features to ``[n]`` steps.
+
+    Features are ``[8, n]``; or ``Features``, of which some columns are meant. The eleven time
+    features are the same for every parameter, so their product with the first kernel is a bias,
+    computed once instead of once per parameter.
     """
 
     hidden_sizes: Sequence[int] = (32, 32)
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
+    bfloat16: bool = False
 
     @nn.compact
-    def __call__(self, features: jax.Array, time_features: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        features: jax.Array | Features,
+        time_features: jax.Array,
+        columns: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        if not isinstance(features, Features):
+            columns = 0, features.shape[1]
+            features = Features((features,))
         sizes = (NUM_FEATURES + NUM_TIME_FEATURES, *self.hidden_sizes, 2)
         layers = []
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -50,17 +100,19 @@ class PerParameterMLP(nn.Module):
             layers.append((kernel, self.param(f"bias_{i}", nn.initializers.zeros, (fan_out,))))
         kernel, bias = layers[0]
         layers[0] = kernel[:NUM_FEATURES], bias + time_features @ kernel[NUM_FEATURES:]
-        return _steps(tuple(layers), features, (self.step_mult, self.exp_mult))
+        assert columns is not None
+        rule = Rule(self.step_mult, self.exp_mult, self.bfloat16)
+        return _steps(tuple(layers), features, rule, columns)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _steps(layers: Layers, features: jax.Array, mults: tuple[float, float]) -> jax.Array:
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _steps(layers: Layers, features: Features, rule: Rule, columns: tuple[int, int]) -> jax.Array:
     """``-step_mult * d * exp(exp_mult * m)`` of the network's outputs d and m, ``[n]``.
 
     Sums differentiate badly (backpropagation takes 2.8 times as long), so derivatives are those
     of the products.
     """
-    by_blocks, by_products = partial(_by_blocks, mults), partial(_by_products, mults)
+    by_blocks, by_products = (partial(f, rule, columns) for f in (_by_blocks, _by_products))
     blockwise = jax.custom_batching.custom_vmap(by_blocks)
 
     @blockwise.def_vmap
@@ -78,50 +130,55 @@ def _steps(layers: Layers, features: jax.Array, mults: tuple[float, float]) -> j
 
 
 @_steps.defjvp
-def _(mults, primals, tangents):
-    return jax.jvp(partial(_by_products, mults), primals, tangents)
+def _(rule, columns, primals, tangents):
+    return jax.jvp(partial(_by_products, rule, columns), primals, tangents)
 
 
-def _by_blocks(mults: tuple[float, float], layers: Layers, features: jax.Array) -> jax.Array:
-    step_mult, exp_mult = mults
+def _by_blocks(rule, where, layers: Layers, features: Features) -> jax.Array:
     (first, first_bias), *hidden, (last, last_bias) = layers
-    rows, columns = features.shape
+    begin, end = where
+    columns = end - begin
     num_blocks = max(1, round(columns / _BLOCK))
     size = min(columns, math.ceil(columns / num_blocks / feat.LANES) * feat.LANES)
     hidden = _transposed(hidden)
 
     # Slices that would end beyond the last column begin earlier: such columns are computed twice.
     def block(i, steps):
-        x = jax.lax.dynamic_slice(features, (0, i * size), (rows, size))
-        total = first_bias[:, None] + sum(first[j][:, None] * x[j] for j in range(rows))
+        # Where the last block begins is said here: in the arrays there may be columns after it.
+        at = jnp.minimum(i * size, columns - size)
+        x = features.of_columns(begin + at, size)
+        total = first_bias[:, None] + sum(first[j][:, None] * x[j] for j in range(NUM_FEATURES))
         h = jax.nn.relu(total)
         for kernel, bias in hidden:
-            h = jax.nn.relu(kernel @ h + bias[:, None])
+            h = jax.nn.relu(rule.hidden(kernel, h) + bias[:, None])
         direction, magnitude = (
             jnp.sum(last[:, j, None] * h, axis=0) + last_bias[j] for j in range(2)
         )
-        step = -step_mult * direction * jnp.exp(exp_mult * magnitude)
-        return jax.lax.dynamic_update_slice(steps, step, (i * size,))
+        step = rule.step(direction, magnitude)
+        return jax.lax.dynamic_update_slice(steps, step, (at,))
 
     # The edge of a loop is also where the compiler stops fusing: without it, it computes the last
     # layer again for whatever uses the step.
-    steps = jnp.zeros(columns, jnp.result_type(features, *jax.tree.leaves(layers)))
+    steps = jnp.zeros(columns, jnp.result_type(*jax.tree.leaves((features, layers))))
     return jax.lax.fori_loop(0, num_blocks, block, steps)
 
 
-def _by_products(mults: tuple[float, float], layers: Layers, features: jax.Array) -> jax.Array:
-    step_mult, exp_mult = mults
-    *hidden, (last, last_bias) = _transposed(layers)
+def _by_products(rule, where, layers: Layers, features: Features) -> jax.Array:
+    (first, first_bias), *hidden, (last, last_bias) = _transposed(layers)
 
     def network(block):
+        block = jax.nn.relu(first @ block + first_bias[:, None])
         for kernel, bias in hidden:
-            block = jax.nn.relu(kernel @ block + bias[:, None])
+            block = jax.nn.relu(rule.hidden(kernel, block) + bias[:, None])
         return last @ block + last_bias[:, None]
 
-    outputs = feat.map_blocks(network, features, _BLOCK_OF_DERIVATIVES)
+    begin, end = where
+    outputs = feat.map_blocks(
+        network, features.of_columns(begin, end - begin), _BLOCK_OF_DERIVATIVES
+    )
     # Split, not indexed: the derivative is a concatenation, not a sum of padded rows.
     direction, magnitude = jnp.split(outputs, 2)
-    return (-step_mult * direction * jnp.exp(exp_mult * magnitude)).reshape(-1)
+    return rule.step(direction, magnitude).reshape(-1)
 
 
 def _transposed(layers):
@@ -142,7 +199,10 @@ class MLPOptimizerState(NamedTuple):
 
 
 def mlp_optimizer(
-    hidden_sizes: Sequence[int] = (32, 32), step_mult: float = 1e-3, exp_mult: float = 1e-3
+    hidden_sizes: Sequence[int] = (32, 32),
+    step_mult: float = 1e-3,
+    exp_mult: float = 1e-3,
+    bfloat16: bool = False,
 ) -> LearnedOptimizer:
     """The per-parameter MLP optimizer ("LOLv2"): 19 features, 1,762 meta-parameters.
 
@@ -158,16 +218,23 @@ def mlp_optimizer(
       hidden_sizes: width of each hidden layer.
       step_mult: scale of the update.
       exp_mult: scale of the log-magnitude.
+      bfloat16: whether the products of hidden layers are of bfloat16 (sums are not): faster where
+        the processor multiplies it (AMX: 0.64 of the time of PES), else slower. The meta-gradient
+        of PES is then off by 2 to 3%, as `python -m launch.benchmark --cases=bfloat16` finds: it
+        is little beside its noise, but it does not average out.
 
     Raises:
-      ValueError: if a size is no whole number above 0, or a multiplier not positive and finite.
+      ValueError: if a size is no whole number above 0, a multiplier not positive and finite, or
+        ``bfloat16`` no boolean.
 
     Source: Metz et al. 2019 (arXiv 1810.10180); the recipe of ``mlp_lopt`` in
     google/learned_optimization.
     """
     check_sizes(hidden_sizes=hidden_sizes)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
-    module = PerParameterMLP(tuple(hidden_sizes), step_mult, exp_mult)
+    if not isinstance(bfloat16, bool):
+        raise ValueError(f"`bfloat16` must be True or False, got {bfloat16!r}.")
+    module = PerParameterMLP(tuple(hidden_sizes), step_mult, exp_mult, bfloat16)
 
     def init(key):
         return module.init(key, jnp.zeros((NUM_FEATURES, 1)), jnp.zeros(NUM_TIME_FEATURES))
@@ -185,11 +252,40 @@ def mlp_optimizer(
                     "The MLP optimizer reads the parameters: call `update(grads, state, params)`."
                 )
             momenta = feat.update_momenta(state.momenta, updates)
-            features = feat.normalized_features(updates, params, momenta)
-            step = module.apply(theta, features, feat.time_embedding(state.steps, momenta.dtype))
-            steps = feat.unflatten(step, updates)
+            grads, weights = jax.tree.leaves(updates), jax.tree.leaves(params)
+            time = feat.time_embedding(state.steps, momenta.dtype)
+            end, steps = 0, []
+            for part in _parts([grad.size for grad in grads]):
+                begin, end = end, end + sum(grad.size for grad in grads[part])
+                if end - begin > _LARGEST_PART:
+                    features = _features_of_one(grads, weights, momenta, (begin, end))
+                    step = module.apply(theta, features, time, (begin, end))
+                else:
+                    own = momenta[:, begin:end]
+                    features = feat.normalized_features(grads[part], weights[part], own)
+                    step = module.apply(theta, features, time)
+                steps += feat.unflatten(step, grads[part])
+            steps = jax.tree.unflatten(jax.tree.structure(updates), steps)
             return steps, MLPOptimizerState(state.steps + 1, momenta)
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
     return learned_optimizer(init, bind, moves_without_gradient=True)
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Leaves side by side, as many as are small enough together; a large one alone."""
+    starts, total = [0], 0
+    for i, size in enumerate(sizes):
+        if total and size and total + size > _LARGEST_PART:
+            starts, total = [*starts, i], 0
+        total += size
+    return [slice(*ends) for ends in itertools.pairwise([*starts, len(sizes)])]
+
+
+def _features_of_one(grads, params, momenta, columns: tuple[int, int]) -> Features:
+    """Of the tensor that is in these columns: what ``features.normalized_features`` gives."""
+    rows = feat.flat(grads)[None], feat.flat(params)[None], momenta
+    # One row after the other: the compiler writes to memory what a mean is taken of.
+    squares = [jax.lax.map(lambda row: jnp.mean(jnp.square(row[slice(*columns)])), x) for x in rows]
+    return Features(rows, jax.lax.rsqrt(1e-5 + jnp.concatenate(squares)[:, None]))

@@ -16,6 +16,7 @@ from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.features import TIMESCALES, time_embedding
 from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.limits import limited
+from learned_opt.slabs import on_normalized
 from learned_opt.small_network import Layer, Layers, apply_layers
 
 NUM_FEATURES = 28  # Normalized ones.
@@ -141,25 +142,14 @@ def _update(step, layers, decays, time, old, grads, params):
     def update(old, grad, param):
         grad = limited(grad, 4)
         new = adafactor.update_accumulators(old, grad, decays)
-        return step(_network(layers, time, grad, param, new), param, new), new
+        return _steps(step, layers, time, grad, param, new), new
 
     return jax.vmap(update)(old, grads, params)
 
 
-def _network(layers, time, grad, param, new):
-    momenta = list(new.momenta)
-    root = jax.lax.rsqrt(new.square + 1e-6)
-    if new.columns is None:
-        factored = list(jax.lax.rsqrt(new.rows + 1e-9))
-        for_momenta = list(jax.lax.rsqrt(new.rows + 1e-6))
-    else:
-        factored = for_momenta = adafactor.factored_roots(new)
-    own = [grad, param, *momenta, new.square, *(m * root for m in momenta), root]
-    own += [grad * r for r in factored]
-    own += [m * r for m, r in zip(momenta, for_momenta, strict=True)]
-
-    axes = tuple(range(grad.ndim))
-    own = [adafactor.normalized(x, axes, 1e-5) for x in own]
+def _steps(step, layers, time, grad, param, new):
+    """Of one tensor."""
+    axes = tuple(range(-grad.ndim, 0))
     first, *others = layers
     # In the order of the inputs, which is that of published weights.
     before, rows, columns, row_roots, column_roots, last, of_time = jnp.split(
@@ -173,4 +163,24 @@ def _network(layers, time, grad, param, new):
         jnp.concatenate([rows, row_roots]),
         jnp.concatenate([columns, column_roots]),
     )
-    return apply_layers((constant, *others), own, offsets)
+    arrays = grad, param, new, adafactor.root_factors(new), offsets
+    return on_normalized(_inputs, partial(_outputs, step), axes, 1e-5, (constant, *others), arrays)
+
+
+def _inputs(arrays):
+    grad, param, new, factors, _ = arrays
+    momenta = list(new.momenta)
+    root = jax.lax.rsqrt(new.square + 1e-6)
+    if factors is None:
+        factored = list(jax.lax.rsqrt(new.rows + 1e-9))
+        for_momenta = list(jax.lax.rsqrt(new.rows + 1e-6))
+    else:
+        factored = for_momenta = [row * column for row, column in zip(*factors, strict=True)]
+    own = [grad, param, *momenta, new.square, *(m * root for m in momenta), root]
+    own += [grad * r for r in factored]
+    return own + [m * r for m, r in zip(momenta, for_momenta, strict=True)]
+
+
+def _outputs(step, layers, inputs, arrays):
+    _, param, new, _, offsets = arrays
+    return step(apply_layers(layers, inputs, offsets), param, new)

@@ -1,6 +1,6 @@
 """The per-parameter network of thirty inputs that VeLO, Celo and Celo2 step by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from learned_opt import adafactor
 from learned_opt.limits import limited
+from learned_opt.slabs import on_normalized
 from learned_opt.small_network import Layer, apply_layers
 
 NUM_INPUTS = 30
@@ -17,6 +18,7 @@ _SQUARE_DECAY = 0.999
 
 
 def network_outputs(
+    of_outputs: Callable[..., jax.Array],
     layers: Sequence[Layer],
     grad: jax.Array,
     param: jax.Array,
@@ -26,8 +28,8 @@ def network_outputs(
     eps: float,
     square_eps: float,
     vectors_have_factors: bool = True,
-) -> list[jax.Array]:
-    """The three outputs ``[*shape]`` for one tensor.
+) -> jax.Array:
+    """``of_outputs`` of the three outputs ``[*shape]`` for one tensor.
 
     Inputs are the gradient, itself within 0.1 of 0, the parameter, the momenta, the second moment,
     momenta and gradient over its root, its inverse root, gradient and momenta over Adafactor's
@@ -35,6 +37,7 @@ def network_outputs(
     that are constant along an axis. Each is divided by its root mean square.
 
     Args:
+      of_outputs: of direction, magnitude and the output that nothing reads, place by place.
       layers: of thirty inputs, in the order of published weights.
       grad, param, new: of one tensor; ``new`` has taken the gradient.
       axes: of the tensor, from its end, that the root mean square is over.
@@ -43,32 +46,48 @@ def network_outputs(
       vectors_have_factors: whether tensors of fewer than two axes have the last fifteen inputs,
         made of their second moments in full; else these count as 0.
     """
-    momenta = list(new.momenta)
-    root = jax.lax.rsqrt(new.square + square_eps)
-    if new.columns is None:
-        factored = list(jax.lax.rsqrt(new.rows + 1e-9))
-    else:
-        factored = adafactor.factored_roots(new)
-    own = [grad, jnp.clip(grad, -0.1, 0.1), param, *momenta, new.square]
-    own += [*(m * root for m in momenta), root, *(grad * r for r in factored), grad * root]
-
     first, *others = layers
     before, rows, columns, row_roots, column_roots, last = jnp.split(
         first.kernel, (15, 18, 21, 24, 27)
     )
     offsets = []
-    if new.columns is not None or vectors_have_factors:
-        if new.columns is None:
-            own += list(_over_root(new.momenta, new.rows))
-        else:
-            own += [m * r for m, r in zip(momenta, factored, strict=True)]
+    has_factors = new.columns is not None or vectors_have_factors
+    if has_factors:
         before = jnp.concatenate([before, last])
         rows, columns = (
             jnp.concatenate(both) for both in ((rows, row_roots), (columns, column_roots))
         )
         offsets = adafactor.offsets(new, axes, eps, rows, columns)
-    own = [adafactor.normalized(x, axes, eps) for x in own]
-    return apply_layers((Layer(before, first.bias), *others), own, offsets)
+    arrays = grad, param, new, adafactor.root_factors(new), offsets
+    return on_normalized(
+        partial(_inputs, square_eps, has_factors),
+        partial(_outputs, of_outputs),
+        axes,
+        eps,
+        (Layer(before, first.bias), *others),
+        arrays,
+    )
+
+
+def _inputs(square_eps, has_factors, arrays):
+    grad, param, new, factors, _ = arrays
+    momenta = list(new.momenta)
+    root = jax.lax.rsqrt(new.square + square_eps)
+    if factors is None:
+        factored = list(jax.lax.rsqrt(new.rows + 1e-9))
+    else:
+        factored = [row * column for row, column in zip(*factors, strict=True)]
+    own = [grad, jnp.clip(grad, -0.1, 0.1), param, *momenta, new.square]
+    own += [*(m * root for m in momenta), root, *(grad * r for r in factored), grad * root]
+    if not has_factors:
+        return own
+    if factors is None:
+        return own + list(_over_root(new.momenta, new.rows))
+    return own + [m * r for m, r in zip(momenta, factored, strict=True)]
+
+
+def _outputs(of_outputs, layers, inputs, arrays):
+    return of_outputs(*apply_layers(layers, inputs, arrays[-1]))
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # So that tracing it again costs nothing.
@@ -99,13 +118,18 @@ def scaled_steps(
         new = adafactor.update_accumulators(old, grad, decays)
         axes = tuple(range(-grad.ndim, 0))
         param = limited(param, 2)
-        direction, magnitude, _ = network_outputs(
-            layers, grad, param, new, axes=axes, eps=1e-5, square_eps=1e-6
+        scaled = partial(_scaled, exp_mult)
+        direction = network_outputs(
+            scaled, layers, grad, param, new, axes=axes, eps=1e-5, square_eps=1e-6
         )
         size = jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
-        return direction * jnp.exp(exp_mult * magnitude) * size, new
+        return direction * size, new
 
     return jax.vmap(step, (0 if own_layers else None, 0, 0, 0))(tuple(layers), old, grads, params)
+
+
+def _scaled(exp_mult, direction, magnitude, _):
+    return direction * jnp.exp(exp_mult * magnitude)
 
 
 # Smaller squares have inverse roots whose derivative is beyond float32.

@@ -10,11 +10,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Compiled once for all processes of this run, those that tests start included.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# A job forgets what it compiled, and the next one of the same kind finds it there.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import collections
+import gc
 
 import jax
 import pytest
@@ -46,6 +49,7 @@ pytest.register_assert_rewrite("tests.contracts")
 # name have these among the slow ones.
 TWINS = {
     "es_single": "nres",
+    "nres": "gpes",
     "velo": "velo_s",
     "celo2_base": "celo2",
     "learned_optimizer": "hyperparameters",
@@ -59,6 +63,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("name") in TWINS:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """What was imported stays: collecting garbage, an eighth of tracing's time, passes over it."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(hookwrapper=True)

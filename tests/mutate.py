@@ -77,6 +77,7 @@ TESTS = {
     "learned_opt/paths.py": "paths weights",
     "learned_opt/inspection.py": "describe",
     "learned_opt/width.py": "width contracts",
+    "learned_opt/slabs.py": "slabs contracts",
     "learned_opt/*.py": "mlp_optimizer tuned scheduled l3rs nn_adam rnn_mlp small_fc "
     "star celo celo2 velo formats "
     "reversible_estimator readme contracts",

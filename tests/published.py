@@ -1,5 +1,6 @@
 """Updates that published implementations computed, and NumPy transcriptions of what they share."""
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ def compiled(optimizer, num_steps):
 def check_recorded(name, optimizer, theta_of=None, tolerance=1e-5):
     """Each update from the recorded parameters, against the recorded one; prints the error.
 
+    ``LEARNED_OPT_RECORDED_ERRORS`` names a file for it too, which `launch.describe` reads.
+
     That is the largest difference in a tensor, beyond what the rounding of the recorded
     parameters explains, over the largest update in it.
 
@@ -72,6 +75,11 @@ def check_recorded(name, optimizer, theta_of=None, tolerance=1e-5):
             error = abs(np.asarray(u) - (q.astype(float) - p)) - rounding
             worst = max(worst, error.max() / abs(q - p).max())
     print(f"{name}: largest relative error over {NUM_STEPS} updates {worst:.1e}")
+    if kept := os.environ.get("LEARNED_OPT_RECORDED_ERRORS"):
+        file = Path(kept)
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        found[name] = float(f"{max(worst, 0):.1e}")
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     assert worst < tolerance
 
 

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from meta_train import estimators
 from meta_train.estimators import synchronized
@@ -102,7 +103,7 @@ def window_gradients(system, theta, horizon, truncation):
 
         return jax.lax.scan(window, system.init(thetas[0], key, horizon), thetas)[1]
 
-    return np.asarray(jax.jacobian(losses)(jnp.tile(theta, (windows, 1))))
+    return np.asarray(jax.jit(jax.jacobian(losses))(np.tile(theta, (windows, 1))))
 
 
 def replicates(estimator, theta, num_replicates, num_steps, *, burn_in=0, together=True, seed=0):
@@ -159,6 +160,14 @@ ESTIMATORS = sorted(estimators.ESTIMATORS)
 # Those that perturb theta.
 PERTURBING = [name for name in ESTIMATORS if issubclass(estimators.ESTIMATORS[name], PairsConfig)]
 HYBRID = "hybrid_es"
+
+
+def some_fast(names, fast):
+    """Parameters: the names, with all but those of ``fast`` among the slow tests."""
+    assert set(fast) <= set(names), fast
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 ARGUMENTS = {
     "num_particles": 4,
     "num_pairs": 4,

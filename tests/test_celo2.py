@@ -49,7 +49,11 @@ def transcription(full, theta, shapes):
     return rule
 
 
-@pytest.mark.parametrize("full", [True, False], ids=["celo2", "celo2_base"])
+@pytest.mark.parametrize(
+    "full",
+    [True, pytest.param(False, marks=pytest.mark.slow)],  # A part of the other.
+    ids=["celo2", "celo2_base"],
+)
 def test_recipe(full):
     build = learned_opt.celo2_optimizer if full else learned_opt.celo2_base_optimizer
     published.check_transcription(

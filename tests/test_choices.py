@@ -10,14 +10,17 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 
 import launch
+import learned_opt
 from launch import choices, command_line, reproduce
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
+from tests.systems import some_fast
 
 ROOT = Path(__file__).parent.parent
 THINGS = [(base, name) for base, kind in KINDS.items() for name in kind.things()]
@@ -244,6 +247,18 @@ def test_presets(name):
     assert cfg.read_config(choices.to_dict(config)) == config
 
 
+@pytest.mark.parametrize("name", cfg.optimizer_presets())
+def test_optimizers_take_the_task_of_their_preset(name):
+    config = cfg.load_preset(name)
+    task, optimizer = config.task.make(), config.optimizer.make()
+
+    def begin(key):
+        return optimizer.bind(optimizer.init(key), config.inner.horizon).init(task.init((), key))
+
+    assert cfg.optimizer_presets()[name] in learned_opt.OPTIMIZERS
+    assert jax.tree.leaves(jax.eval_shape(begin, jax.random.key(0)))
+
+
 OLD = {
     "trains": "network",
     "seed": 3,
@@ -468,7 +483,7 @@ finally:
     assert not (tmp_path / "job").exists()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", some_fast(COMMANDS, ("train", "benchmark")))
 def test_output_that_nobody_reads_is_no_error(name):
     """As in ``... --help | head -1``."""
     read, write = os.pipe()

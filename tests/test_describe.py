@@ -86,12 +86,17 @@ def test_sizes():
         inspect(learned_opt.per_tensor_sgdm(num_tensors=99))
 
 
-def test_table_and_page(tmp_path):
-    rows = describe.table().splitlines()
-    assert "of a network of 1,000,000 parameters in 4 tensors (Adam 8.00;" in rows[-1]
-    assert [row.split()[0] for row in rows[1:-2]] == list(learned_opt.OPTIMIZERS)
-    row = next(row for row in rows if row.startswith("nn_adam")).split()
-    assert row == ["nn_adam", "21,896", "8.00", "yes", "no", "no", "rests"]
+def test_table_and_page(tmp_path, monkeypatch):
+    """docs/optimizers.md is what the command would write."""
+    rows = list(describe.rows())
+    assert [name for name, *_ in rows[1:]] == list(learned_opt.OPTIMIZERS)
+    assert ("nn_adam", "21,896", "8.00", "yes", "no", "no", "rests") in rows
+    assert "of a network of 1,000,000 parameters in 4 tensors (Adam 8.00;" in describe.table()
+    monkeypatch.setattr(describe, "rows", lambda: iter(rows))
+    assert "\nnn_adam          21,896     8.00   yes" in describe.table()
+    assert describe.page() + "\n" == (ROOT / "docs/optimizers.md").read_text()
+    source = describe.source(learned_opt.small_fc_optimizer)
+    assert source == "Metz et al. 2022 (arXiv 2203.11860)"
 
     optimizer = learned_opt.learnable_schedule()
     theta = optimizer.init(jax.random.key(0))

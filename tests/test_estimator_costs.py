@@ -1,5 +1,7 @@
 """Compute and memory grow as Table 1 of the PES paper says, read off the programs."""
 
+import functools
+
 import jax.numpy as jnp
 import pytest
 
@@ -8,15 +10,21 @@ from launch.studies.pes.table1_rows import ROWS
 from launch.studies.shared import cost
 
 
+@functools.cache
+def measured(measure, name, at):
+    """The cost at these sizes; what grows is compared with one base."""
+    sizes = dict(at)
+    system = cost.dense_system(sizes["S"])
+    estimator = ROWS[name].build(system, sizes["N"], sizes["T"], sizes["K"], SIGMA)
+    return measure(estimator, jnp.zeros(sizes["P"]))
+
+
 def fitted(name, symbol, measure, sizes=None, **base):
     """The exponent of ``symbol`` in the cost of one outer step of the estimator ``name``."""
-    costs = []
-    for size in sizes or COST_SIZES[symbol]:
-        at = {**COST_BASE, **base, symbol: size}
-        system = cost.dense_system(at["S"])
-        estimator = ROWS[name].build(system, at["N"], at["T"], at["K"], SIGMA)
-        costs.append(measure(estimator, jnp.zeros(at["P"])))
-    return cost.exponent(sizes or COST_SIZES[symbol], costs)
+    sizes = sizes or COST_SIZES[symbol]
+    at = COST_BASE | base
+    costs = [measured(measure, name, tuple((at | {symbol: size}).items())) for size in sizes]
+    return cost.exponent(sizes, costs)
 
 
 @pytest.mark.parametrize("name", ["BPTT", "TBPTT", "RTRL", "UORO", "ES", "PES"])

@@ -36,7 +36,7 @@ from meta_train.estimators.hybrid import (
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.state import SEARCH
 from meta_train.unroll import UnrolledSystem
-from tests.systems import leaves_equal, linear, window_gradients, z_scores
+from tests.systems import leaves_equal, linear, some_fast, window_gradients, z_scores
 
 ROOT = Path(__file__).parent.parent
 SIZE, STALE = 6, np.array([0.4, -0.3, 0.2, 0.9, -0.05, 0.1])
@@ -86,7 +86,7 @@ def build(sigma=0.1, surrogate=None, system=None, **kwargs):
 
 def in_between(estimator, d=STALE, theta=THETA):
     """The state just after a refresh that gave ``d``."""
-    state = estimator.init(jnp.asarray(theta), jax.random.key(0))
+    state = jax.jit(estimator.init)(jnp.asarray(theta), jax.random.key(0))
     shared = state.shared
     d = jnp.asarray(d, jnp.asarray(theta).dtype)
     shared = shared._replace(step=shared.step + 1, surrogate=d)
@@ -207,7 +207,7 @@ def test_control_variate_has_the_gradient_of_the_smoothed_loss(x64, fraction):
     assert np.abs(z_scores(found, fraction * 4 * THETA**3 + (1 - fraction) * STALE)).max() > 10
 
 
-@pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "truncated_es"])
+@pytest.mark.parametrize("base", some_fast(["bptt", "tbptt", "pes", "truncated_es"], ("tbptt",)))
 def test_control_variate_is_unbiased_on_any_base(x64, base):
     """Over episodes of several steps: a base that is blind beyond its window biases it not."""
     system, theta = linear(0)
@@ -319,7 +319,11 @@ def test_assisted_searches_around_the_fresh_gradient(x64):
     assert metrics["message"].searched and metrics["refresh"] == 1
 
 
-@pytest.mark.parametrize("search", [tried(), control_variate()], ids=lambda search: search.name)
+@pytest.mark.parametrize(
+    "search",
+    [pytest.param(tried(), marks=pytest.mark.slow), control_variate()],
+    ids=lambda search: search.name,
+)
 def test_masks(search):
     def grad(mask, fraction, layers=()):
         noise = estimators.Noise(0.1, mask=mask, fraction=fraction, layers=layers)
@@ -338,7 +342,7 @@ def test_masks(search):
     assert 0 < np.sum(grad("random", 0.5) == d) < SIZE
 
 
-@pytest.mark.parametrize("sampler", ["rademacher", "orthogonal"])
+@pytest.mark.parametrize("sampler", some_fast(["rademacher", "orthogonal"], ("orthogonal",)))
 def test_same_step_however_candidates_are_split_over_workers(sampler):
     grads = [
         one_step(
@@ -438,7 +442,11 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("case", GOLDEN_CASES)
+# One of each kind of search; by formula there are all above.
+GOLDEN_FAST = ("select, rank, mask", "control_variate", "guided", "past_descent")
+
+
+@pytest.mark.parametrize("case", some_fast(GOLDEN_CASES, GOLDEN_FAST))
 def test_thetas_are_those_of_the_first_version(case):
     system = quadratic(noise=0.3)
     surrogate = estimators.bptt(system, num_particles=8, horizons=ONE)
@@ -473,9 +481,11 @@ def compiled(num_devices, **kwargs):
     estimator = build(surrogate=surrogate, system=system, **arguments)
     optimizer = optax.sgd(0.1, momentum=0.5)
     axes = trainer.state_axes(estimator)
-    state = trainer.init_state(
-        estimator, optimizer, lambda key: jnp.asarray(THETA, jnp.float32), seed=0
-    )
+    state = jax.jit(
+        lambda: trainer.init_state(
+            estimator, optimizer, lambda key: jnp.asarray(THETA, jnp.float32), seed=0
+        )
+    )()
     step = trainer.make_step(estimator, optimizer, devices.device_mean)
     step = devices.population_map(step, num_devices, axes, donate=False)
     placed = devices.place(state, num_devices, axes)
@@ -487,19 +497,28 @@ def compiled(num_devices, **kwargs):
     "arguments",
     [
         {"compressor": compression.int8(), "noise": estimators.Noise(0.5, success_rate=0.5)},
-        {"search": control_variate(), "predictor": estimators.learned_features(updates=2)},
+        pytest.param(
+            {"search": control_variate(), "predictor": estimators.learned_features(updates=2)},
+            marks=pytest.mark.slow,
+        ),
         {
             "search": guided(num_surrogates=2), "compressor": compression.top_k(0.5),
             "noise": estimators.Noise(0.5, "sobol", relative=True),
         },
-        {
-            "search": past_descent(), "candidates_per_worker": 2, "assist": True,
-            "noise": estimators.Noise(0.5, "orthogonal"),
-        },
-        {
-            "search": select(step_size=0.1, combine="rank"),
-            "noise": estimators.Noise(0.5, mask="random", fraction=0.5),
-        },
+        pytest.param(
+            {
+                "search": past_descent(), "candidates_per_worker": 2, "assist": True,
+                "noise": estimators.Noise(0.5, "orthogonal"),
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {
+                "search": select(step_size=0.1, combine="rank"),
+                "noise": estimators.Noise(0.5, mask="random", fraction=0.5),
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["select-int8", "control_variate-predictor", "guided-top_k", "past_descent", "rank-mask"],
 )  # fmt: skip
@@ -671,7 +690,7 @@ def test_bytes_that_cross_are_those_of_the_formula(combine, success_rate):
     assert nothing.between == 0
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("coder", [None, compression.int8(), compression.top_k(0.4)])
 def test_bytes_of_a_refresh_are_those_of_the_formula(num_devices, coder):
     """Compressed gradients cross once each; means of others log2(devices) times, from each."""
@@ -801,7 +820,9 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("base", ["bptt", "tbptt", "pes", "nres", "reversible"])
+@pytest.mark.parametrize(
+    "base", some_fast(["bptt", "tbptt", "pes", "nres", "reversible"], ("pes", "reversible"))
+)
 def test_the_gradients_are_those_of_the_base(base):
     """Two workers' refresh is the base's own estimate, its population goes on as alone."""
     sizes = {"num_particles": 8} | ({"truncation": 2} if base in ("tbptt", "pes", "nres") else {})
@@ -823,9 +844,9 @@ def test_the_gradients_are_those_of_the_base(base):
     system = make_system(config, config.task.make(None), optimizer)
     mixed = config.estimator.make(system, config.horizons())
     alone = config.estimator.base.make(system, config.horizons())
-    theta = optimizer.init(jax.random.key(0))
-    state = mixed.init(theta, jax.random.key(1))
-    particles = alone.init(theta, jax.random.key(1))
+    theta = jax.jit(optimizer.init)(jax.random.key(0))
+    state = jax.jit(mixed.init)(theta, jax.random.key(1))
+    particles = jax.jit(alone.init)(theta, jax.random.key(1))
     step, step_alone = jax.jit(mixed.estimate), jax.jit(alone.estimate)
     for number in range(4):
         key = jax.random.fold_in(jax.random.key(2), number)
@@ -874,6 +895,7 @@ def test_success_rule_forgets_where_sigma_started():
     np.testing.assert_allclose(small, large, rtol=0.25)
 
 
+@pytest.mark.slow  # From a sigma 100 times apart: `test_success_rule_forgets_where_sigma_started`.
 def test_success_rule_makes_up_for_a_wrong_sigma():
     """Where the stale gradient overshoots: from a tenth or ten times the best fixed sigma, the
     loss ends within 10% of its; a fixed one is then 3 times as high, or diverges."""
@@ -1059,6 +1081,7 @@ def command(workdir, *flags, module="launch.train"):
     return [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
 
 
+@pytest.mark.slow  # In one process: `test_replay_command.py`; killed jobs: `test_train.py`.
 def test_killed_job_is_rebuilt_from_its_log_and_resumes(tmp_path):
     """The preset, killed with SIGKILL: the log gives the very weights that a resumed job has."""
     workdir = tmp_path / "job"

@@ -1,5 +1,8 @@
 """The MLP optimizer against a plain NumPy transcription of its recipe."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +84,19 @@ def test_blocks_equal_the_whole(columns):
     np.testing.assert_allclose(features.map_blocks(fn, x, 64), fn(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("columns", [16, 1520])
-@pytest.mark.parametrize("shared", [False, True], ids=["own theta", "shared theta"])
-@pytest.mark.parametrize("runs", [(), (1,), (3,), (2, 2)])
+# In one block and several, alone and mapped once and twice; the slow tests take all combinations.
+FEW_BLOCKS = [(16, False, (3,)), (16, True, (2, 2)), (1520, False, ()), (1520, False, (2, 2))]
+FEW_BLOCKS += [(1520, True, (3,))]
+BLOCKS = itertools.product([16, 1520], [False, True], [(), (1,), (3,), (2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("columns", "shared", "runs"),
+    [
+        pytest.param(*case, marks=[] if case in FEW_BLOCKS else [pytest.mark.slow])
+        for case in BLOCKS
+    ],
+)
 def test_blocks_of_steps_equal_products(columns, shared, runs):
     """Alone and under (nested) ``vmap``: the values, and the derivatives of what was batched."""
     module = mlp.PerParameterMLP((8, 8), 0.1, 0.5)
@@ -121,6 +134,61 @@ def test_blocks_of_steps_equal_products(columns, shared, runs):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
     value = jax.jit(total, static_argnums=0)(ours, theta, features)[1]  # Without derivatives.
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("sizes", [(600, 30, 450), (0, 700, 0, 20)], ids=["between", "empty"])
+def test_large_tensors_alone_equal_all_together(monkeypatch, sizes):
+    """To rounding, with derivatives; values are formed block by block, more than one of them."""
+    optimizer = learned_opt.mlp_optimizer((8, 8), step_mult=1.0)
+    keys = iter(jax.random.split(jax.random.key(0), 4 * len(sizes) + 1))
+    theta = optimizer.init(next(keys))
+    params, grads, goal = (
+        [scale * jax.random.normal(next(keys), (n // 10, 10)) for n in sizes]
+        for scale in (1.0, 0.1, 1.0)
+    )
+
+    @partial(jax.jit, static_argnums=0)
+    def found(largest):
+        def steps(params):
+            transform = optimizer.bind(theta, 10)
+            steps, state = transform.update(grads, transform.init(params), params)
+            loss = sum(jnp.sum(g * s) for g, s in zip(goal, steps, strict=True))
+            return loss, (steps, state)
+
+        monkeypatch.setattr(mlp, "_LARGEST_PART", largest)
+        monkeypatch.setattr(mlp, "_BLOCK", 64)
+        slope, value = jax.grad(steps, has_aux=True)(params)
+        return value, slope, steps(params)[1]  # The last without derivatives: block by block.
+
+    for a, b in zip(*map(jax.tree.leaves, (found(100), found(10_000))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_bfloat16():
+    """Products of hidden layers, values and derivatives: off by a rounding to eight bits."""
+    params = {"w": jax.random.normal(jax.random.key(0), (40, 30))}
+    grads = jax.tree.map(jnp.sin, params)
+    narrow, wide = (learned_opt.mlp_optimizer((8, 8), bfloat16=x) for x in (True, False))
+    theta = narrow.init(jax.random.key(1))
+
+    @jax.jit
+    def found(theta):
+        def steps(optimizer, theta):
+            transform = optimizer.bind(theta, 10)
+            return transform.update(grads, transform.init(params), params)[0]["w"]
+
+        def both(optimizer):
+            slope = jax.grad(lambda t: jnp.sum(jnp.sin(1e3 * steps(optimizer, t))))(theta)
+            return steps(optimizer, theta), slope["params"]["kernel_1"]
+
+        return both(narrow), both(wide)
+
+    for a, b in zip(*found(theta), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        error = np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert 1e-4 < error < 0.02
+    with pytest.raises(ValueError, match=r"`bfloat16` must be True or False, got 1"):
+        learned_opt.mlp_optimizer(bfloat16=1)
 
 
 def test_needs_parameters():

@@ -122,7 +122,7 @@ def test_what_it_requires(metadata):
     """The base is what `learned_opt.load` needs; each extra is asked for by name."""
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert {x.name for x in requirements if x.marker is None} == BASE
-    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "docs", "train"}
     assert all(x.marker is None or "extra ==" in str(x.marker) for x in requirements)
 
 
@@ -131,7 +131,7 @@ def test_the_extras_are_what_the_packages_import(source, metadata):
     named = {
         normal(Requirement(text).name)
         for text in metadata.get_all("Requires-Dist")
-        if "dev" not in text.partition(";")[2]
+        if not re.search("dev|docs", text.partition(";")[2])
     }
     known = importlib.metadata.packages_distributions()
     pattern = re.compile(r"^\s*(?:import|from) ([a-z]\w*)", re.M)

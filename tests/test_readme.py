@@ -1,4 +1,7 @@
-"""The README's code runs, and a bound optimizer trains an ordinary Flax model."""
+"""The code of the first pages does what it says, and a bound optimizer trains a Flax model.
+
+That every block and command of every page works is checked in `test_docs.py`.
+"""
 
 import re
 from pathlib import Path
@@ -17,7 +20,13 @@ from tests import jobs
 ROOT = Path(__file__).parent.parent
 
 
-USE, TRAIN, TASK = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def _python(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+LOAD, TRAIN = _python("README.md")
+BIND, LOOP = _python("docs/use.md")[:2]
+TASK = _python("docs/extend.md")[0]
 
 
 def test_using_a_trained_optimizer(tmp_path, monkeypatch):
@@ -26,8 +35,9 @@ def test_using_a_trained_optimizer(tmp_path, monkeypatch):
     arguments = {"learning_rate": 0.1}
     learned_opt.save(tmp_path / "runs/demo/optimizer", "adam", arguments, theta)
     monkeypatch.chdir(tmp_path)
+    exec(LOAD, {})
     scope = {}
-    exec(USE, scope)
+    exec(BIND + LOOP, scope)
     before, after = (scope["loss"](w, scope["x"], scope["y"]) for w in (jnp.zeros(5), scope["w"]))
     assert after < 0.1 * before
     assert np.linalg.norm(scope["w"] - np.arange(5.0)) < 2
@@ -50,7 +60,7 @@ def test_meta_training_in_python():
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):
-    """A job trains on it, from the file that the README shows."""
+    """A job trains on it, from the file that the page shows."""
     (tmp_path / "mytask.py").write_text(TASK)
     monkeypatch.syspath_prepend(tmp_path)
     task = cfg.task("mytask:waves", width=4)

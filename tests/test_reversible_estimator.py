@@ -76,9 +76,9 @@ def test_estimate_equals_bptt_in_double(x64):
     "kwargs",
     [
         {"meta_loss": "fresh", "loss_ceiling": 1.6},
-        {"meta_loss": "validation"},
+        pytest.param({"meta_loss": "validation"}, marks=pytest.mark.slow),
         {"meta_loss": "validation", "reduction": "last"},
-        {"meta_loss": "train", "reduction": "last"},
+        pytest.param({"meta_loss": "train", "reduction": "last"}, marks=pytest.mark.slow),
     ],
     ids=lambda kwargs: " ".join(map(str, kwargs.values())),
 )

@@ -107,13 +107,15 @@ def test_a_run_that_never_moves_since_all_is_rounded_away_is_reported(fixed, dty
     with jax.enable_x64(dtype == np.float64):
         params = {"w": jnp.array([3.0, 0.125], dtype)}
 
+        @partial(jax.jit, static_argnums=1)
         def run(scale, objective):
             return reversible.hypergradients(
-                lambda p, theta, step: scale * jnp.sum(p["w"] ** 2),
+                lambda p, theta, step: theta * jnp.sum(p["w"] ** 2),
                 objective,
-                reversible.setup(params, rate / scale, 0.5),
+                reversible.setup(params, rate / scale, 0.5, scale),
                 num_steps=10,
                 fixed=fixed,
+                momentum_floor=0.5,
             )
 
         for objective in (
@@ -121,10 +123,10 @@ def test_a_run_that_never_moves_since_all_is_rounded_away_is_reported(fixed, dty
             lambda p, theta: jnp.sum(p["w"] ** 2),
         ):
             for scale in (1e-16, 1e-20, 1e-25):
-                _, grads, trained = run(scale, objective)
+                _, grads, trained = run(dtype(scale), objective)
                 assert int(trained.report.failure) == Failure.UNDERFLOW
                 assert np.isnan(grads.learning_rates) and np.isnan(trained.params["w"]).all()
-            assert run(1.0, objective)[2].report.ok
+            assert run(dtype(1.0), objective)[2].report.ok
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from meta_train.reversible import DOUBLE, SINGLE, Failure, FixedPoint
 from meta_train.reversible.arithmetic import snap
 from meta_train.reversible.dynamics import Cotangents, reverse, run
 from meta_train.reversible.sgd import _problem, naive_reversal
+from tests.systems import some_fast
 
 pytestmark = pytest.mark.exact
 
@@ -131,7 +132,10 @@ def relative_error(a, b):
 # --- hypergradients -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "per step"])
+# Of rates per layer: over a thousand steps below.
+@pytest.mark.parametrize(
+    "kind", some_fast([kind for kind in KINDS if kind != "per step"], ("per parameter",))
+)
 def test_hypergradients_equal_bptt_in_double(kind, x64):
     num_steps = 200
     start = make_start(kind, num_steps, dtype=np.float64)
@@ -290,7 +294,7 @@ def loss_of_any_shape(params, theta, step):
     return jnp.mean(jnp.tanh(flat + jnp.sin(step + jnp.sum(flat)) * theta) ** 2)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(shapes, st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 @example([(), (2, 3)], 1, 0, "per layer")
 @example([(3,), (2, 1, 2)], 400, 1, "per parameter")
@@ -382,7 +386,7 @@ def elementwise_loss(params, theta, step):
     return jnp.sum(jnp.sin(3 * w + step) * w + 0.3 * w**2 * theta + jnp.exp(-w * w)) / w.size
 
 
-@pytest.mark.parametrize("shape", [(1,), (33, 5)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((1,), marks=pytest.mark.slow), (33, 5)], ids=str)
 def test_elementwise_losses_are_recovered_to_the_bit(shape):
     """The hard case for equal rounding in the two programs."""
     params = {"w": jnp.linspace(-1.0, 1.0, int(np.prod(shape))).reshape(shape)}

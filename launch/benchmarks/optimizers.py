@@ -1,16 +1,28 @@
 """What a training step costs with every learned optimizer, beside ``optax.adam``.
 
-    python -m launch.benchmark --cases=optimizers [--cores=1]
+    python -m launch.benchmark --cases=optimizers [--cores=1] [--optimizers=small_fc,star]
+        [--runs=digits,million] [--into=launch/benchmarks/optimizers.json]
 
 A whole step, batch, gradient and update, of four runs: a 64-32-10 network on the bundled digits
 alone and in a population of 32 (each with its own theta), one of a million parameters, and a
 Transformer of 50 tensors. With theta as drawn, so only cost is meant. Every optimizer takes turns
 with Adam in one process; times are the processor's, which other programs hardly lengthen.
+
+With ``--into`` every line is written to that file as soon as it is there, and those that it has
+already are left out: so the table can be made in pieces. Lines to measure again are deleted from
+it first. ``python -m launch.describe --table`` makes docs/optimizers.md of the file.
 """
 
+import datetime
+import inspect
+import json
 import math
+import os
+import platform
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +31,15 @@ import numpy as np
 import optax
 
 import learned_opt
+from launch.benchmarks.timing import in_turns
 from learned_opt import OptimizerConfig
-from meta_train import devices
+from meta_train import devices, strict_json
 from tasks.mlp import mlp_classifier
 
 # Of the time of a step over Adam's.
 LIMITS = {
+    ("adam_controller", "digits"): 1.7,
+    ("adam_controller", "million"): 2.2,
     ("mlp", "digits"): 4.9,
     ("small_fc", "digits"): 2.5,
     ("star", "digits"): 2.5,
@@ -35,6 +50,8 @@ UPDATE_LIMITS = {("small_fc", "million"): 8.0}
 # Of what an update allocates besides its results, over the size of the state.
 MEMORY_LIMIT = 1.5
 ROUNDS, SECONDS_A_ROUND = 7, 0.02
+
+FILE = Path(__file__).with_name("optimizers.json")
 
 
 class Run(NamedTuple):
@@ -130,8 +147,9 @@ def rule(name: str, num_tensors: int) -> Callable[[jax.Array], Any]:
     if name == "optax.adam":
         return lambda key: optax.with_extra_args_support(optax.adam(1e-4))
     function = learned_opt.OPTIMIZERS[name]
-    # The one that is made for a number of tensors.
-    made = function(**({"num_tensors": num_tensors} if name == "per_tensor_sgdm" else {}))
+    # Some are made for a number of tensors.
+    takes = "num_tensors" in inspect.signature(function).parameters
+    made = function(**({"num_tensors": num_tensors} if takes else {}))
     optimizer = made.make() if isinstance(made, OptimizerConfig) else made
     return lambda key: optimizer.bind(optimizer.init(key), 10_000)
 
@@ -190,8 +208,12 @@ def seconds(program: Program) -> float:
 
 def ratio(program: Program, of_adam: Program) -> tuple[float, float]:
     """Median over rounds in turns of its time over Adam's, and that median's standard error."""
-    seconds(program), seconds(of_adam)
-    ratios = [seconds(program) / seconds(of_adam) for _ in range(ROUNDS)]
+
+    def again(program: Program):
+        return (lambda carry: (carry, program.steps(carry))), program.carry
+
+    times = in_turns({"own": again(program), "adam": again(of_adam)}, ROUNDS, 1)
+    ratios = times["own"] / times["adam"]
     spread = 1.25 * float(np.std(ratios, ddof=1)) / math.sqrt(ROUNDS)
     return float(np.median(ratios)), spread
 
@@ -217,36 +239,70 @@ def update_memory(run: Run, make: Callable) -> tuple[float, float]:
 
 
 def lines(
-    num_devices: int = 1, names: Iterable[str] = tuple(learned_opt.OPTIMIZERS), runs: Any = RUNS
+    num_devices: int = 1,
+    names: Sequence[str] = tuple(learned_opt.OPTIMIZERS),
+    runs: Sequence[str] = tuple(RUNS),
+    into: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The case of ``launch.benchmark``: a line for every optimizer and run."""
+    """The case of ``launch.benchmark``: a line for every optimizer and run not in ``into`` yet."""
     devices.configure_cpu_devices(num_devices)
     for where in runs:
-        run = RUNS[where]()
-        num_tensors = len(jax.tree.leaves(jax.eval_shape(run.init, jax.random.key(0))))
-        adam = rule("optax.adam", num_tensors)
-        once = seconds(training(run, adam, 10)) / 10
-        num_steps = max(2, round(SECONDS_A_ROUND / once))
-        of_adam = training(run, adam, num_steps)
-        updates_of_adam = updating(run, adam, num_steps)
-        for name in names:
-            make = rule(name, num_tensors)
-            program = training(run, make, num_steps)
-            value, error = ratio(program, of_adam)
-            row = {"optimizer": name, "run": where, "step_over_adam": round(value, 3)}
-            row |= {"standard_error": round(error, 3)}
-            row |= {"adam_us": round(1e6 * seconds(of_adam) / num_steps, 1)}
-            row |= {"compile_seconds": round(program.compile_seconds, 2)}
-            row |= {
-                "compile_over_adam": round(program.compile_seconds / of_adam.compile_seconds, 2)
-            }
-            kept = value <= LIMITS.get((name, where), math.inf)
-            if not run.population:
-                of_update = ratio(updating(run, make, num_steps), updates_of_adam)[0]
-                by_parameter, allocated = update_memory(run, make)
-                row |= {"update_over_adam": round(of_update, 2)}
-                row |= {"state_bytes_per_parameter": round(by_parameter, 2)}
-                row |= {"update_memory_over_state": round(allocated, 2)}
-                kept &= of_update <= UPDATE_LIMITS.get((name, where), math.inf)
-                kept &= where != "million" or allocated <= MEMORY_LIMIT
-            yield row | {"within_limits": bool(kept)}
+        missing = [name for name in names if where not in read(into).get(name, {})]
+        for row in of_run(where, missing) if missing else ():
+            if into is not None:
+                found = read(into)
+                found.setdefault(row["optimizer"], {})[where] = row | machine()
+                replacement = into.with_suffix(".new")
+                replacement.write_text(strict_json.dumps(found, indent=1, sort_keys=True) + "\n")
+                replacement.replace(into)
+            yield row
+
+
+def read(path: Path | None = FILE) -> dict[str, dict[str, dict[str, Any]]]:
+    """``optimizer -> run -> line`` of the file; of none, nothing."""
+    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+
+
+def machine() -> dict[str, Any]:
+    """What it is measured on, and when."""
+    found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    model = re.search(r"model name\s*: (.*)", found)
+    width = "AVX-512" if " avx512f" in found else "AVX2" if " avx2" in found else ""
+    name = model[1].strip() if model else platform.machine()
+    return {
+        "machine": ", ".join(filter(None, [name, width])),
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def of_run(where: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A line for each of the optimizers."""
+    run = RUNS[where]()
+    num_tensors = len(jax.tree.leaves(jax.eval_shape(run.init, jax.random.key(0))))
+    adam = rule("optax.adam", num_tensors)
+    once = seconds(training(run, adam, 10)) / 10
+    num_steps = max(2, round(SECONDS_A_ROUND / once))
+    of_adam = training(run, adam, num_steps)
+    updates_of_adam = None if run.population else updating(run, adam, num_steps)
+    for name in names:
+        make = rule(name, num_tensors)
+        program = training(run, make, num_steps)
+        value, error = ratio(program, of_adam)
+        compile_ratio = program.compile_seconds / of_adam.compile_seconds
+        row: dict[str, Any] = {"optimizer": name, "run": where, "step_over_adam": round(value, 3)}
+        row |= {"standard_error": round(error, 3)}
+        row |= {"adam_us": round(1e6 * seconds(of_adam) / num_steps, 1)}
+        row |= {"compile_seconds": round(program.compile_seconds, 2)}
+        row |= {"compile_over_adam": round(compile_ratio, 2)}
+        kept = value <= LIMITS.get((name, where), math.inf)
+        if updates_of_adam is not None:
+            of_update = ratio(updating(run, make, num_steps), updates_of_adam)[0]
+            by_parameter, allocated = update_memory(run, make)
+            row |= {"update_over_adam": round(of_update, 2)}
+            row |= {"state_bytes_per_parameter": round(by_parameter, 2)}
+            row |= {"update_memory_over_state": round(allocated, 2)}
+            kept &= of_update <= UPDATE_LIMITS.get((name, where), math.inf)
+            kept &= where != "million" or allocated <= MEMORY_LIMIT
+        yield row | {"within_limits": bool(kept)}

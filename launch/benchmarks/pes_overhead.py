@@ -8,7 +8,6 @@ estimator is all of it, with restarts, draws, the meta-optimizer and the mean ov
 Times are the processor's, of all threads, which other programs hardly lengthen.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from launch.benchmarks.timing import in_turns
 from launch.config import Config
 from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
@@ -119,7 +119,9 @@ def measure(num_devices: int) -> dict[str, Any]:
             "pes": outer_step(estimators.pes),
             "truncated_es": outer_step(estimators.truncated_es),
             "forward_unrolls": on_devices(forward_unrolls(system, truncation, chunk), runs, 0),
-        }
+        },
+        ROUNDS,
+        WARM_UP,
     )
     ratios = {name: float(np.median(seconds["pes"] / seconds[name])) for name in LIMITS}
     return {
@@ -129,19 +131,3 @@ def measure(num_devices: int) -> dict[str, Any]:
         **{f"limit_over_{name}": limit for name, limit in LIMITS.items()},
         "within_limits": all(ratios[name] <= limit for name, limit in LIMITS.items()),
     }
-
-
-def in_turns(steps: dict[str, tuple[Callable, Any]]) -> dict[str, np.ndarray]:
-    """Processor seconds of each step in each round, ``[ROUNDS]``.
-
-    ``steps`` maps to a step and its state.
-    """
-    states = {name: state for name, (_, state) in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(WARM_UP + ROUNDS):
-        for name, (step, _) in steps.items():
-            began = time.process_time()
-            states[name], metrics = step(states[name])
-            jax.block_until_ready(metrics)
-            seconds[name].append(time.process_time() - began)
-    return {name: np.array(times[WARM_UP:]) for name, times in seconds.items()}

@@ -102,7 +102,12 @@ def test_every_outer_step_draws_anew(name, arguments):
         assert all_differ(grads[itself])
 
 
-@pytest.mark.parametrize("name", systems.ESTIMATORS)
+# Of each way to draw them one; that every episode has the horizon drawn for it is asked of every
+# estimator (`test_the_drawn_horizon_reaches_the_start_of_every_episode`).
+HORIZONS_DRAWN = ("artbp", "bptt", "guided_es", "pes", "reversible", "uoro", systems.HYBRID)
+
+
+@pytest.mark.parametrize("name", systems.some_fast(systems.ESTIMATORS, HORIZONS_DRAWN))
 def test_every_outer_step_draws_horizons_anew(name):
     horizons = estimators.Horizons(np.arange(1, LONGEST + 1), np.full(LONGEST, 1 / LONGEST))
     more = {"refresh_every": 100} if name == systems.HYBRID else {}
@@ -112,10 +117,11 @@ def test_every_outer_step_draws_horizons_anew(name):
     assert np.ptp(losses[3]) > 0.05  # Of losses that are all 1.
 
 
-SAMPLED = systems.PERTURBING
-
-
-@pytest.mark.parametrize("name", SAMPLED)
+# All take their rows from `perturbations.perturbation_sampler`: a pair a particle, several, or
+# beside a guide.
+@pytest.mark.parametrize(
+    "name", systems.some_fast(systems.PERTURBING, ("guided_es", "pes", "reparam_es"))
+)
 def test_every_outer_step_draws_a_block_anew(name):
     """Rows of a block that share nothing but its key: a shift of Sobol points."""
     grads, _ = outer_steps(

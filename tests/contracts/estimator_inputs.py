@@ -131,7 +131,13 @@ def spiral(split):
     return UnrolledSystem(init, step)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in OWN_STATES])
+# Each way to take a state apart: backpropagation with and without cuts, forward derivatives, an
+# old gradient as a guide, the candidates of Hybrid-ES, and none at all (`pes`).
+STATES = [name for name in ESTIMATORS if name not in OWN_STATES]
+TAKEN_APART = ("artbp", "bptt", "forward_gradient", "guided_es", "hybrid_es", "pes", "uoro")
+
+
+@pytest.mark.parametrize("name", systems.some_fast(STATES, TAKEN_APART))
 def test_a_complex_state_is_two_real_ones(name):
     theta = jnp.array([0.4, 0.9, 0.3], jnp.float32)
     found, expected = (
@@ -156,7 +162,12 @@ def ending_schedule(rest):
     return UnrolledSystem(init, step)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in OWN_STATES])
+# Where derivatives rest after the end: in whole episodes, in windows, forward, behind the cuts of
+# `artbp`, the guide's. The others run no derivative, or by the same functions.
+RESTING = ("artbp", "bptt", "guided_es", "hybrid_es", "pes_analytic", "tbptt", "uoro")
+
+
+@pytest.mark.parametrize("name", systems.some_fast(STATES, RESTING))
 def test_steps_after_the_end_of_an_episode_are_harmless(name):
     """Seven steps in truncations of five: the last three do not count, whatever they do."""
     horizons = estimators.Horizons(np.array([7, 10]), np.array([1.0, 0.0]))

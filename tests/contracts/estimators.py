@@ -96,9 +96,9 @@ HYBRIDS = (
 )
 
 
-# One of each kind of state: with an accumulator, of inner states alone, with carried derivatives,
-# without any, and with parts on every device. The slow tests take all.
-KINDS_OF_STATE = ("pes", "tbptt", "uoro", "reversible")
+# One of each kind of state: inner states with an accumulator, with carried derivatives, without
+# any, and with parts on every device. The slow tests take all.
+KINDS_OF_STATE = ("pes", "uoro", "reversible")
 MOVED = [(name, {}) for name in ESTIMATORS]
 MOVED += [("pes", {"inner": {"reduction": "telescoped"}})]
 MOVED += [(HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS]
@@ -108,7 +108,7 @@ MOVED += [(HYBRID, {"hybrid": hybrid}) for hybrid in HYBRIDS]
     ("name", "parts"),
     [
         case
-        if case[0] in KINDS_OF_STATE or case[1] == {"hybrid": HYBRIDS[0]}
+        if case in [(kind, {}) for kind in KINDS_OF_STATE] or case[1] == {"hybrid": HYBRIDS[0]}
         else pytest.param(*case, marks=pytest.mark.slow)
         for case in MOVED
     ],

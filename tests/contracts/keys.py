@@ -79,7 +79,7 @@ def test_every_key_has_one_use(name, hybrid, sampler, uses_of):
     config = small_job(name, inner={"min_horizon": 4}, hybrid=hybrid)
     few = with_values(config.estimator, num_particles=16, sampler=sampler)
     job = build(dataclasses.replace(config, estimator=few, num_devices=1), None)
-    state = devices.place(job.init(), job.num_devices, job.axes)
+    state = devices.place(jax.jit(job.init)(), job.num_devices, job.axes)
     num_used = []
     for _ in range(2):
         state, metrics = job.step(state)
