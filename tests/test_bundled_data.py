@@ -165,7 +165,7 @@ def test_pooled_data_sets_keep_apart():
     ("dataset", "message"),
     [
         ("digits,mnist5k", "one shape, got digits .8x8x1, 10 classes., mnist5k .28x28x1"),
-        ("digits,digits", "different data sets"),
+        ("digits,digits", "several different ones"),
         ("breast_cancer,diabetes", "one shape"),
     ],
 )
