@@ -54,6 +54,10 @@ mutate: setup
 	$(BIN)/python -u tests/mutate.py --module=$(or $(MODULE),.py) --count=$(or $(COUNT),150) \
 	  --seed=$(or $(SEED),0) $(if $(FAULT),--fault=$(FAULT))
 
+# Trains a trained optimizer of the package again (resumes); runs/NAME/optimizer_best is what it has.
+pretrained: setup
+	$(BIN)/python -m launch.train --preset=$(or $(NAME),controller) --workdir=runs/$(or $(NAME),controller)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -84,7 +84,8 @@ class Config:
 
     Attributes:
       trains: optimizer: meta-training; network: the task's own parameters.
-      init_from: folder of a trained optimizer to start theta from; empty: a fresh one.
+      init_from: folder of a trained optimizer to start theta from, or the name of one in the
+        package; empty: a fresh one.
       seed: of everything that is drawn.
       num_steps: outer steps.
       num_devices: local devices; 0: all (on a CPU, one virtual device per core).

@@ -84,14 +84,16 @@ def _find(name: str) -> tuple["LearnedOptimizer", dict[str, Any] | None]:
     from launch.choices import KINDS, find, suggest
     from launch.trained import check_folder
 
-    if name not in learned_opt.OPTIMIZERS and os.path.isdir(os.path.expanduser(name)):
+    trained = os.path.isdir(os.path.expanduser(name)) or name in learned_opt.available()
+    if name not in learned_opt.OPTIMIZERS and trained:
         check_folder("NAME", name, or_a_name=True)
         return learned_opt.load(name)[0], learned_opt.load_config(name)["training"]
     if name not in learned_opt.OPTIMIZERS and ":" not in name:
         raise ValueError(
             f"NAME must be one of {', '.join(sorted(learned_opt.OPTIMIZERS))}, MODULE:NAME for one "
-            f"of your own, or the folder of an exported optimizer, got {name!r}."
-            f"{suggest(name, learned_opt.OPTIMIZERS)}"
+            f"of your own, a trained one of the package ({', '.join(learned_opt.available())}), or "
+            f"the folder of an exported optimizer, got {name!r}."
+            f"{suggest(name, [*learned_opt.OPTIMIZERS, *learned_opt.available()])}"
         )
     try:
         made = find(KINDS["OptimizerConfig"], name)().make()

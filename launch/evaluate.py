@@ -48,8 +48,8 @@ class EvaluationConfig:
 
 _OPTIMIZER = define_paths(
     "optimizer",
-    "Folder of a trained optimizer; may be given several times. With --suite also the name of an "
-    "architecture, which is evaluated untrained.",
+    "Folder of a trained optimizer, or the name of one in the package; may be given several times. "
+    "With --suite also the name of an architecture, which is evaluated untrained.",
 )
 _SUITE = flags.DEFINE_string("suite", None, "Suite of tasks (docs/tasks.md) to evaluate on.")
 _HORIZONS = flags.DEFINE_list(
@@ -91,11 +91,12 @@ def main(config: EvaluationConfig) -> int:
     from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
     from launch.trained import check_folder, limits, reads_of
     from learned_opt.paths import writable_folder
+    from learned_opt.pretrained import trained_folder
 
     labelled = _labelled(_OPTIMIZER.value)
     for folder in labelled.values():
         check_folder("--optimizer", folder, or_a_name=False)
-    paths = {name: Path(path) for name, path in labelled.items()}
+    paths = {name: trained_folder(path) for name, path in labelled.items()}
     trained = {name: learned_opt.load_config(path)["training"] for name, path in paths.items()}
     # In messages the paths as they were given: the same short name may be that of many folders.
     by_path = {labelled[name]: card for name, card in trained.items()}

@@ -11,15 +11,16 @@ def check_folder(flag: str, given: str, or_a_name: bool) -> None:
 
     Args:
       flag: what the word was given to.
-      given: the word.
+      given: the word; a name of ``learned_opt.available()`` stands for its folder.
       or_a_name: whether names of ``learned_opt.OPTIMIZERS`` will do.
 
     Raises:
       ValueError: with what may have been meant: a name, a folder beside it, or one inside.
     """
     import learned_opt
+    from learned_opt.pretrained import trained_folder
 
-    folder, names = Path(given).expanduser(), sorted(learned_opt.OPTIMIZERS)
+    folder, names = trained_folder(given), sorted(learned_opt.OPTIMIZERS)
     if (given in names and or_a_name) or (folder / "theta.safetensors").exists():
         return
     inside = [str(path.parent) for path in sorted(folder.glob("optimizer*/theta.safetensors"))]
@@ -31,7 +32,7 @@ def check_folder(flag: str, given: str, or_a_name: bool) -> None:
         hint = " That is an architecture; untrained ones are evaluated with --suite=NAME."
     else:
         beside = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
-        hint = suggest(given, [*beside, *names])
+        hint = suggest(given, [*beside, *names, *learned_opt.available()])
     what = f", or one of {', '.join(names)}" if or_a_name else ""
     reason = "is the folder of a job" if inside else "is no folder"
     raise ValueError(

@@ -26,8 +26,8 @@ def test_names_are_the_folders():
 def test_in_three_lines(name, tmp_path, monkeypatch):
     """Small, with provenance and a card; trains a least-squares fit; a folder comes first."""
     assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) < 200_000
-    training = learned_opt.load_config(name)["training"]
-    assert training["command"].startswith("python -m launch.train") and training["commit"]
+    provenance = learned_opt.load_config(name)["training"]["provenance"]
+    assert provenance["command"][:3] == ["python", "-m", "launch.train"] and provenance["commit"]
     assert "## Limits" in (FOLDER / name / "README.md").read_text()
 
     inputs = jax.random.normal(jax.random.key(0), (64, 8))

@@ -25,6 +25,7 @@ from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, t
 from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
 from launch.evaluation.runs import Runner, Starts
 from learned_opt.base import LearnedOptimizer
+from learned_opt.pretrained import trained_folder
 from meta_train.evaluate import SELECTION_OFFSET
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
@@ -96,12 +97,13 @@ class Entry(NamedTuple):
 
 
 def contender(name_or_path: str) -> Contender:
-    """A trained optimizer from its folder, or an untrained one by the name of its architecture.
+    """A trained optimizer from its folder or by its name in the package, or an untrained one by the
+    name of its architecture.
 
     Raises:
       ValueError: if it is neither.
     """
-    path = Path(name_or_path)
+    path = trained_folder(name_or_path)
     if name_or_path in learned_opt.OPTIMIZERS and not path.exists():
         from launch import config as cfg
 
