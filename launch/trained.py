@@ -1,6 +1,5 @@
 """Folders of trained optimizers, as words on the command line."""
 
-from pathlib import Path
 from typing import Any
 
 from launch.choices import suggest
