@@ -25,7 +25,7 @@ def model_card(
       training: facts, JSON values by name; ``task`` a name or a mapping that has one.
       moves_without_gradient: as in ``LearnedOptimizer``.
     """
-    task, horizon = _task_name(training.get("task")), training.get("horizon")
+    task, horizon = _task_words(training.get("task")), training.get("horizon")
     facts = dict.fromkeys(_ALWAYS) | dict(training)
     provenance = facts.pop("provenance", None)
     return "\n".join(
@@ -49,7 +49,7 @@ def model_card(
             *_provenance(provenance),
             "## Limits",
             "",
-            f"- Meta-trained on {f'`{task}`' if task else 'a task that was not recorded'}, in runs "
+            f"- Meta-trained on {task or 'a task that was not recorded'}, in runs "
             f"of {f'{horizon} steps' if horizon else 'a length that was not recorded'}. On other "
             "tasks, networks or batch sizes, and in longer runs, it may be worse than Adam or "
             "diverge: compare it with Adam at its best learning rate, on a test split, before use.",
@@ -98,11 +98,22 @@ def _task_name(task: Any) -> str | None:
     return task.get("name") if isinstance(task, Mapping) else task
 
 
+def _task_words(task: Any) -> str | None:
+    """A task by its name, a mixture by how many it is of."""
+    if isinstance(task, Mapping) and task.get("tasks"):
+        return f"{len(task['tasks'])} tasks"
+    name = _task_name(task)
+    return f"`{name}`" if name else None
+
+
 def _text(key: str, value: Any) -> str:
     if key == "init_from" and not value:
         return "nothing, theta was drawn"
     if value is None:
         return "not recorded"
+    if key == "task" and isinstance(value, Mapping) and value.get("tasks"):
+        names = f": {', '.join(value['names'])}" if value.get("names") else ""
+        return f"{_task_words(value)}{names}; each with its arguments in `config.json`"
     if key == "task" and isinstance(value, Mapping):
         rest = [f"{field} {_json(x)}" for field, x in value.items() if field != "name"]
         return ", ".join([f"`{_task_name(value) or 'not recorded'}`", *rest])
