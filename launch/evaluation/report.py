@@ -302,7 +302,7 @@ def replaced(asked: dict[str, Any], path: Path) -> list[str]:
         return []
     except (OSError, ValueError, AttributeError):
         before = {}
-    if before == json.loads(json.dumps(asked)):
+    if before == json.loads(strict_json.dumps(asked)):
         return []
     said = ", ".join(f"{k} {before[k]}" for k in asked if k in before and before[k] != asked[k])
     return [
