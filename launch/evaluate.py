@@ -242,8 +242,16 @@ def _suite_horizons(of_suite: tuple[int, ...]) -> list[int]:
 
 
 def _labelled(paths: list[str]) -> dict[str, str]:
-    """Short names of folders: the last two parts of each path, or as many as tell them apart."""
-    parts = [Path(path).absolute().parts[1:] for path in paths]
+    """Short names of folders: the last two parts of each path, or as many as tell them apart; of
+    optimizers in the package their own."""
+    from learned_opt.pretrained import available, trained_folder
+
+    parts = [
+        (path,)
+        if path in available() and str(trained_folder(path)) != path
+        else Path(path).absolute().parts[1:]
+        for path in paths
+    ]
     if len(set(parts)) < len(parts):
         raise ValueError(f"--optimizer must be given once for each optimizer, got {paths}.")
     count = 2

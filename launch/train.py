@@ -83,11 +83,12 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
     """Commands that go on from a finished job, each under a word on it."""
     lines = []
     if config.trains == "optimizer":
+        best = workdir / "optimizer_best"
         # A mixture is no task that an evaluation could take over.
         on = [] if len(config.task.parts) == 1 else ["--suite=validation"]
         given = [
             *on,
-            f"--optimizer={workdir / 'optimizer'}",
+            f"--optimizer={best if best.exists() else workdir / 'optimizer'}",
             f"--workdir={workdir / 'evaluation'}",
             *(f"--import={name}" for name in modules_outside(to_dict(config))),
         ]
@@ -101,12 +102,16 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
     return ["", *lines] if lines else []
 
 
+_OURS = ("launch", "learned_opt", "meta_train", "tasks")
+
+
 def modules_outside(tree: Any) -> list[str]:
     """The modules of things that are not of this library, in what ``to_dict`` wrote."""
     if isinstance(tree, dict):
         named, _, thing = str(tree.get("name", "")).partition(":")
         inner = (modules_outside(value) for value in tree.values())
-        found = [*([named] if thing else []), *(name for names in inner for name in names)]
+        named_outside = thing and named.partition(".")[0] not in _OURS
+        found = [*([named] if named_outside else []), *(name for names in inner for name in names)]
     elif isinstance(tree, list):
         found = [name for value in tree for name in modules_outside(value)]
     else:

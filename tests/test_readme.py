@@ -24,8 +24,8 @@ def _python(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-LOAD, TRAIN = _python("README.md")
-BIND, LOOP = _python("docs/use.md")[:2]
+SHIPPED, TRAIN = _python("README.md")
+_, BIND, LOOP = _python("docs/use.md")[:3]
 TASK = _python("docs/extend.md")[0]
 
 
@@ -35,12 +35,22 @@ def test_using_a_trained_optimizer(tmp_path, monkeypatch):
     arguments = {"learning_rate": 0.1}
     learned_opt.save(tmp_path / "runs/demo/optimizer", "adam", arguments, theta)
     monkeypatch.chdir(tmp_path)
-    exec(LOAD, {})
     scope = {}
     exec(BIND + LOOP, scope)
     before, after = (scope["loss"](w, scope["x"], scope["y"]) for w in (jnp.zeros(5), scope["w"]))
     assert after < 0.1 * before
     assert np.linalg.norm(scope["w"] - np.arange(5.0)) < 2
+
+
+def test_the_optimizer_in_the_package():
+    """In the loop of the page, with the line of the README."""
+    scope = {}
+    exec(SHIPPED.replace("=1000", "=100"), scope)
+    tx = scope["tx"]
+    scope |= {"jax": jax, "jnp": jnp, "optax": optax, "tx": tx}
+    exec(LOOP, scope)
+    before, after = (scope["loss"](w, scope["x"], scope["y"]) for w in (jnp.zeros(5), scope["w"]))
+    assert after < 0.2 * before
 
 
 def test_meta_training_in_python():

@@ -412,7 +412,10 @@ def test_a_finished_job_says_how_it_went_and_what_next(toys, tmp_path, monkeypat
     assert "meta-loss    nan at outer step 41" in train.ending(jobs.SMALL, tmp_path, outcome)
     # A mixture is no task to evaluate on.
     mixed = jobs.changed(task=TaskMixture(tasks=(jobs.SMALL.task, cfg.task("quadratic", dim=2))))
-    assert "--suite=validation" in " ".join(train.next_steps(mixed, tmp_path))
+    said = " ".join(train.next_steps(mixed, tmp_path))
+    assert "--suite=validation" in said and "--import" not in said and "_best" not in said
+    (tmp_path / "optimizer_best").mkdir()
+    assert "optimizer_best" in " ".join(train.next_steps(mixed, tmp_path))
     assert (
         train.next_steps(
             jobs.changed(trains="network", inner={"horizon": 1}, estimator={"truncation": 1}),
