@@ -29,13 +29,14 @@ from absl import flags, logging
 
 from launch import command_line
 from launch.choices import suggest
+from launch.path_flags import define_path
 
 _CORES = flags.DEFINE_list("cores", None, "Numbers of cores to pin to (default: 1 and all).")
 _CHILD = flags.DEFINE_bool("child", False, "Internal: run one case in this process.")
 _DEVICES = flags.DEFINE_integer("num_devices", 0, "Devices per case; 0: one per core.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", None, "Of the case of that name (default: all).")
 _RUNS = flags.DEFINE_list("runs", None, "What is trained in the case `optimizers` (default: all).")
-_INTO = flags.DEFINE_string("into", None, "File for the lines of the case `optimizers`.")
+_INTO = define_path("into", "File for the lines of the case `optimizers`.")
 
 
 _STEPS = 30

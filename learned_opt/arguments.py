@@ -113,7 +113,7 @@ def _single(value: Any) -> np.float32:
     except OverflowError:  # A whole number beyond all floats.
         return np.float32(math.inf)
     # XLA takes smaller ones for 0.
-    return single if abs(single) >= np.finfo(np.float32).tiny else np.float32(0)
+    return np.float32(0) if abs(single) < np.finfo(np.float32).tiny else single
 
 
 def _is_real(dtype: Any) -> bool:

@@ -26,8 +26,8 @@ def test_an_unknown_case_lists_the_valid_ones():
     done = command("--cases=pse")
     assert done.returncode != 0
     assert (
-        "the cases are: pes, truncated_es, tbptt, loop, pes_overhead, reversible, optimizers, "
-        "bfloat16." in done.stderr
+        "--cases must be of pes, truncated_es, tbptt, loop, pes_overhead, reversible, optimizers, "
+        "bfloat16, got 'pse'. Did you mean 'pes'?" in done.stderr
     )
 
 
@@ -52,7 +52,7 @@ def run(command, *args, cwd=".", **kwargs):
         assert os.path.samefile(os.path.join(cwd, "launch/benchmark.py"), benchmark.__file__)
     return child
 subprocess.run = run
-benchmark.app.run(benchmark.main)
+benchmark.cli()
 """
     flags = ["--cases=reversible", "--cores=1"]
     done = subprocess.run(

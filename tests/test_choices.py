@@ -371,12 +371,16 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
     assert {"seeds", "trained_horizon", "from_step", "choose_by", "dry_run"} <= checked
     # Paths, and words that the commands check (below).
     assert others == {
+        "baselines",
         "cases",
         "cores",
         "data_dir",
         "horizons",
         "import",
+        "into",
         "optimizer",
+        "optimizers",
+        "runs",
         "suite",
         "workdir",
     }

@@ -335,7 +335,8 @@ def test_degenerate_trees(name):
     for updates, tree in zip(found, nothing, strict=True):
         assert jax.tree.structure(updates) == jax.tree.structure(tree)
         assert jax.tree.map(np.shape, updates) == jax.tree.map(np.shape, tree)
-    np.testing.assert_allclose(of_odd["a"], plain[0], rtol=1e-6)
+    # Beside other tensors a sum is rounded otherwise, and small entries are differences.
+    np.testing.assert_allclose(of_odd["a"], plain[0], rtol=1e-6, atol=1e-5 * np.max(plain[0]))
     np.testing.assert_allclose(of_odd["b"], plain[1], rtol=1e-6)
     assert of_odd["c"].shape == (4, 0) and of_odd["d"] is None and of_odd["f"].shape == (0,)
     for updates in (all_sgd, part_sgd):
