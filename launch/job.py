@@ -67,11 +67,12 @@ def build(config: Config, data_dir: str | None) -> Job:
 
     held = _held(trainable.held, theta_spec) if trainable.held else None
     meta_optimizer = config.meta.make(config.num_steps, held)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     if len(parts) > 1:
         # Traced here, for the progress, what asking for the shapes of the state would trace.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        theta = jax.eval_shape(init_theta, key)
         for part in progress(parts, desc="checking", unit="task"):
-            jax.eval_shape(part.init, jax.eval_shape(init_theta, key), key)
+            jax.eval_shape(part.init, theta, key)
         mixed = estimators.mixture(parts, names=names, **config.task.mixing)
         estimator, axes = mixed.estimator, trainer.state_axes(mixed.estimator)
         step = make_mixture_step(mixed, meta_optimizer, num_devices)

@@ -55,6 +55,16 @@ def test_in_three_lines(name, tmp_path, monkeypatch):
     assert leaves_equal(learned_opt.load(name)[1], theta)
 
 
+def test_the_card_says_what_the_page_says():
+    """Its tables and limits, word by word: the package has no other page."""
+    page = (Path(__file__).parent.parent / "docs/controller.md").read_text()
+    card = (FOLDER / "controller" / "README.md").read_text()
+    limits = page[page.index("## Limits\n\n") : page.index("## How it was trained")]
+    assert limits.strip() in card
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) > 5 and all(row in card for row in rows)
+
+
 def test_what_is_not_there_is_refused_with_the_names():
     with pytest.raises(ValueError, match=r"'nothing' is not a trained optimizer.*controller"):
         learned_opt.optimizer("nothing", 10)

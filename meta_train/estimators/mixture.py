@@ -126,7 +126,7 @@ def mixture(
     def combine(running, grads, metrics, ran):
         norms = jnp.stack([optax.tree.norm(grad) for grad in grads])
         usable = ran & jnp.isfinite(norms)
-        before = jnp.sqrt(running.mean / (1 - _DECAY ** jnp.maximum(running.seen, 1)))
+        before = _root_mean_square(running)
         cuts = bool(cut) & (running.seen > 0) & (before > 0) & (norms > cut * before)
         counted = jnp.where(cuts, cut * before, norms)
         mean = _DECAY * running.mean + (1 - _DECAY) * jnp.square(counted)
@@ -135,7 +135,7 @@ def mixture(
         )
         factors = jnp.asarray(share, norms.dtype)
         if normalize:
-            typical = jnp.sqrt(running.mean / (1 - _DECAY ** jnp.maximum(running.seen, 1)))
+            typical = _root_mean_square(running)
             factors = factors / jnp.where(typical > 0, typical, 1.0)
         factors = jnp.where(cuts, factors * (counted / norms), factors)
         zeros = jax.tree.map(jnp.zeros_like, grads[0])
@@ -186,6 +186,11 @@ def mixture(
     axes: Any = MixtureState(0, None)  # type: ignore[arg-type]
     whole = GradientEstimator(init, estimate, axes)
     return Mixture(whole, size, choose, run_part, combine)
+
+
+def _root_mean_square(norms: Norms) -> jax.Array:
+    """Of each part's gradients so far, ``[K]``; 0 where there were none."""
+    return jnp.sqrt(norms.mean / (1 - _DECAY ** jnp.maximum(norms.seen, 1)))
 
 
 def _if_drawn(drawn: jax.Array, run: Callable, state: Any, key: jax.Array) -> tuple:
