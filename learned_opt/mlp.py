@@ -218,10 +218,10 @@ def mlp_optimizer(
       hidden_sizes: width of each hidden layer.
       step_mult: scale of the update.
       exp_mult: scale of the log-magnitude.
-      bfloat16: whether the products of hidden layers are of bfloat16 (sums are not): faster where
-        the processor multiplies it (AMX: 0.64 of the time of PES), else slower. The meta-gradient
-        of PES is then off by 2 to 3%, as `python -m launch.benchmark --cases=bfloat16` finds: it
-        is little beside its noise, but it does not average out.
+      bfloat16: whether the products of hidden layers are of bfloat16 (sums are not): for processors
+        that multiply it. The meta-gradient of PES is then off by 1.1%, at most 1.5%: little beside
+        its noise, but it does not average out; one without (AMD EPYC, AVX2) takes 1.35 times as
+        long (`python -m launch.benchmark --cases=bfloat16 --cores=1`, 2026-11-26, JAX 0.10).
 
     Raises:
       ValueError: if a size is no whole number above 0, a multiplier not positive and finite, or
