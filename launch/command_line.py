@@ -17,9 +17,9 @@ from absl import app, flags, logging
 
 from launch import choices
 from launch import config as cfg
-from launch.path_flags import define_path
+from launch.path_flags import define_path, define_paths
 
-WORKDIR = define_path("workdir", "Folder of what the command reads and writes.")
+WORKDIR = define_paths("workdir", "Folder of what the command reads and writes.")
 DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "Module to import first, for things of yours that a file names."
@@ -102,15 +102,37 @@ def take_help(argv: list[str]) -> tuple[bool, list[str]]:
     return bool(asks & set(argv)), [word for word in argv if word not in asks]
 
 
-def required_workdir() -> str:
-    """The value of ``--workdir``.
+def workdirs() -> list[str]:
+    """The values of ``--workdir``.
 
     Raises:
-      ValueError: if it was not given.
+      ValueError: if there is none.
     """
     if not WORKDIR.value:
         raise ValueError("--workdir=FOLDER is missing: what the command reads and writes is there.")
     return WORKDIR.value
+
+
+def required_workdir() -> str:
+    """The value of ``--workdir``.
+
+    Raises:
+      ValueError: if it was not given, or several times.
+    """
+    workdirs()
+    return given_workdir() or ""
+
+
+def given_workdir() -> str | None:
+    """The value of ``--workdir``, None without one.
+
+    Raises:
+      ValueError: if it was given several times.
+    """
+    given = WORKDIR.value or []
+    if len(given) > 1:
+        raise ValueError(f"--workdir must be given once, got {', '.join(given)}; leave one.")
+    return given[0] if given else None
 
 
 def command(name: str) -> str:

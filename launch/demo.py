@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launch import command_line
 from launch.choices import to_dict
-from launch.command_line import DATA_DIR, WORKDIR
+from launch.command_line import DATA_DIR, given_workdir
 from launch.config import Config
 from launch.train import exit_code
 
@@ -31,7 +31,7 @@ def main(config: Config) -> int:
     from launch.trained import limits, reads_of
     from learned_opt.paths import writable_folder
 
-    workdir = writable_folder("--workdir", WORKDIR.value or "runs/demo")
+    workdir = writable_folder("--workdir", given_workdir() or "runs/demo")
     began = time.perf_counter()
     outcome = loop.run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):

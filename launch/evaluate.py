@@ -103,7 +103,7 @@ def main(config: EvaluationConfig) -> int:
     horizons = _horizons(by_path)
     task_config = task_of(by_path, config.task)
     task, facts = task_config.make(DATA_DIR.value), to_dict(task_config)
-    workdir = writable_folder("--workdir", WORKDIR.value)
+    workdir = writable_folder("--workdir", required_workdir())
     workdir.mkdir(parents=True, exist_ok=True)
     count = len(horizons) * (len(paths) + len(BASELINES))
     print(

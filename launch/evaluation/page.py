@@ -1,5 +1,6 @@
 """One HTML page with everything in it: tables that sort, curves under the mouse, no address."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from launch.evaluation.kept import whole
 from meta_train import strict_json
 
 TEMPLATE = Path(__file__).with_name("page.html")
-_PLACE = "/*DATA*/"
+# Of all pages that commands write.
+STYLE = Path(__file__).with_name("page.css")
+_PLACE, _STYLE_PLACE = "/*DATA*/", "/*STYLE*/"
 
 
 def page(summary: dict[str, Any], title: str, about: list[str]) -> str:
@@ -19,8 +22,22 @@ def page(summary: dict[str, Any], title: str, about: list[str]) -> str:
       about: sentences below it.
     """
     text = strict_json.dumps(summary | {"title": title, "about": about}, separators=(",", ":"))
+    template = TEMPLATE.read_text().replace(_STYLE_PLACE, STYLE.read_text())
     # What is in a script ends at the first "</", whatever it is in.
-    return TEMPLATE.read_text().replace(_PLACE, text.replace("<", "\\u003c"))
+    return template.replace(_PLACE, text.replace("<", "\\u003c"))
+
+
+def document(title: str, body: str) -> str:
+    """A page of the same style around a ``body`` of HTML."""
+    head = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    )
+    title, style = html.escape(title), STYLE.read_text()
+    return (
+        f"{head}<title>{title}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def write(summary: dict[str, Any], title: str, about: list[str], path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What ``launch.report`` shows of jobs: what their folders say, figures of it, the page."""

@@ -1,0 +1,126 @@
+"""What the folder of a job says of it, read while another process may be writing there."""
+
+import datetime
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meta_train.tracking import read_rows
+
+
+class CheckpointFile(NamedTuple):
+    """A whole checkpoint: its outer step, bytes on disk and when it was written."""
+
+    step: int
+    size: int
+    written: str
+
+
+class JobFolder(NamedTuple):
+    """A job, as its folder has it.
+
+    Attributes:
+      name: what the page calls it.
+      path: the folder.
+      rows: of ``metrics.jsonl``, oldest first.
+      config: the resolved configuration, as JSON; empty if the job has not written it yet.
+      environment: what the numbers follow from besides.
+      checkpoints: oldest first.
+      evaluations: ``evaluation.json`` and ``suite.json`` found below the folder, by their path.
+      seconds_since_row: how long ago the last row was written; None without one.
+    """
+
+    name: str
+    path: Path
+    rows: list[dict[str, Any]]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    checkpoints: list[CheckpointFile]
+    evaluations: dict[str, dict[str, Any]]
+    seconds_since_row: float | None
+
+    @property
+    def step(self) -> int:
+        """Outer steps done, by the last row."""
+        return self.rows[-1]["step"] if self.rows else 0
+
+    def metric_names(self) -> list[str]:
+        """Of all rows, in the order they come up."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Outer steps and values of a metric, ``[points]`` each; null is NaN."""
+        found = [(row["step"], row[name]) for row in self.rows if name in row]
+        pairs = np.array(
+            [(step, math.nan if value is None else value) for step, value in found], np.float64
+        )
+        return (pairs[:, 0], pairs[:, 1]) if len(pairs) else (np.zeros(0), np.zeros(0))
+
+    def seconds_left(self) -> float | None:
+        """Until the last outer step, at the pace of the last quarter of the rows."""
+        late = self.rows[-max(2, len(self.rows) // 4) :]
+        if len(late) < 2 or "num_steps" not in self.config:
+            return None
+        seconds = late[-1]["time/wall_seconds"] - late[0]["time/wall_seconds"]
+        steps = late[-1]["step"] - late[0]["step"]
+        return (self.config["num_steps"] - self.step) * seconds / steps
+
+
+def read(path: Path, name: str, now: float) -> JobFolder:
+    """Reads the folder; changes nothing.
+
+    Args:
+      now: seconds since the epoch.
+
+    Raises:
+      ValueError: if there is no job.
+    """
+    metrics, config_file = path / "metrics.jsonl", path / "config.json"
+    if not metrics.exists() and not config_file.exists():
+        raise ValueError(
+            f"--workdir must be the folder of a job, got {str(path)!r}, which has neither "
+            "config.json nor metrics.jsonl; give the --workdir that launch.train was given."
+        )
+    config = _json(config_file) or {}
+    environment = config.pop("environment", {})
+    age = now - metrics.stat().st_mtime if metrics.exists() else None
+    rows = read_rows(metrics)
+    return JobFolder(
+        name, path, rows, config, environment, _checkpoints(path), _evaluations(path),
+        age if rows else None,
+    )  # fmt: skip
+
+
+def _checkpoints(path: Path) -> list[CheckpointFile]:
+    found = []
+    for folder in (path / "checkpoints").glob("[0-9]*"):
+        if not folder.name.isdecimal():
+            continue  # Being written.
+        try:
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            written = datetime.datetime.fromtimestamp(folder.stat().st_mtime)
+        except FileNotFoundError:
+            continue  # Just deleted, as newer ones came.
+        found.append(CheckpointFile(int(folder.name), size, f"{written:%Y-%m-%d %H:%M:%S}"))
+    return sorted(found)
+
+
+def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
+    files = [
+        file
+        for name in ("evaluation.json", "suite.json")
+        for pattern in (name, f"*/{name}")
+        for file in sorted(path.glob(pattern))
+    ]
+    found = {file.relative_to(path).as_posix(): _json(file) for file in files}
+    return {name: document for name, document in found.items() if document}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None  # Not there, or not yet.
