@@ -318,6 +318,13 @@ def take_words(argv: Sequence[str], root: str) -> tuple[Node, list[str]]:
     return top, rest
 
 
+def words_of(node: Node, where: str) -> list[str]:
+    """The words that ``take_words`` took, in the form ``--a.b=value``."""
+    own = [] if node.value is None else [f"--{where}={node.value}"]
+    inner = (words_of(child, f"{where}.{name}") for name, child in node.children.items())
+    return [*own, *(word for words in inner for word in words)]
+
+
 def check_plain(cls: type, node: Node, where: str) -> None:
     """Refuses what can be seen to be wrong before any package is imported.
 

@@ -79,6 +79,23 @@ class InnerConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """What W&B is told of the run.
+
+    Attributes:
+      entity: team or user the run belongs to; empty: W&B's default.
+      group: name under which runs stand together.
+      tags: words to find it by, separated by commas.
+      name: of the run; empty: that of the job's folder.
+    """
+
+    entity: str = ""
+    group: str = ""
+    tags: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """A training job.
 
@@ -119,6 +136,7 @@ class Config:
     nonfinite_patience: int = 100
     wandb_project: str = "learned-opt"
     wandb_mode: str = "auto"
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     task: TaskConfig = field(default_factory=lambda: task("mlp"))
     optimizer: OptimizerConfig = field(default_factory=lambda: optimizer("mlp"))
     inner: InnerConfig = field(default_factory=InnerConfig)
@@ -262,6 +280,7 @@ MAY_CHANGE = {
     "nonfinite_patience",
     "wandb_project",
     "wandb_mode",
+    *(f"wandb.{field.name}" for field in dataclasses.fields(WandbConfig)),
     "estimator.chunk",
     "estimator.base.chunk",
 }

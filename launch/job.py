@@ -78,14 +78,23 @@ def build(config: Config, data_dir: str | None) -> Job:
         step = make_mixture_step(mixed, meta_optimizer, num_devices)
     else:
         estimator, axes = parts[0], trainer.state_axes(parts[0])
-        step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
-        step = devices.population_map(step, num_devices, axes)
+        if config.estimator.keeps_log:
+            # Its steps are to round as a replay's, which knows the rate as a constant.
+            step = trainer.make_step(estimator, meta_optimizer, devices.device_mean)
+            step = devices.population_map(step, num_devices, axes)
+        else:
+            step = _at_rate(config, estimator, held, num_devices, axes)
 
     def begin():
         given = trainable.start()
         first = init_theta if given is None else lambda key: ravel_pytree(given)[0]
-        start = partial(trainer.init_state, estimator, meta_optimizer, first, config.seed)
-        return jax.jit(start)()
+        start = partial(trainer.init_state, estimator, meta_optimizer, first)
+        # The seed is an argument, so that jobs of other seeds are the same programs.
+        return jax.jit(start)(np.uint32(config.seed))
+
+    def evaluate(theta, seed):
+        theta = to_tree(theta)
+        return trainable.evaluate(theta, seed) | validate(theta)
 
     return Job(
         config,
@@ -98,8 +107,50 @@ def build(config: Config, data_dir: str | None) -> Job:
         axes,
         config.estimator.make(systems[0], config.horizons(), one_device),
         meta_optimizer,
-        jax.jit(lambda theta: trainable.evaluate(to_tree(theta)) | validate(to_tree(theta))),
+        partial(jax.jit(evaluate), seed=np.uint32(config.seed)),
     )
+
+
+def _at_rate(config: Config, estimator: Any, held: Any, num_devices: int, axes: Any) -> "_AtRate":
+    """The step over devices as a program that takes the meta-optimizer's learning rate.
+
+    So jobs that differ only in it (and in the seed) are one program, compiled once.
+    """
+
+    def step(given):
+        state, rate = given
+        # Of theta's type, so that it makes no other of updates.
+        rate = rate.astype(jax.tree.leaves(state.theta)[0].dtype)
+        meta_optimizer = config.meta.make(config.num_steps, held, rate)
+        state, metrics = trainer.make_step(estimator, meta_optimizer, devices.device_mean)(state)
+        return (state, given[1]), metrics
+
+    mapped = devices.population_map(step, num_devices, (axes, None))
+    return _AtRate(mapped, np.asarray(config.meta.learning_rate), num_devices)
+
+
+class _AtRate:
+    """A step of (state, rate) as one of states: called, lowered and compiled as ``jax.jit``'s."""
+
+    def __init__(self, step: Any, rate: np.ndarray, num_devices: int):
+        self._step, self._rate, self._num_devices = step, rate, num_devices
+        self._placed: Any = None  # A step takes its memory, and gives it back.
+
+    def __call__(self, state: trainer.TrainState) -> tuple[trainer.TrainState, Any]:
+        if self._placed is None:
+            self._placed = devices.replicate(self._rate, self._num_devices)
+        (state, self._placed), metrics = self._step((state, self._placed))
+        return state, metrics
+
+    def lower(self, state: Any) -> "_AtRate":
+        rate = devices.placed_spec(jax.eval_shape(lambda: self._rate), self._num_devices, None)
+        return _AtRate(self._step.lower((state, rate)), self._rate, self._num_devices)
+
+    def compile(self) -> "_AtRate":
+        return _AtRate(self._step.compile(), self._rate, self._num_devices)
+
+    def memory_analysis(self) -> Any:
+        return self._step.memory_analysis()
 
 
 def _held(keys: tuple[str, ...], theta_spec: Any) -> np.ndarray:

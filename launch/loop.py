@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import environment
+from launch import environment, leaves, wandb_results
 from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
@@ -93,6 +93,7 @@ def _run(
         num_steps=config.num_steps,
         project=config.wandb_project,
         mode=config.wandb_mode,
+        options=wandb_options(config),
         mark=marks.get("metrics.jsonl"),
     )
     replay_log = None
@@ -134,12 +135,21 @@ def _run(
     evaluated = False
     while step < config.num_steps and not (stop.requested or rows.hopeless):
         pending.wait_for_room()
+        evaluates = config.eval_every and (step + 1) % config.eval_every == 0
+        # A copy, as a step takes its state's memory.
+        before = np.array(devices.first_replica(state.theta)) if evaluates else None
         state, metrics = train_step(state)
         step += 1
         rows.write(pending)  # While the devices work on the next step.
         pending.add(step, metrics)
-        if config.eval_every and step % config.eval_every == 0:
+        if evaluates:
             with pending.apart():
+                metrics["leaves"] = leaves.measure(
+                    job.theta_tree,
+                    before,
+                    np.array(devices.first_replica(state.theta)),
+                    np.asarray(devices.first_replica(metrics["meta_grad"])),
+                )
                 theta = devices.first_replica(judged(state.theta, state.meta_opt_state))
                 if not evaluated:
                     print("Compiling the evaluation of theta ...", file=sys.stderr, flush=True)
@@ -156,14 +166,24 @@ def _run(
         rows.write(pending)
         host_state = save(step, state)
     checkpoints.close()
-    tracker.close()
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
     if not preempted and not diagnosis:
         theta = judged(host_state.theta, host_state.meta_opt_state)
-        job.trainable.export(workdir / job.trainable.name, job.theta_tree(theta), step)
+        exported = workdir / job.trainable.name
+        job.trainable.export(exported, job.theta_tree(theta), step)
+        if tracker.wandb_dir:
+            wandb_results.log(tracker, workdir, exported)
+    tracker.close()
     return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
+
+
+def wandb_options(config: Config) -> dict[str, Any]:
+    """What of the configuration ``wandb.init`` is told, by its own names."""
+    given = to_dict(config.wandb)
+    tags = [tag.strip() for tag in given.pop("tags").split(",") if tag.strip()]
+    return {name: value for name, value in given.items() if value} | ({"tags": tags} if tags else {})
 
 
 class _Rows:
@@ -183,6 +203,7 @@ class _Rows:
     ):
         self._job, self._tracker, self._replay_log = job, tracker, replay_log
         self._inner_steps = job.config.inner_steps()
+        self._schedule = job.config.meta.rate(job.config.num_steps)
         self._last_step, self._last_seconds = start_step, 0.0
         self._warned = False
         self.nonfinite_steps = nonfinite_steps
@@ -203,6 +224,8 @@ class _Rows:
         message = metrics.pop("message", None)
         if self._replay_log:
             self._replay_log.append(step, jax.device_get(message))
+        metrics.pop("meta_grad")
+        of_leaves = metrics.pop("leaves", {})
         row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}
         nonfinite = row.pop("nonfinite")
         self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite == 1 else 0
@@ -219,8 +242,13 @@ class _Rows:
         steps, seconds = step - self._last_step, finished.seconds - self._last_seconds
         row["time/inner_steps_per_second"] = steps * self._inner_steps / seconds
         row["time/wall_seconds"] = self._tracker.seconds()
-        self._tracker.log(row)
+        row["meta_learning_rate"] = self._rate(step)
+        self._tracker.log(row | of_leaves)
         self._last_step, self._last_seconds = step, finished.seconds
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of an outer step."""
+        return float(self._schedule(step - 1) if callable(self._schedule) else self._schedule)
 
     def _warn_of_lost_perturbations(self, row: dict[str, Any]) -> None:
         """Once in each process, as theta may have grown long before."""

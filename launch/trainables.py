@@ -32,7 +32,7 @@ class Trainable(NamedTuple):
       init: ``key -> theta``.
       start: ``() -> theta``, what ``config.init_from`` holds; None without it.
       systems: the unrolled systems whose theta it is, one a task.
-      evaluate: ``theta -> {"eval/...": scalar}``, jittable.
+      evaluate: ``(theta, seed) -> {"eval/...": scalar}``, jittable; ``seed`` is the job's.
       export: ``(folder, theta, step) -> None``.
       held: the keys of ``theta["params"]`` that the job leaves as they begin.
     """
@@ -41,7 +41,7 @@ class Trainable(NamedTuple):
     init: Callable[[jax.Array], Any]
     start: Callable[[], Any]
     systems: tuple[UnrolledSystem, ...]
-    evaluate: Callable[[Any], dict[str, jax.Array]]
+    evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
     held: tuple[str, ...] = ()
 
@@ -50,11 +50,11 @@ def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
-    def evaluation(theta):
+    def evaluation(theta, seed):
         found = {}
         for name, task in tasks.items():
             losses = evaluate.inner_curves(
-                task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+                task, optimizer, theta, config.inner.horizon, config.eval_seeds, seed
             )
             tail = losses[:, -max(1, config.inner.horizon // 10) :]
             of = f"/{name}" if len(tasks) > 1 else ""
@@ -108,13 +108,13 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
     def loss(params, key):
         return task.loss(params, instance, task.batch(instance, key, "train"), key)
 
-    def evaluation(params):
+    def evaluation(params, seed):
         scores = {}
         for split in ("train", "validation"):
             if task.score is not None:
                 found = task.score(params, instance, split)
             else:
-                keys = jax.random.split(jax.random.key(config.seed), config.eval_seeds)
+                keys = jax.random.split(jax.random.key(seed), config.eval_seeds)
                 batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(keys)
                 losses = jax.vmap(task.loss, (None, None, 0, 0))(params, instance, batches, keys)
                 found = {"loss": jnp.mean(losses)}
@@ -129,7 +129,7 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
             jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
             for where, leaf in leaves
         }
-        scores = jax.device_get(jax.jit(evaluation)(params))
+        scores = jax.device_get(jax.jit(evaluation)(params, np.uint32(config.seed)))
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},

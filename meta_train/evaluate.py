@@ -125,7 +125,12 @@ def inner_runs(
 
 
 def inner_curves(
-    task: Task, optimizer: LearnedOptimizer, theta: Any, num_steps: int, num_seeds: int, seed: int
+    task: Task,
+    optimizer: LearnedOptimizer,
+    theta: Any,
+    num_steps: int,
+    num_seeds: int,
+    seed: int | jax.Array,
 ) -> jax.Array:
     """The training losses of ``inner_runs``."""
     return inner_runs(task, optimizer, theta, num_steps, num_seeds, seed)[0]

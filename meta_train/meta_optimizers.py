@@ -53,23 +53,39 @@ class MetaOptimizerConfig:
         """Whether every step is plain gradient descent at one rate."""
         return False
 
-    def make(self, num_steps: int, held: np.ndarray | None = None) -> optax.GradientTransformation:
+    def rate(
+        self, num_steps: int, learning_rate: float | jax.Array | None = None
+    ) -> optax.ScalarOrSchedule:
+        """The learning rate of a job of ``num_steps`` outer steps; a function of those done.
+
+        Args:
+          learning_rate: in place of ``self.learning_rate``; a scalar, perhaps traced.
+        """
+        highest: Any = self.learning_rate if learning_rate is None else learning_rate
+        rising = optax.linear_schedule(0.0, highest, self.warmup) if self.warmup else None
+        if self.schedule == "cosine":
+            # As `optax.warmup_cosine_decay_schedule`, which takes no traced rate.
+            steps = max(num_steps, self.warmup + 1) - self.warmup
+            falling = optax.cosine_decay_schedule(highest, steps)
+            return optax.join_schedules([rising, falling], [self.warmup]) if rising else falling
+        return rising or highest
+
+    def make(
+        self,
+        num_steps: int,
+        held: np.ndarray | None = None,
+        learning_rate: float | jax.Array | None = None,
+    ) -> optax.GradientTransformation:
         """The optax transformation, for a job of ``num_steps`` outer steps.
 
         Args:
           held: ``[P]`` booleans, for theta as a vector: what no step moves.
+          learning_rate: in place of ``self.learning_rate``; a scalar, perhaps traced.
         """
-        rate: optax.ScalarOrSchedule = self.learning_rate
-        if self.schedule == "cosine":
-            rate = optax.warmup_cosine_decay_schedule(
-                0.0, self.learning_rate, self.warmup, max(num_steps, self.warmup + 1)
-            )
-        elif self.warmup:
-            rate = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
         found = optax.chain(
             optax.clip(self.clip_value) if self.clip_value else optax.identity(),
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            self.optimizer(rate),
+            self.optimizer(self.rate(num_steps, learning_rate)),
         )
         if held is not None:
             found = holding(found, held)

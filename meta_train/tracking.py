@@ -33,6 +33,7 @@ class Tracker:
     the outer step, which is logged as ``step`` too.
 
     Args:
+      options: more of ``wandb.init``, such as ``entity``, ``group``, ``tags`` and ``name``.
       mark: of ``metrics.jsonl``, from the checkpoint; see ``Journal``.
     """
 
@@ -46,6 +47,7 @@ class Tracker:
         num_steps: int,
         project: str,
         mode: str,
+        options: Mapping[str, Any] | None = None,
         mark: dict[str, int] | None = None,
     ):
         self._active = jax.process_index() == 0
@@ -62,12 +64,12 @@ class Tracker:
         self._run = wandb.init(
             project=project,
             id=run_id,
-            name=workdir.absolute().name,
             dir=str(workdir.absolute()),
             config=dict(config),
             mode=wandb_mode(mode),
             resume="allow",
             settings=wandb.Settings(silent=True),
+            **{"name": workdir.absolute().name} | dict(options or {}),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -80,14 +82,35 @@ class Tracker:
             return None
         return str(Path(self._run.dir).parent)
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """Logs one outer step; ``row`` holds ``step`` and scalars."""
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Logs one outer step; ``row`` holds ``step``, scalars and ``NAME_histogram``."""
         if not self._active:
             return
         self._file.append(strict_json.dumps(row).encode() + b"\n")
-        self._run.log(dict(row), step=int(row["step"]))
+        shown = {name: _for_wandb(name, value) for name, value in row.items()}
+        self._run.log(shown, step=int(row["step"]))
         self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)
+
+    def images(self, paths: Mapping[str, Path]) -> None:
+        """PNG files to the W&B run, by their names there; they may go when this returns."""
+        if self._active:
+            self._run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table to the W&B run."""
+        if self._active:
+            self._run.log({name: wandb.Table(columns=columns, data=rows)})
+
+    def artifact(
+        self, folder: Path, *, name: str, kind: str, description: str, metadata: dict[str, Any]
+    ) -> None:
+        """A folder to the W&B run, as an artifact."""
+        if not self._active:
+            return
+        found = wandb.Artifact(name, type=kind, description=description, metadata=metadata)
+        found.add_dir(str(folder))
+        self._run.log_artifact(found)
 
     def seconds(self) -> float:
         """Since the job began, without the time between its processes."""
@@ -103,6 +126,12 @@ class Tracker:
             self._bar.close()
             self._file.close()
             self._run.finish()
+
+
+def _for_wandb(name: str, value: Any) -> Any:
+    if value is None or not name.endswith("_histogram"):
+        return value
+    return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
 
 
 def whole_rows(data: bytes, last_step: int) -> Salvage:

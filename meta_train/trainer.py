@@ -84,8 +84,9 @@ def make_step(
       The step. Its metrics are float32 scalars: ``meta_loss`` (mean per-step loss of the
       finite particles), ``meta_grad_norm``, ``meta_grad_spread`` (root mean square distance
       of the particles' contributions from their mean), ``theta_norm``, ``update_norm``,
-      ``nonfinite`` (fraction of particles), and the estimator's own. An estimator that
-      exchanges its own messages also leaves the ``message`` there.
+      ``nonfinite`` (fraction of particles), and the estimator's own. With them are ``meta_grad``,
+      the meta-gradient itself, like theta, and of an estimator that exchanges its own messages
+      the ``message``.
     """
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -100,6 +101,7 @@ def make_step(
         loss, finite = metrics.pop("loss"), metrics.pop("finite")
         spread = metrics.pop("grad_sq_norm") - update.grad_norm**2
         metrics |= {
+            "meta_grad": grad,
             "meta_loss": loss / finite,
             "meta_grad_norm": update.grad_norm,
             "meta_grad_spread": jnp.sqrt(jnp.maximum(spread, 0.0)),

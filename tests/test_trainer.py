@@ -48,6 +48,7 @@ def test_a_step_by_hand(rebuild):
     assert state.step == 1 and state.estimator_state["count"] == 1
     assert jax.jit(step)(state)[0].step == 2
     expected = {
+        "meta_grad": double * GRAD,
         "meta_loss": 8.0,
         "meta_grad_norm": double,
         "meta_grad_spread": (5.0 * double - double**2) ** 0.5,

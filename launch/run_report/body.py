@@ -3,10 +3,12 @@
 import html
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from launch.config import flattened
 from launch.evaluation.page import document
@@ -125,8 +127,8 @@ def _overview(jobs: Sequence[JobFolder]) -> str:
         "inner steps": inner_steps,
         "time": seconds,
     }
-    rows = [[job.name, *(show(job) for show in columns.values())] for job in jobs]
-    return _table(["job", *columns], rows)
+    rows = [[name, *(show(job) for job in jobs)] for name, show in columns.items()]
+    return _table(["job", *(job.name for job in jobs)], rows)
 
 
 def _training(jobs: Sequence[JobFolder]) -> str:
@@ -136,6 +138,22 @@ def _training(jobs: Sequence[JobFolder]) -> str:
     ]
     drawn += [(title, figures.histograms(jobs, *rest)) for title, *rest in HISTOGRAMS]
     return _grid(drawn)
+
+
+def images(job: JobFolder, folder: Path) -> dict[str, Path]:
+    """The figures of meta-training as PNG files in ``folder``: their names to their paths."""
+    found = {}
+    with matplotlib.rc_context(figures.style()):
+        drawn = [
+            (title, figures.curves([job], names, ylabel, legend))
+            for title, names, ylabel, legend in FIGURES
+        ]
+        for title, figure in drawn:
+            if figure:
+                name = f"curves/{title.lower().replace(' ', '_')}"
+                found[name] = folder / f"{len(found)}.png"
+                figure.savefig(found[name], dpi=150)
+    return found
 
 
 def _families(jobs: Sequence[JobFolder]) -> list[str]:
@@ -250,10 +268,12 @@ def _configuration(trees: Sequence[dict[str, Any]], jobs: Sequence[JobFolder]) -
     def rows(of: Sequence[str]) -> list[list[str]]:
         return [[name, *(str(tree.get(name, "–")) for tree in flat)] for name in of]
 
-    whole = _folded("All of it", _table(heads, rows(names)), True)
+    whole = _folded("All of it", _table(heads, rows(names), "wrapped"), True)
     if len(trees) == 1:
         return whole
-    differences = _table(heads, rows(differing)) if differing else "<p>The same in all.</p>"
+    differences = "<p>The same in all.</p>"
+    if differing:
+        differences = _table(heads, rows(differing), "wrapped")
     return f"{differences}{whole}"
 
 
@@ -263,22 +283,22 @@ def _folded(heading: str, inside: str, folded: bool) -> str:
     return f"<details><summary>{_text(heading)}</summary>{inside}</details>"
 
 
-def _grid(drawn: Sequence[tuple[str, str | None]]) -> str:
+def _grid(drawn: Sequence[tuple[str, Figure | None]]) -> str:
     shown = [
-        f"<figure><figcaption>{_text(title)}</figcaption>{picture}</figure>"
-        for title, picture in drawn
-        if picture
+        f"<figure><figcaption>{_text(title)}</figcaption>{figures.svg(figure)}</figure>"
+        for title, figure in drawn
+        if figure
     ]
     return f'<div class="figures">{"".join(shown)}</div>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
     top = "".join(f"<th>{_text(head)}</th>" for head in heads)
     body = "".join(
         f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
     return (
-        f'<div class="scroll"><table class="plain"><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll"><table class="plain {style}"><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

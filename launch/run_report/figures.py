@@ -50,7 +50,7 @@ def svg(figure: Figure) -> str:
 
 def curves(
     jobs: Sequence[JobFolder], names: Sequence[str], ylabel: str, legend: Sequence[str] = ()
-) -> str | None:
+) -> Figure | None:
     """Metrics over outer steps, a colour a job and dashes a metric; None if no job has them.
 
     Args:
@@ -80,11 +80,13 @@ def curves(
             label=", ".join(parts),
         )
     _finish(axis, len(drawn) if len(jobs) > 1 or len(names) > 1 else 0)
+    if not any(np.any(values[np.isfinite(values)]) for *_, values in drawn):
+        axis.set_ylim(-0.05, 1)
     _scale(axis, [values for *_, values in drawn])
-    return svg(figure)
+    return figure
 
 
-def histograms(jobs: Sequence[JobFolder], name: str, xlabel: str) -> str | None:
+def histograms(jobs: Sequence[JobFolder], name: str, xlabel: str) -> Figure | None:
     """The first histogram of each job, pale, and its last; None if no job has any."""
     figure, axis = _axis(xlabel, "share of entries a bin")
     count = 0
@@ -106,10 +108,10 @@ def histograms(jobs: Sequence[JobFolder], name: str, xlabel: str) -> str | None:
         return None
     _finish(axis, count)
     axis.set_yscale("log")
-    return svg(figure)
+    return figure
 
 
-def behaviour(found: Behaviour) -> dict[str, str]:
+def behaviour(found: Behaviour) -> dict[str, Figure]:
     """Title -> figure: sizes of updates over time, and against those of gradients, by layer."""
     steps = np.arange(1, len(found.losses) + 1)
     places = [np.linspace(0, 0.95, max(2, len(found.layers)))[i] for i in range(len(found.layers))]
@@ -119,7 +121,7 @@ def behaviour(found: Behaviour) -> dict[str, str]:
         ("Update size over time", found.updates, "root mean square of the update"),
         (
             "Update size over that of the parameters",
-            found.updates / np.maximum(found.params, 1e-30),
+            found.updates / np.where(found.params > 0, found.params, np.nan),
             "RMS of the update over RMS of the layer",
         ),
     ):
@@ -128,7 +130,7 @@ def behaviour(found: Behaviour) -> dict[str, str]:
             axis.plot(*thinned(steps, column), color=color, label=layer)
         _finish(axis, len(found.layers))
         _scale(axis, [values])
-        pictures[title] = svg(figure)
+        pictures[title] = figure
     figure, axis = _axis("root mean square of the gradient", "root mean square of the update")
     every = max(1, len(steps) // POINTS)
     for layer, color, grads, updates in zip(
@@ -139,14 +141,14 @@ def behaviour(found: Behaviour) -> dict[str, str]:
     _scale(axis, [found.updates])
     if _spread(found.grads) > 10:
         axis.set_xscale("log")
-    pictures["Update size against gradient"] = svg(figure)
+    pictures["Update size against gradient"] = figure
     figure, axis = _axis("inner step", "training loss")
     axis.plot(*thinned(steps, found.losses), color=BLUE)
     _scale(axis, [found.losses])
-    return {"Loss of this run": svg(figure)} | pictures
+    return {"Loss of this run": figure} | pictures
 
 
-def comparison(document: dict[str, Any], horizon: str) -> str:
+def comparison(document: dict[str, Any], horizon: str) -> Figure:
     """Median losses of an ``evaluation.json`` at a horizon, one line an optimizer."""
     figure, axis = _axis("inner step", f"training loss ({document.get('unit', 'loss')})")
     lines = document["results"][horizon]
@@ -162,7 +164,7 @@ def comparison(document: dict[str, Any], horizon: str) -> str:
         )
     _finish(axis, len(lines))
     _scale(axis, [np.asarray(line.get_ydata()) for line in axis.get_lines()])
-    return svg(figure)
+    return figure
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

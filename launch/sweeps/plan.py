@@ -1,0 +1,134 @@
+"""The runs of a sweep: a grid of values or draws at random, each with several seeds."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from launch import choices
+from launch import config as cfg
+from launch.config import Config
+
+# Of what --random draws, besides the number of the run.
+_SEED = 0
+_RANGE = re.compile(r"([^,()]+)\.\.([^,()]+)$")
+
+
+class Run(NamedTuple):
+    """A run: its number, the folder's name, the values it varies, its seed and configuration."""
+
+    index: int
+    name: str
+    values: dict[str, str]
+    seed: int
+    config: Config
+
+    @property
+    def words(self) -> list[str]:
+        """What is added to the words that all runs share."""
+        return [*(f"--{key}={value}" for key, value in self.values.items()),
+                f"--cfg.seed={self.seed}"]  # fmt: skip
+
+
+def plan(
+    base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
+) -> tuple[list[Run], dict[str, list[str]]]:
+    """All runs, and the values of each field that is varied.
+
+    Args:
+      base: the configuration of all runs, but for what they vary.
+      vary: ``cfg.a.b=VALUE,VALUE,...``, or ``cfg.a.b=LOW..HIGH`` for ``draws`` at random.
+      seeds: runs of each setting; from ``base.seed`` on.
+      draws: settings to draw; None: all combinations.
+
+    Raises:
+      ValueError: naming what is wrong, with the field.
+    """
+    fields = dict(map(_field, vary))
+    if len(fields) < len(vary):
+        raise ValueError("--vary must name each field once; give all its values together.")
+    if not fields:
+        raise ValueError(
+            "--vary is missing: --vary=cfg.meta.learning_rate=1e-4,1e-3 says what differs "
+            "between runs."
+        )
+    if "cfg.seed" in fields:
+        raise ValueError("--vary=cfg.seed: give --seeds=N, the runs of each setting.")
+    if draws is None:
+        ranges = [name for name, values in fields.items() if isinstance(values, tuple)]
+        if ranges:
+            raise ValueError(f"--vary={ranges[0]}=LOW..HIGH is for --random=N; list its values.")
+        settings = [
+            dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
+        ]
+    else:
+        settings = [_drawn(base, fields, i) for i in range(draws)]
+    runs = []
+    for setting in settings:
+        for seed in range(base.seed, base.seed + seeds):
+            config = _config(base, setting, seed)
+            runs.append(Run(len(runs), _name(setting, seed), setting, seed, config))
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError("--vary must give each value once; two runs would be the same.")
+    columns = {name: list(dict.fromkeys(setting[name] for setting in settings)) for name in fields}
+    return runs, columns
+
+
+def _field(word: str) -> tuple[str, list[str] | tuple[float, float]]:
+    name, equals, text = word.removeprefix("--").partition("=")
+    # At commas outside of brackets.
+    values = [value.strip() for value in re.split(r",(?![^()]*\))", text)]
+    if not equals or not all(values) or not name.startswith("cfg."):
+        raise ValueError(f"--vary must be cfg.a.b=VALUE,VALUE,..., got {word!r}.")
+    if len(values) > 1 or not (found := _RANGE.match(text)):
+        return name, values
+    try:
+        low, high = map(float, found.groups())
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low < high:
+        raise ValueError(f"--vary={name}=LOW..HIGH needs numbers with 0 < LOW < HIGH, got {text}.")
+    return name, (low, high)
+
+
+def _drawn(
+    base: Config, fields: dict[str, list[str] | tuple[float, float]], number: int
+) -> dict[str, str]:
+    """Values of a setting at random: of a list each alike, of a range by its logarithm.
+
+    The same for a number whatever else is drawn, so a sweep may be asked for more.
+    """
+    found = {}
+    for place, (name, values) in enumerate(fields.items()):
+        random = np.random.default_rng([_SEED, number, place])
+        if isinstance(values, list):
+            found[name] = values[random.integers(len(values))]
+            continue
+        drawn = float(np.exp(random.uniform(*np.log(values))))
+        found[name] = str(round(drawn)) if _is_whole(base, name) else f"{drawn:.4g}"
+    return found
+
+
+def _is_whole(base: Config, name: str) -> bool:
+    value = base
+    for part in name.split(".")[1:]:
+        value = getattr(value, part, None)
+    return isinstance(value, int)
+
+
+def _config(base: Config, setting: dict[str, str], seed: int) -> Config:
+    words = [*(f"--{name}={value}" for name, value in setting.items()), f"--cfg.seed={seed}"]
+    node, _ = choices.take_words(words, "cfg")
+    choices.check_plain(cfg.Config, node, "cfg")
+    return choices.apply_words(base, node, "cfg")
+
+
+def _name(setting: dict[str, str], seed: int) -> str:
+    """The folder's: short names of fields, as far as they differ, and the seed."""
+    short = {name: name.rpartition(".")[2] for name in setting}
+    if len(set(short.values())) < len(short):
+        short = {name: name.removeprefix("cfg.") for name in setting}
+    parts = [f"{short[name]}={value}" for name, value in setting.items()]
+    return re.sub(r"[^\w.,=()+-]", "_", ",".join([*parts, f"seed={seed}"]))

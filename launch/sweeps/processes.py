@@ -1,0 +1,104 @@
+"""The processes of a sweep: one a run, some at once, each on processors of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from meta_train import strict_json
+from meta_train.progress import progress
+
+LOG, STATUS = "log.txt", "sweep_status.json"
+# Exit codes of launch.train after which a run is not started again: done; nothing to learn.
+FINAL = (0, 3)
+
+
+def status(folder: Path) -> int | None:
+    """How the run in a folder ended; None if it has not."""
+    import json
+
+    try:
+        return json.loads((folder / STATUS).read_text())["exit_code"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """That of the runs: programs are kept in the sweep's folder, however fast they compiled."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def run_all(
+    commands: dict[Path, Sequence[str]], jobs: int, cache: Path
+) -> tuple[dict[Path, int], bool]:
+    """Runs each command with its folder for output, ``jobs`` at a time.
+
+    SIGTERM and SIGINT are passed on, so that every run saves, and end the sweep.
+
+    Returns:
+      Folder -> exit code of those that ended, and whether a signal came.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[i::jobs] for i in range(jobs)] if jobs <= len(cores) else [cores] * jobs
+    free, waiting = list(range(jobs)), list(commands.items())
+    running: dict[Path, tuple[subprocess.Popen, int]] = {}
+    ended: dict[Path, int] = {}
+    stopped = False
+
+    def stop(number, frame):
+        nonlocal stopped
+        del number, frame
+        stopped = True
+        for process, _ in running.values():
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    bar = progress(total=len(commands), desc="sweep", unit="run")
+    try:
+        while running or (waiting and not stopped):
+            while waiting and free and not stopped:
+                (folder, command), share = waiting.pop(0), free.pop()
+                running[folder] = (_start(command, folder, shares[share], cache), share)
+            time.sleep(0.1)
+            for folder, (process, share) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[folder]
+                free.append(share)
+                ended[folder] = process.returncode
+                if process.returncode in FINAL:
+                    (folder / STATUS).write_text(
+                        strict_json.dumps({"exit_code": process.returncode}) + "\n"
+                    )
+                bar.update()
+    finally:
+        bar.close()
+        for process, _ in running.values():
+            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return ended, stopped
+
+
+def _start(
+    command: Sequence[str], folder: Path, cores: Sequence[int], cache: Path
+) -> subprocess.Popen:
+    folder.mkdir(parents=True, exist_ok=True)
+    pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
+    with (folder / LOG).open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=log,
+            stderr=log,
+            env=environment(cache),
+            preexec_fn=pin,
+            # Of its own group: Ctrl-C reaches it once, by us.
+            start_new_session=True,
+        )
