@@ -24,6 +24,7 @@ DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "Module to import first, for things of yours that a file names."
 )
+QUIET = flags.DEFINE_bool("quiet", False, "Neither progress nor remarks, only results and faults.")
 
 
 def run(
@@ -154,7 +155,14 @@ def import_modules() -> None:
 
 
 def quiet() -> None:
-    """Warnings only, unless the user chose; ``app.run`` raises the verbosity to INFO."""
+    """Of absl warnings only, unless the user chose; ``app.run`` raises the verbosity to INFO.
+
+    With ``--quiet`` neither progress nor remarks of ours.
+    """
+    if QUIET.value:
+        from meta_train.progress import be_quiet
+
+        be_quiet()
     if not any(word.lstrip("-").startswith(("verbosity", "v=")) for word in sys.argv[1:]):
         logging.set_verbosity(logging.WARNING)
 

@@ -17,7 +17,6 @@ interrupted evaluation, or with one more optimizer to run only that. A result is
 everything that decides it (weights, task, seeds, sweep, software, device) is as it was.
 """
 
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +91,7 @@ def main(config: EvaluationConfig) -> int:
     from launch.trained import check_folder, limits, reads_of
     from learned_opt.paths import writable_folder
     from learned_opt.pretrained import trained_folder
+    from meta_train.progress import remark
 
     labelled = _labelled(_OPTIMIZER.value)
     for folder in labelled.values():
@@ -106,11 +106,9 @@ def main(config: EvaluationConfig) -> int:
     workdir = writable_folder("--workdir", required_workdir())
     workdir.mkdir(parents=True, exist_ok=True)
     count = len(horizons) * (len(paths) + len(BASELINES))
-    print(
+    remark(
         f"Compiling and running {count} programs: {len(paths)} trained and {len(BASELINES)} swept "
-        f"baselines, each at {' and '.join(f'{h:,}' for h in horizons)} inner steps ...",
-        file=sys.stderr,
-        flush=True,
+        f"baselines, each at {' and '.join(f'{h:,}' for h in horizons)} inner steps ..."
     )
     results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir, DATA_DIR.value)
     write(results, workdir, facts, task, paths)
@@ -148,6 +146,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     from launch.evaluation.suite import SuiteEvaluation, contender
     from launch.trained import beyond, check_folder, reading, reads_of
     from learned_opt.paths import writable_folder
+    from meta_train.progress import remark
 
     found = suite(name)
     horizons = _suite_horizons(found.horizons)
@@ -168,12 +167,10 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
     seeds = _SEEDS.value or 5
-    print(
+    remark(
         f"Evaluating {len(contenders)} optimizers and {len(baselines)} swept baselines on "
         f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
-        "compiled for each task first ...",
-        file=sys.stderr,
-        flush=True,
+        "compiled for each task first ..."
     )
     entries = SuiteEvaluation(
         found.tasks,

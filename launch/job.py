@@ -1,6 +1,5 @@
 """A job: what a configuration becomes, before anything is computed."""
 
-import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from launch.trainables import TRAINABLES, Trainable
 from launch.validation import validation
 from meta_train import devices, estimators, strict_json, trainer
 from meta_train.mixture_step import make_mixture_step
-from meta_train.progress import progress
+from meta_train.progress import progress, remark
 from meta_train.unroll import theta_tree, with_flat_theta
 
 
@@ -161,7 +160,7 @@ def _held(keys: tuple[str, ...], theta_spec: Any) -> np.ndarray:
 
 def say_compiling(job: Job) -> None:
     """Says on stderr that the step is about to be compiled, and as how many programs."""
-    print(f"Compiling the training step, {_programs(job.config)} ...", file=sys.stderr, flush=True)
+    remark(f"Compiling the training step, {_programs(job.config)} ...")
 
 
 def _programs(config: Config) -> str:

@@ -22,6 +22,7 @@ from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators.hybrid.replay import ReplayLog
 from meta_train.meta_optimizers import judged
+from meta_train.progress import remark
 from meta_train.tracking import Tracker
 from meta_train.trainer import TrainState
 
@@ -135,9 +136,9 @@ def _run(
     evaluated = False
     while step < config.num_steps and not (stop.requested or rows.hopeless):
         pending.wait_for_room()
-        evaluates = config.eval_every and (step + 1) % config.eval_every == 0
-        # A copy, as a step takes its state's memory.
-        before = np.array(devices.first_replica(state.theta)) if evaluates else None
+        evaluates = config.eval_every > 0 and (step + 1) % config.eval_every == 0
+        if evaluates:  # A copy, as a step takes its state's memory.
+            before = np.array(devices.first_replica(state.theta))
         state, metrics = train_step(state)
         step += 1
         rows.write(pending)  # While the devices work on the next step.
@@ -152,7 +153,7 @@ def _run(
                 )
                 theta = devices.first_replica(judged(state.theta, state.meta_opt_state))
                 if not evaluated:
-                    print("Compiling the evaluation of theta ...", file=sys.stderr, flush=True)
+                    remark("Compiling the evaluation of theta ...")
                 evaluated = True
                 metrics |= jax.block_until_ready(job.evaluate(theta))
                 best.offer(step, theta, metrics)
@@ -183,7 +184,8 @@ def wandb_options(config: Config) -> dict[str, Any]:
     """What of the configuration ``wandb.init`` is told, by its own names."""
     given = to_dict(config.wandb)
     tags = [tag.strip() for tag in given.pop("tags").split(",") if tag.strip()]
-    return {name: value for name, value in given.items() if value} | ({"tags": tags} if tags else {})
+    given |= {"tags": tags}
+    return {name: value for name, value in given.items() if value}
 
 
 class _Rows:

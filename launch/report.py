@@ -10,15 +10,19 @@ report.html in the (first) folder. Nothing else there is changed.
 """
 
 import datetime
-import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import command_line
 from launch.command_line import DATA_DIR
 from launch.path_flags import define_path
+
+if TYPE_CHECKING:
+    from launch.run_report.behaviour import Behaviour
+    from launch.run_report.folder import JobFolder
 
 _OUT = define_path("out", "The page's file; by default report.html in the (first) folder.")
 _RUN = flags.DEFINE_bool(
@@ -34,7 +38,7 @@ def main(argv: list[str]) -> int:
     from launch.evaluation.kept import whole
     from launch.evaluation.report import table
     from launch.run_report import body
-    from launch.run_report.folder import JobFolder, read
+    from launch.run_report.folder import read
     from learned_opt.paths import writable_folder
 
     command_line.import_modules()
@@ -62,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 def short(paths: list[str]) -> list[str]:
     """Names of folders: as many of their last parts as tell them apart."""
-    parts = [Path(path).absolute().parts for path in paths]
+    parts = [Path(path).absolute().parts[1:] for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
@@ -70,16 +74,17 @@ def short(paths: list[str]) -> list[str]:
     raise ValueError(f"--workdir must name each job once, got {', '.join(paths)}.")
 
 
-def _behaviour(job):
+def _behaviour(job: "JobFolder") -> "Behaviour | str":
     """What theta does, or a sentence that says why that is not shown."""
     from launch.compiled_programs import keep_compiled_programs
     from launch.config import read_config
     from launch.run_report import behaviour
+    from meta_train.progress import remark
 
     if not job.config:
         return "The job has not written its configuration yet."
     keep_compiled_programs()
-    print(f"Running theta of {job.name} once ...", file=sys.stderr, flush=True)
+    remark(f"Running theta of {job.name} once ...")
     try:
         config = read_config(job.config)
         found = behaviour.of_job(config, job.path, DATA_DIR.value)

@@ -8,6 +8,7 @@ working directory. Exits with 3 if a claim does not hold. A study is a file
 ``launch/studies/FOLDER/NAME.py`` that defines ``STUDY``; see ``launch/studies/base.py``.
 """
 
+import ast
 import importlib
 import os
 import textwrap
@@ -30,12 +31,12 @@ CLAIM_FAILED = 3  # wrong usage is 2
 DPI = 200
 
 
-def _modules() -> dict[str, str]:
-    """The modules below ``launch.studies`` that define ``STUDY``, by their own names.
+def _files() -> dict[str, tuple[str, Path]]:
+    """The modules and files below ``launch.studies`` that define ``STUDY``, by their own names.
 
     As their files say: importing all of them to know what there is would take seconds.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, Path]] = {}
     for folder in map(Path, launch.studies.__path__):
         for path in sorted(folder.rglob("*.py")):
             if "\nSTUDY = " not in path.read_text():
@@ -43,13 +44,13 @@ def _modules() -> dict[str, str]:
             parts = path.relative_to(folder).with_suffix("").parts
             if path.stem in found:
                 raise RuntimeError(f"two studies are called `{path.stem}`; the second is {path}.")
-            found[path.stem] = ".".join((launch.studies.__name__, *parts))
+            found[path.stem] = ".".join((launch.studies.__name__, *parts)), path
     return dict(sorted(found.items()))
 
 
 def study_names() -> list[str]:
     """The names of the studies."""
-    return list(_modules())
+    return list(_files())
 
 
 def load_study(name: str) -> "Study":
@@ -58,23 +59,36 @@ def load_study(name: str) -> "Study":
     Raises:
       ValueError: if there is none.
     """
-    modules = _modules()
-    if name not in modules:
+    files = _files()
+    if name not in files:
         raise ValueError(
-            f"there is no study `{name}`; the studies are: {', '.join(modules)}."
-            f"{suggest(name, modules)}"
+            f"there is no study `{name}`; the studies are: {', '.join(files)}."
+            f"{suggest(name, files)}"
         )
-    return importlib.import_module(modules[name]).STUDY
+    return importlib.import_module(files[name][0]).STUDY
 
 
 def listing() -> str:
     """One line a study: its name, the expected minutes of the full run, what it shows."""
-    studies = {name: load_study(name) for name in study_names()}
+    studies = {name: _written(path) for name, (_, path) in _files().items()}
     width = max(map(len, studies), default=0)
     return "\n".join(
-        f"{name:{width}}  {study.minutes:5.1f} min  {study.summary}"
-        for name, study in studies.items()
+        f"{name:{width}}  {minutes:5.1f} min  {summary}"
+        for name, (summary, minutes) in studies.items()
     )
+
+
+def _written(path: Path) -> tuple[str, float]:
+    """Summary and minutes of a study, as its file says; importing all would take seconds."""
+    (call,) = [
+        node.value
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STUDY"
+    ]
+    assert isinstance(call, ast.Call)
+    given = dict(zip(("summary", "minutes", "run"), call.args, strict=False))
+    given |= {word.arg or "": word.value for word in call.keywords}
+    return ast.literal_eval(given["summary"]), ast.literal_eval(given["minutes"])
 
 
 def reproduce(

@@ -49,18 +49,18 @@ def main(config: Config) -> int:
     given = None if _PLAN.value else required_workdir()
     from launch.sweeps.plan import plan
 
-    runs, columns = plan(config, _VARY.value, _SEEDS.value, _RANDOM.value)
-    del columns
+    runs = plan(config, _VARY.value, _SEEDS.value, _RANDOM.value)
     if _INDEX.value is not None and _INDEX.value >= len(runs):
         raise ValueError(
             f"--index must be below the number of runs, {len(runs)}, got {_INDEX.value}."
         )
     if given is None:
-        print("\n".join(f"{run.index:4}  {run.name}" for run in runs))
+        print("\n".join(f"{run.number:4}  {run.name}" for run in runs))
         return 0
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.sweeps import processes
     from learned_opt.paths import writable_folder
+    from meta_train.progress import remark
 
     workdir = writable_folder("--workdir", given)
     chosen = runs if _INDEX.value is None else [runs[_INDEX.value]]
@@ -72,10 +72,7 @@ def main(config: Config) -> int:
         ]
         for run in missing
     }  # fmt: skip
-    print(
-        f"{len(runs)} runs, {len(chosen) - len(missing)} of {len(chosen)} done before.",
-        file=sys.stderr,
-    )
+    remark(f"{len(runs)} runs, {len(chosen) - len(missing)} of {len(chosen)} done before.")
     codes, stopped = processes.run_all(commands, _JOBS.value, workdir / "compiled")
     if stopped:
         print("Stopped; every running job has saved. Run again to continue.")

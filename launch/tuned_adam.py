@@ -164,13 +164,14 @@ def missing(names: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     from launch.normalization import FILE, records
     from meta_train import strict_json
+    from meta_train.progress import remark
 
     left = missing(argv)
     if MISSING.value:
         print("".join(f"{name}\n" for name in left), end="")
         return 0
     for number, name in enumerate(left, 1):
-        print(f"{name}, task {number} of {len(left)}: compiling ...", file=sys.stderr, flush=True)
+        remark(f"{name}, task {number} of {len(left)}: compiling ...")
         records.cache_clear()
         found = records() | {name: tune(name)}
         ready = FILE.with_suffix(".tmp")

@@ -14,6 +14,7 @@ from launch.choices import to_dict
 from meta_train import strict_json
 from meta_train.checkpoint import Checkpoints, UnreadableError
 from meta_train.journal import unused
+from meta_train.progress import remark
 from meta_train.tracking import last_row
 
 
@@ -133,7 +134,7 @@ def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> JobStart:
         os.rename(workdir / "checkpoints" / str(step), aside)
         print(f"warning: {problem}; it is kept in {aside}.", file=sys.stderr)
     if start.record:
-        print(f"Continuing {workdir} at outer step {start.step}.", file=sys.stderr)
+        remark(f"Continuing {workdir} at outer step {start.step}.")
         changed = environment.remarks(surroundings, start.record.get("environment"))
         if changed:
             print(

@@ -1,4 +1,4 @@
-"""One progress bar for everything that takes long."""
+"""One progress bar for everything that takes long, and remarks on what goes on; or neither."""
 
 import sys
 from typing import Any
@@ -9,6 +9,21 @@ from tqdm import tqdm
 LOG_SECONDS = 30.0
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Shows neither progress nor remarks from here on; warnings and errors are others' matter."""
+    global _quiet
+    _quiet = quiet
+
+
+def remark(text: str) -> None:
+    """A line on stderr on what goes on."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def progress(iterable: Any = None, **options: Any) -> tqdm:
     """``tqdm``; where stderr is no terminal, a line every 30 s instead of a bar.
 
@@ -16,6 +31,7 @@ def progress(iterable: Any = None, **options: Any) -> tqdm:
       iterable: what is gone through; or none, and ``total`` with calls of ``update``.
       options: those of ``tqdm``.
     """
+    options |= {"disable": _quiet}
     if sys.stderr.isatty():
         return tqdm(iterable, **{"dynamic_ncols": True, "mininterval": 0.5} | options)
     options |= {

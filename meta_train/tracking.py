@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ class Tracker:
         self._file.append(strict_json.dumps(row).encode() + b"\n")
         shown = {name: _for_wandb(name, value) for name, value in row.items()}
         self._run.log(shown, step=int(row["step"]))
-        self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
+        self._bar.set_postfix_str(_beside_the_bar(row), refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
     def images(self, paths: Mapping[str, Path]) -> None:
@@ -97,7 +98,7 @@ class Tracker:
         if self._active:
             self._run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def table(self, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
         """A table to the W&B run."""
         if self._active:
             self._run.log({name: wandb.Table(columns=columns, data=rows)})
@@ -126,6 +127,23 @@ class Tracker:
             self._bar.close()
             self._file.close()
             self._run.finish()
+
+
+# Tasks whose losses stand beside the bar.
+_TASKS_SHOWN = 4
+
+
+def _beside_the_bar(row: Mapping[str, Any]) -> str:
+    """The meta-loss; on a terminal also that of each task, and an accelerator's memory."""
+    said = [f"meta-loss {row['meta_loss']:.4f}"]
+    if sys.stderr.isatty():
+        losses = {k.partition("/")[2]: v for k, v in row.items() if k.startswith("meta_loss/")}
+        said += [f"{name} {loss:.3g}" for name, loss in list(losses.items())[:_TASKS_SHOWN]]
+        said += ["..."] if len(losses) > _TASKS_SHOWN else []
+        memory = jax.local_devices()[0].memory_stats()  # None on a CPU.
+        if memory and "bytes_in_use" in memory:
+            said.append(f"{memory['bytes_in_use'] / 2**30:.1f} GiB")
+    return ", ".join(said)
 
 
 def _for_wandb(name: str, value: Any) -> Any:

@@ -51,7 +51,7 @@ def init_state(
     estimator: GradientEstimator,
     meta_optimizer: optax.GradientTransformation,
     init_theta: Callable[[jax.Array], Any],
-    seed: int,
+    seed: int | jax.Array,
 ) -> TrainState:
     """The state before the first outer step; the same for any number of devices."""
     root = jax.random.key(seed)

@@ -95,7 +95,7 @@ def parsed(module, words):
     """The configuration that the command would run with; as ``command_line.run`` does it."""
     command = importlib.import_module(module)
     known = flags.FLAGS.flags_by_module_dict()
-    own = {"workdir", "data_dir", "import", *(flag.name for flag in known.get(module, []))}
+    own = {"workdir", "data_dir", "import", "quiet", *(flag.name for flag in known.get(module, []))}
     # Paths are defined by one function, so absl does not know whose they are.
     paths = [flag.name for flag in known["launch.path_flags"]]
     own |= {name for name in paths if f'"{name}"' in inspect.getsource(command)}

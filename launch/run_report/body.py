@@ -142,7 +142,7 @@ def _training(jobs: Sequence[JobFolder]) -> str:
 
 def images(job: JobFolder, folder: Path) -> dict[str, Path]:
     """The figures of meta-training as PNG files in ``folder``: their names to their paths."""
-    found = {}
+    found: dict[str, Path] = {}
     with matplotlib.rc_context(figures.style()):
         drawn = [
             (title, figures.curves([job], names, ylabel, legend))
@@ -294,9 +294,7 @@ def _grid(drawn: Sequence[tuple[str, Figure | None]]) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
     top = "".join(f"<th>{_text(head)}</th>" for head in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="plain {style}"><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -318,5 +316,3 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _RANGE = re.compile(r"([^,()]+)\.\.([^,()]+)$")
 class Run(NamedTuple):
     """A run: its number, the folder's name, the values it varies, its seed and configuration."""
 
-    index: int
+    number: int
     name: str
     values: dict[str, str]
     seed: int
@@ -32,10 +32,8 @@ class Run(NamedTuple):
                 f"--cfg.seed={self.seed}"]  # fmt: skip
 
 
-def plan(
-    base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
-) -> tuple[list[Run], dict[str, list[str]]]:
-    """All runs, and the values of each field that is varied.
+def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None) -> list[Run]:
+    """All runs.
 
     Args:
       base: the configuration of all runs, but for what they vary.
@@ -60,20 +58,18 @@ def plan(
         ranges = [name for name, values in fields.items() if isinstance(values, tuple)]
         if ranges:
             raise ValueError(f"--vary={ranges[0]}=LOW..HIGH is for --random=N; list its values.")
-        settings = [
-            dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
-        ]
+        every: Any = itertools.product(*fields.values())
+        settings = [dict(zip(fields, values, strict=True)) for values in every]
     else:
         settings = [_drawn(base, fields, i) for i in range(draws)]
-    runs = []
+    runs: list[Run] = []
     for setting in settings:
         for seed in range(base.seed, base.seed + seeds):
             config = _config(base, setting, seed)
             runs.append(Run(len(runs), _name(setting, seed), setting, seed, config))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError("--vary must give each value once; two runs would be the same.")
-    columns = {name: list(dict.fromkeys(setting[name] for setting in settings)) for name in fields}
-    return runs, columns
+    return runs
 
 
 def _field(word: str) -> tuple[str, list[str] | tuple[float, float]]:
@@ -112,7 +108,7 @@ def _drawn(
 
 
 def _is_whole(base: Config, name: str) -> bool:
-    value = base
+    value: Any = base
     for part in name.split(".")[1:]:
         value = getattr(value, part, None)
     return isinstance(value, int)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from meta_train import strict_json
@@ -36,7 +36,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def run_all(
-    commands: dict[Path, Sequence[str]], jobs: int, cache: Path
+    commands: Mapping[Path, Sequence[str]], jobs: int, cache: Path
 ) -> tuple[dict[Path, int], bool]:
     """Runs each command with its folder for output, ``jobs`` at a time.
 

@@ -119,7 +119,7 @@ def write(runs: Sequence[Run], settings: Sequence[Setting], metric: str, folder:
         writer.writerow(["index", "run", *runs[0].values, "seed", metric])
         for run, found in zip(runs, scores, strict=True):
             cell = found if math.isfinite(found) else ""
-            writer.writerow([run.index, run.name, *run.values.values(), run.seed, cell])
+            writer.writerow([run.number, run.name, *run.values.values(), run.seed, cell])
 
     whole(folder / "sweep.csv", lines, newline="")
     found: dict[str, Any] = {"metric": metric, "settings": [s._asdict() for s in settings]}
