@@ -25,10 +25,20 @@ from launch import choices, command_line
 from launch.command_line import DATA_DIR, IMPORT, required_workdir
 from launch.config import Config
 
+# The module that a run starts.
+TRAIN = "launch.train"
+
 _VARY = flags.DEFINE_multi_string(
     "vary", [], "Field to vary and its values: cfg.a.b=VALUE,VALUE,...; may be given several times."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each setting.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer(
+    "seeds",
+    None,
+    "Runs of each setting (default: 1).",
+    lower_bound=1,
+    # Another command has it too, and tests import both.
+    allow_override=True,
+)
 _RANDOM = flags.DEFINE_integer(
     "random", None, "Draw so many settings instead of all.", lower_bound=1
 )
@@ -49,7 +59,7 @@ def main(config: Config) -> int:
     given = None if _PLAN.value else required_workdir()
     from launch.sweeps.plan import plan
 
-    runs = plan(config, _VARY.value, _SEEDS.value, _RANDOM.value)
+    runs = plan(config, _VARY.value, _SEEDS.value or 1, _RANDOM.value)
     if _INDEX.value is not None and _INDEX.value >= len(runs):
         raise ValueError(
             f"--index must be below the number of runs, {len(runs)}, got {_INDEX.value}."
@@ -68,7 +78,7 @@ def main(config: Config) -> int:
     shared = [f"--preset={flags.FLAGS.preset}", *_shared_words()]
     commands = {
         workdir / run.name: [
-            "launch.train", f"--workdir={workdir / run.name}", *shared, *run.words,
+            TRAIN, f"--workdir={workdir / run.name}", *shared, *run.words,
         ]
         for run in missing
     }  # fmt: skip
