@@ -11,6 +11,7 @@ a second or two.
 
 import ast
 import importlib
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -116,7 +117,8 @@ def flags_of(name: str, word: str) -> list[str]:
     # Paths are defined by one function, so absl does not know whose they are.
     text = Path(module.__file__ or "").read_text()
     shared = ("workdir", "data_dir")
-    own += [f for f in known["launch.path_flags"] if f.name in shared or f'"{f.name}"' in text]
+    defined = re.findall(r'define_paths?\(\s*"(\w+)"', text)
+    own += [f for f in known["launch.path_flags"] if f.name in (*shared, *defined)]
     found = [f"--{flag.name}{'' if flag.boolean else '='}" for flag in own]
     if name not in CONFIGURED:
         return found
@@ -124,7 +126,9 @@ def flags_of(name: str, word: str) -> list[str]:
         found.append("--preset=")
     where, cls = CONFIGURED[name]
     config: Any = getattr(importlib.import_module(where), cls)
-    if any(word.startswith(f"--cfg.{kind}.") for kind in ("task", "optimizer", "estimator", "meta")):
+    if any(
+        word.startswith(f"--cfg.{kind}.") for kind in ("task", "optimizer", "estimator", "meta")
+    ):
         if name == "evaluate":
             return found
         kind = {"meta": "MetaOptimizerConfig"}.get(

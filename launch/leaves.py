@@ -20,8 +20,8 @@ def measure(
       grad: the meta-gradient, ``[P]``.
 
     Returns:
-      Numbers, and histograms as ``{"counts": [BINS], "edges": [BINS + 1]}`` of the finite entries
-      (null where there are none).
+      Numbers, and histograms of the finite entries (None where there are none): ``counts`` of
+      ``BINS`` bins of equal width between ``low`` and ``high``.
     """
     found: dict[str, Any] = {}
     for kind, vector in (("theta", after), ("update", after - before), ("meta_grad", grad)):
@@ -35,10 +35,10 @@ def measure(
     }
 
 
-def histogram(values: np.ndarray) -> dict[str, list[float]] | None:
-    """Counts of the finite ``values`` in bins of equal width, and the edges of those."""
+def histogram(values: np.ndarray) -> dict[str, Any] | None:
+    """Of the finite ``values``, as ``measure`` says."""
     finite = np.asarray(values, np.float64)[np.isfinite(values)]
     if not finite.size:
         return None
     counts, edges = np.histogram(finite, BINS)
-    return {"counts": counts.tolist(), "edges": edges.tolist()}
+    return {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}

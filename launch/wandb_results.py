@@ -18,12 +18,12 @@ def log(tracker: Tracker, workdir: Path, exported: Path) -> None:
     from launch.run_report.folder import read
 
     job = read(workdir, workdir.absolute().name, time.time())
-    with tempfile.TemporaryDirectory() as folder:
-        tracker.images(body.images(job, Path(folder)))
     evaluated = [row for row in job.rows if any(name.startswith("eval/") for name in row)]
-    if evaluated:
-        names = ["step", *(n for n in job.metric_names() if n.startswith("eval/"))]
-        tracker.table("evaluations", names, [[row.get(n) for n in names] for row in evaluated])
+    names = ["step", *(n for n in job.metric_names() if n.startswith("eval/"))]
+    rows = [[row.get(name) for name in names] for row in evaluated]
+    with tempfile.TemporaryDirectory() as folder:
+        images = body.images(job, Path(folder))
+        tracker.media(job.step, images, {"evaluations": (names, rows)} if rows else {})
     card, facts = exported / "README.md", exported / "config.json"
     tracker.artifact(
         exported,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import wandb
 
 from meta_train import strict_json
@@ -93,15 +94,23 @@ class Tracker:
         self._bar.set_postfix_str(_beside_the_bar(row), refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
-    def images(self, paths: Mapping[str, Path]) -> None:
-        """PNG files to the W&B run, by their names there; they may go when this returns."""
-        if self._active:
-            self._run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
+    def media(
+        self,
+        step: int,
+        images: Mapping[str, Path],
+        tables: Mapping[str, tuple[list[Any], list[list[Any]]]],
+    ) -> None:
+        """Adds to the last row of the W&B run.
 
-    def table(self, name: str, columns: list[Any], rows: list[list[Any]]) -> None:
-        """A table to the W&B run."""
+        Args:
+          step: of that row.
+          images: PNG files, which may go when this returns, by their names there.
+          tables: columns and rows.
+        """
         if self._active:
-            self._run.log({name: wandb.Table(columns=columns, data=rows)})
+            found = {name: wandb.Image(str(path)) for name, path in images.items()}
+            found |= {name: wandb.Table(columns=c, data=rows) for name, (c, rows) in tables.items()}
+            self._run.log(found, step=step)
 
     def artifact(
         self, folder: Path, *, name: str, kind: str, description: str, metadata: dict[str, Any]
@@ -110,7 +119,8 @@ class Tracker:
         if not self._active:
             return
         found = wandb.Artifact(name, type=kind, description=description, metadata=metadata)
-        found.add_dir(str(folder))
+        for path in sorted(folder.iterdir()):  # Without the line that `add_dir` prints.
+            found.add_file(str(path))
         self._run.log_artifact(found)
 
     def seconds(self) -> float:
@@ -149,7 +159,8 @@ def _beside_the_bar(row: Mapping[str, Any]) -> str:
 def _for_wandb(name: str, value: Any) -> Any:
     if value is None or not name.endswith("_histogram"):
         return value
-    return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
+    edges = np.linspace(value["low"], value["high"], len(value["counts"]) + 1)
+    return wandb.Histogram(np_histogram=(value["counts"], edges))
 
 
 def whole_rows(data: bytes, last_step: int) -> Salvage:

@@ -24,7 +24,12 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix != ".md")
 # The classes of their words `--cfg.a.b=value`, and their presets.
-CONFIGURED = {"launch.train": "default", "launch.demo": "demo", "launch.evaluate": None}
+CONFIGURED = {
+    "launch.train": "default",
+    "launch.sweep": "default",
+    "launch.demo": "demo",
+    "launch.evaluate": None,
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -141,7 +146,7 @@ def test_every_command_is_one(page, line, folder):
 
             assert words[1] in cli.cli.commands
         else:
-            assert words[0] in ("tail", "git"), f"no test knows what {line!r} is"
+            assert words[0] in ("tail", "git", "eval"), f"no test knows what {line!r} is"
     finally:
         for name, (value, present) in saved.items():
             flags.FLAGS[name].value, flags.FLAGS[name].present = value, present

@@ -12,7 +12,7 @@ import pytest
 
 from launch import leaves, report
 from launch.run_report import behaviour, body, figures, folder
-from learned_opt import learned_optimizer
+from learned_opt.base import learned_optimizer
 from tasks import quadratic_family
 from tests.jobs import SMALL, run
 
@@ -158,7 +158,7 @@ def test_leaves_by_hand():
     )
     assert found["theta_rms/a"] == np.sqrt(12.5) and found["theta_rms/b"] == 1
     assert (found["update_rms/a"], found["update_rms/b"], found["meta_grad_rms/b"]) == (0, 1, 2)
-    counts, edges = found["meta_grad_histogram"].values()
-    assert (sum(counts), counts[0], counts[-1], edges[0], edges[-1]) == (2, 1, 1, -2, 2)
+    low, high, counts = found["meta_grad_histogram"].values()
+    assert (sum(counts), counts[0], counts[-1], low, high) == (2, 1, 1, -2, 2)
     assert len(counts) == leaves.BINS and leaves.histogram(np.array([np.inf])) is None
     assert SMALL.eval_every  # `jobs` has them in its rows.

@@ -102,7 +102,13 @@ def test_offline_runs_of_one_job_count_its_outer_steps(tmp_path, monkeypatch):
     """Read back from W&B's files: a resume goes on at its own step, not at 0."""
     monkeypatch.setattr(loop, "build", toy)
     for num_steps in (3, 5):
-        run(tmp_path, num_steps=num_steps, wandb_mode="offline", eval_every=0)
+        run(
+            tmp_path,
+            num_steps=num_steps,
+            wandb_mode="offline",
+            eval_every=num_steps,
+            wandb={"group": "sweep", "tags": "one, two", "name": "a name"},
+        )
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len({path.name for path in files}) == 1  # One run id.
     wandb = Path(sys.executable).parent / "wandb"
@@ -114,10 +120,24 @@ def test_offline_runs_of_one_job_count_its_outer_steps(tmp_path, monkeypatch):
             done = subprocess.run(command, capture_output=True, text=True)
             records = [json.loads(line) for line in done.stdout.splitlines()]
             steps.append([row for r in records if (row := history(r)) is not None])
+            last = records
         if [len(found) for found in steps] == [3, 2] or time.monotonic() > deadline:
             break
         time.sleep(1)
     assert sorted(steps) == [[(1, 1), (2, 2), (3, 3)], [(4, 4), (5, 5)]]
+    (named,) = (record["run"] for record in last if record["type"] == "run")
+    assert (named["run_group"], named["tags"]) == ("sweep", ["one", "two"])
+    assert named["display_name"] == "a name"
+    row = [record["history"]["item"] for record in last if record["type"] == "history"][-1]
+    written = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    for name, value in written.items():  # The same names, the same numbers.
+        if name.endswith("_histogram"):
+            assert row[f"{name}.values"] == value["counts"] and sum(value["counts"]) == 3
+        else:
+            assert row[name] == pytest.approx(value), name
+    assert row["curves/meta-loss._type"] == "image-file" and row["evaluations.nrows"] == 2
+    found = {record["artifact"]["name"] for record in last if record["type"] == "artifact"}
+    assert f"{tmp_path.name}-optimizer" in found
 
 
 def history(record):

@@ -98,7 +98,7 @@ def histograms(jobs: Sequence[JobFolder], name: str, xlabel: str) -> Figure | No
             label = f"{f'{job.name}, ' if len(jobs) > 1 else ''}step {step:,}"
             axis.stairs(
                 counts / max(1, counts.sum()),
-                histogram["edges"],
+                np.linspace(histogram["low"], histogram["high"], len(counts) + 1),
                 color=COLORS[i % len(COLORS)],
                 alpha=alpha,
                 label=label,
