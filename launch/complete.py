@@ -10,6 +10,7 @@ a second or two.
 """
 
 import ast
+import dataclasses
 import importlib
 import re
 import sys
@@ -126,18 +127,15 @@ def flags_of(name: str, word: str) -> list[str]:
         found.append("--preset=")
     where, cls = CONFIGURED[name]
     config: Any = getattr(importlib.import_module(where), cls)
-    if any(
-        word.startswith(f"--cfg.{kind}.") for kind in ("task", "optimizer", "estimator", "meta")
-    ):
-        if name == "evaluate":
-            return found
+    chosen = tuple(f"--cfg.{kind}." for kind in ("task", "optimizer", "estimator", "meta"))
+    if name != "evaluate" and word.startswith(chosen):
         kind = {"meta": "MetaOptimizerConfig"}.get(
             word.split(".")[1], f"{word.split('.')[1].title()}Config"
         )
         fields = {
-            field
+            field.name
             for thing in choices.KINDS[kind].things()
-            for field in choices.find(choices.KINDS[kind], thing).__dataclass_fields__
+            for field in dataclasses.fields(choices.find(choices.KINDS[kind], thing))
         }
         return [f"--cfg.{word.split('.')[1]}.{field}=" for field in fields]
     return [*found, *(f"--{path}=" for path in choices.plain_paths(config, "cfg"))]

@@ -108,7 +108,7 @@ class Tracker:
           tables: columns and rows.
         """
         if self._active:
-            found = {name: wandb.Image(str(path)) for name, path in images.items()}
+            found: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
             found |= {name: wandb.Table(columns=c, data=rows) for name, (c, rows) in tables.items()}
             self._run.log(found, step=step)
 

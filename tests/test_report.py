@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import optax
@@ -162,3 +163,20 @@ def test_leaves_by_hand():
     assert (sum(counts), counts[0], counts[-1], low, high) == (2, 1, 1, -2, 2)
     assert len(counts) == leaves.BINS and leaves.histogram(np.array([np.inf])) is None
     assert SMALL.eval_every  # `jobs` has them in its rows.
+
+
+def test_every_metric_is_in_the_table_of_the_docs(jobs):
+    """And what the table says is logged: by these jobs, or by a line of the source."""
+    root = Path(__file__).parent.parent
+    page = (root / "docs/tracking.md").read_text().partition("With several tasks")[0]
+    cells = re.findall(r"^\| (`.*?) \|", page, re.M)
+    documented = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    rows = [row for name in ("first", "second") for row in folder.read(jobs / name, "", 0).rows]
+    logged = {re.sub(r"(_rms)/.*", r"\1/LEAF", name) for row in rows for name in row}
+    assert logged <= documented and len(logged) > 15
+    source = "".join(
+        p.read_text() for d in ("launch", "meta_train") for p in (root / d).rglob("*.py")
+    )
+    for name in documented - logged:
+        assert f'"{name.removesuffix("/TASK")}"' in source, name
+    assert {"sigma", "eval/validation", "eval/validation/TASK"} == documented - logged

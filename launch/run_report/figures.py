@@ -122,7 +122,7 @@ def behaviour(found: Behaviour) -> dict[str, Figure]:
         (
             "Update size over that of the parameters",
             found.updates / np.where(found.params > 0, found.params, np.nan),
-            "RMS of the update over RMS of the layer",
+            "update over parameters, RMS",
         ),
     ):
         figure, axis = _axis("inner step", ylabel)
