@@ -76,7 +76,7 @@ def page(
     with matplotlib.rc_context(figures.style()):
         parts += ["<h2>Meta-training</h2>", _training(jobs)]
         parts += _families(jobs)
-        if any(job.config.get("trains") == "optimizer" for job in jobs):
+        if behaviours and any(job.config.get("trains") == "optimizer" for job in jobs):
             parts += ["<h2>What the learned optimizer does</h2>", *_behaviours(behaviours)]
         parts += ["<h2>Comparison</h2>", *_comparisons(jobs, comparisons)]
     parts += ["<h2>Checkpoints</h2>", _checkpoints(jobs)]

@@ -24,6 +24,8 @@ SIZE = (4.6, 2.9)
 POINTS = 300
 # Entries of a legend, above which there is none.
 _LEGEND = 12
+# Letters of a label, above which two do not stand side by side.
+_LONG_LABEL = 36
 _count = itertools.count()
 
 
@@ -187,7 +189,9 @@ def _axis(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
 
 def _finish(axis: Any, entries: int) -> None:
     if 0 < entries <= _LEGEND:
-        axis.figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+        labels = axis.get_legend_handles_labels()[1]
+        columns = 1 if max(map(len, labels)) > _LONG_LABEL else 2
+        axis.figure.legend(loc="outside lower center", ncols=columns, fontsize=7)
 
 
 def _scale(axis: Any, values: Sequence[np.ndarray]) -> None:
