@@ -102,6 +102,13 @@ def _compare(config: Config, runs: list, workdir: Path, failed: dict[Path, int])
         metric = "eval/validation" if config.validation else "meta_loss"
     codes = {run.name: processes.status(workdir / run.name) for run in runs}
     settings = results.summarize(runs, workdir, metric, codes)
+    known = results.metrics(workdir / name for name, code in codes.items() if code == 0)
+    if known and metric not in known:
+        raise ValueError(
+            f"--metric must be one of {', '.join(known)}, got {metric!r}."
+            f"{choices.suggest(metric, known)} The runs are done: give another one, and the same "
+            "command prints its table."
+        )
     results.write(runs, settings, metric, workdir)
     results.plot(settings, metric, workdir / "sweep.png")
     print(results.table(settings, metric))

@@ -378,10 +378,13 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
         "horizons",
         "import",
         "into",
+        "metric",
         "optimizer",
         "optimizers",
+        "out",
         "runs",
         "suite",
+        "vary",
         "workdir",
     }
 
@@ -437,7 +440,7 @@ def test_long_values_are_shortened_in_help(monkeypatch):
     assert "launch.train --dry_run` shows the whole" in " ".join(text.split())
 
 
-PLAIN = ("replay", "reproduce", "benchmark", "describe", "tuned_adam", "zoo")
+PLAIN = ("replay", "report", "reproduce", "benchmark", "describe", "tuned_adam", "zoo")
 
 
 def test_help_is_of_one_style():
@@ -463,7 +466,7 @@ print(sorted({{"jax", "wandb", "matplotlib", "tensorflow_datasets"}} & set(sys.m
     assert slow == "[]\n"
 
 
-COMMANDS = ("train", "evaluate", "demo", "replay", "reproduce", "benchmark")
+COMMANDS = ("train", "evaluate", "report", "sweep", "demo", "replay", "reproduce", "benchmark")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

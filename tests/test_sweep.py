@@ -197,6 +197,8 @@ def test_a_run_that_fails_is_said_and_started_again(fake, capsys):
     assert processes.status(folder / "learning_rate=3,seed=0") == 3
     (folder / "learning_rate=1,seed=0" / "metrics.jsonl").rmdir()
     assert run() == 0
+    with pytest.raises(ValueError, match=r"one of eval/final_loss, time/\w+, got 'final_loss'"):
+        run("--metric=final_loss")
     with pytest.raises(ValueError, match="below the number of runs, 9, got 9"):
         run("--index=9")
 

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from scipy import stats
 from launch.evaluation.kept import whole
 from launch.sweeps.plan import Run
 from meta_train import strict_json
-from meta_train.tracking import read_rows
+from meta_train.tracking import last_row, read_rows
 
 CONFIDENCE = 0.95
 
@@ -50,6 +50,13 @@ def score(folder: Path, metric: str) -> float:
         return float(rows[-1][metric])
     late = [row[metric] for row in rows if row["step"] > 0.9 * rows[-1]["step"]]
     return float(np.mean(late))
+
+
+def metrics(folders: Iterable[Path]) -> list[str]:
+    """What may be compared: names of numbers in the last rows of runs."""
+    rows = [row for folder in folders if (row := last_row(folder / "metrics.jsonl"))]
+    names = {name for row in rows for name, x in row.items() if not isinstance(x, dict)}
+    return sorted(names - {"step"})
 
 
 def summarize(runs: Sequence[Run], folder: Path, metric: str, codes: dict[str, int | None]):
