@@ -98,7 +98,7 @@ def build(config: Config, data_dir: str | None) -> Job:
         axes,
         config.estimator.make(systems[0], config.horizons(), one_device),
         meta_optimizer,
-        jax.jit(lambda theta: trainable.evaluate(to_tree(theta)) | validate(to_tree(theta))),
+        lambda theta: trainable.evaluate(to_tree(theta)) | validate(to_tree(theta)),
     )
 
 

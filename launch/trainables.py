@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Trainable(NamedTuple):
       init: ``key -> theta``.
       start: ``() -> theta``, what ``config.init_from`` holds; None without it.
       systems: the unrolled systems whose theta it is, one a task.
-      evaluate: ``theta -> {"eval/...": scalar}``, jittable.
+      evaluate: ``theta -> {"eval/...": scalar}``, compiled on first use, a program a task.
       export: ``(folder, theta, step) -> None``.
       held: the keys of ``theta["params"]`` that the job leaves as they begin.
     """
@@ -50,16 +51,18 @@ def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
+    @partial(jax.jit, static_argnums=0)
+    def losses_of(name, theta):
+        losses = evaluate.inner_curves(
+            tasks[name], optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
+        )
+        return losses.mean(), losses[:, -max(1, config.inner.horizon // 10) :].mean()
+
     def evaluation(theta):
         found = {}
-        for name, task in tasks.items():
-            losses = evaluate.inner_curves(
-                task, optimizer, theta, config.inner.horizon, config.eval_seeds, config.seed
-            )
-            tail = losses[:, -max(1, config.inner.horizon // 10) :]
+        for name in tasks:
             of = f"/{name}" if len(tasks) > 1 else ""
-            found[f"eval/mean_loss{of}"] = losses.mean()
-            found[f"eval/final_loss{of}"] = tail.mean()
+            found[f"eval/mean_loss{of}"], found[f"eval/final_loss{of}"] = losses_of(name, theta)
         return found
 
     def export(path, theta, step):
@@ -108,6 +111,7 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
     def loss(params, key):
         return task.loss(params, instance, task.batch(instance, key, "train"), key)
 
+    @jax.jit
     def evaluation(params):
         scores = {}
         for split in ("train", "validation"):
@@ -129,7 +133,7 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
             jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
             for where, leaf in leaves
         }
-        scores = jax.device_get(jax.jit(evaluation)(params))
+        scores = jax.device_get(evaluation(params))
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},
