@@ -364,7 +364,7 @@ def draw(rates, layers, names, kernel, rows, spikes, scaled, setting) -> Figure:
             time, _smooth(rates["trained", length][:, kernel]), label=f"{length:,} steps"
         )
     by_length.set(xlabel="share of the run", ylabel="rate", title=f"The rate of {names[kernel][0]}")
-    by_length.legend()
+    by_length.legend(loc="lower center", fontsize=7)
     for name, color in (("controller", plots.BLUE), ("Adam", plots.VERMILION)):
         spike.plot(spikes[name], color=color, lw=1, label=name)
         spike.plot(spikes[f"{name}, spiked"], color=color, lw=1, ls=":", label=f"{name}, spiked")
@@ -420,4 +420,4 @@ def _plain(x: Any) -> Any:
     return x.tolist() if isinstance(x, np.ndarray) else x
 
 
-STUDY = Study("what the trained controller does over time, and what it listens to", 6.0, run)
+STUDY = Study("what the trained controller does over time, and what it listens to", 8.0, run)
