@@ -1,10 +1,10 @@
 """A training loop in Flax NNX with a trained optimizer.
 
+    python -m examples.nnx_loop             # the controller of the package
     python -m examples.nnx_loop runs/demo/optimizer
 
 `nnx.Optimizer` takes any optax transformation, so what `bind` returns too; `value=` reaches
-optimizers that read the loss. Without a folder it takes Adam as it is before any meta-training,
-only to show the loop.
+optimizers that read the loss.
 """
 
 import sys
@@ -27,13 +27,9 @@ class Net(nnx.Module):
         return self.out(nnx.tanh(self.hidden(x)))
 
 
-def main(folder: str | None = None, num_steps: int = 100) -> tuple[float, float]:
+def main(name_or_folder: str = "controller", num_steps: int = 100) -> tuple[float, float]:
     """Learns the product of two numbers; returns the loss at the start and at the end."""
-    if folder is None:
-        optimizer = learned_opt.learnable_adam(0.01)
-        theta = optimizer.init(jax.random.key(0))
-    else:
-        optimizer, theta = learned_opt.load(folder)
+    optimizer, theta = learned_opt.load(name_or_folder)
     model = Net(nnx.Rngs(0))
     tx = nnx.Optimizer(model, optimizer.bind(theta, num_steps=num_steps), wrt=nnx.Param)
 

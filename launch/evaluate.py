@@ -141,12 +141,11 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         )
     import learned_opt
     from launch.compiled_programs import keep_compiled_programs
-    from launch.evaluation import figure, page, report
     from launch.evaluation.baselines import BASELINES
-    from launch.evaluation.suite import SuiteEvaluation, contender
+    from launch.evaluation.on_suite import evaluate
+    from launch.evaluation.suite import contender
     from launch.trained import beyond, check_folder, reading, reads_of
     from learned_opt.paths import writable_folder
-    from meta_train.progress import remark
 
     found = suite(name)
     horizons = _suite_horizons(found.horizons)
@@ -166,49 +165,17 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     workdir = writable_folder("--workdir", given_workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
-    seeds = _SEEDS.value or 5
-    remark(
-        f"Evaluating {len(contenders)} optimizers and {len(baselines)} swept baselines on "
-        f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
-        "compiled for each task first ..."
-    )
-    entries = SuiteEvaluation(
-        found.tasks,
+    evaluate(
+        found,
         contenders,
         horizons,
-        seeds,
         workdir,
-        data_dir=DATA_DIR.value,
-        choose_by=_CHOOSE_BY.value,
+        num_seeds=_SEEDS.value or 5,
         baselines=baselines,
-    ).run()
-    summary = report.summarize(entries, found.tasks)
-    title = f"Suite {found.name}: {len(found.tasks)} tasks, {seeds} seeds"
-    about = [f"Baselines are tuned by their {_CHOOSE_BY.value} loss on other seeds."]
-    about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
-    about.append(
-        f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
-        "asked for; with another they may differ."
+        choose_by=_CHOOSE_BY.value,
+        data_dir=DATA_DIR.value,
+        limits=limits,
     )
-    about += [*limits, *report.warnings(summary)]
-    said = [*report.claims(summary), *report.claims(summary, "test")]
-    summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
-    summary["asked"] = {
-        "suite": found.name,
-        "horizons": horizons,
-        "seeds": seeds,
-        "choose_by": _CHOOSE_BY.value,
-        "optimizers": list(contenders),
-        "baselines": baselines,
-    }
-    replaced = report.replaced(summary["asked"], workdir / "suite.json")
-    report.write_csv(entries, workdir / "suite.csv")
-    report.write_json(summary, workdir / "suite.json")
-    figure.plot(summary, title, workdir / "suite.png")
-    page.write(summary, title, about, workdir / "suite.html")
-    print(title, report.table(summary), sep="\n")
-    print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
-    print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
     return 0
 
 

@@ -91,10 +91,6 @@ def build(config: Config, data_dir: str | None) -> Job:
         # The seed is an argument, so that jobs of other seeds are the same programs.
         return jax.jit(start)(np.uint32(config.seed))
 
-    def evaluate(theta, seed):
-        theta = to_tree(theta)
-        return trainable.evaluate(theta, seed) | validate(theta)
-
     return Job(
         config,
         num_devices,
@@ -106,7 +102,7 @@ def build(config: Config, data_dir: str | None) -> Job:
         axes,
         config.estimator.make(systems[0], config.horizons(), one_device),
         meta_optimizer,
-        partial(jax.jit(evaluate), seed=np.uint32(config.seed)),
+        lambda theta: trainable.evaluate(to_tree(theta)) | validate(to_tree(theta)),
     )
 
 

@@ -84,8 +84,9 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
     lines = []
     if config.trains == "optimizer":
         best = workdir / "optimizer_best"
-        # A mixture is no task that an evaluation could take over.
-        on = [] if len(config.task.parts) == 1 else ["--suite=validation"]
+        # A mixture is no task that an evaluation could take over, and what chose tells nothing.
+        apart = "heldout" if config.validation == "validation" else "validation"
+        on = [] if len(config.task.parts) == 1 else [f"--suite={apart}"]
         given = [
             *on,
             f"--optimizer={best if best.exists() else workdir / 'optimizer'}",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Trainable(NamedTuple):
       init: ``key -> theta``.
       start: ``() -> theta``, what ``config.init_from`` holds; None without it.
       systems: the unrolled systems whose theta it is, one a task.
-      evaluate: ``(theta, seed) -> {"eval/...": scalar}``, jittable; ``seed`` is the job's.
+      evaluate: ``theta -> {"eval/...": scalar}``, compiled on first use, a program a task.
       export: ``(folder, theta, step) -> None``.
       held: the keys of ``theta["params"]`` that the job leaves as they begin.
     """
@@ -41,7 +42,7 @@ class Trainable(NamedTuple):
     init: Callable[[jax.Array], Any]
     start: Callable[[], Any]
     systems: tuple[UnrolledSystem, ...]
-    evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    evaluate: Callable[[Any], dict[str, jax.Array]]
     export: Callable[[Path, Any, int], None]
     held: tuple[str, ...] = ()
 
@@ -50,16 +51,23 @@ def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
     """Meta-training: theta is a learned optimizer's."""
     optimizer = config.optimizer.make()
 
-    def evaluation(theta, seed):
+    @partial(jax.jit, static_argnums=0)
+    def losses_of(name, theta, seed):
+        losses = evaluate.inner_curves(
+            tasks[name], optimizer, theta, config.inner.horizon, config.eval_seeds, seed
+        )
+        return losses.mean(), losses[:, -max(1, config.inner.horizon // 10) :].mean()
+
+    # The seed is an argument, so that jobs of other seeds are the same programs.
+    seed = np.uint32(config.seed)
+
+    def evaluation(theta):
         found = {}
-        for name, task in tasks.items():
-            losses = evaluate.inner_curves(
-                task, optimizer, theta, config.inner.horizon, config.eval_seeds, seed
-            )
-            tail = losses[:, -max(1, config.inner.horizon // 10) :]
+        for name in tasks:
             of = f"/{name}" if len(tasks) > 1 else ""
-            found[f"eval/mean_loss{of}"] = losses.mean()
-            found[f"eval/final_loss{of}"] = tail.mean()
+            found[f"eval/mean_loss{of}"], found[f"eval/final_loss{of}"] = losses_of(
+                name, theta, seed
+            )
         return found
 
     def export(path, theta, step):
@@ -108,13 +116,14 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
     def loss(params, key):
         return task.loss(params, instance, task.batch(instance, key, "train"), key)
 
-    def evaluation(params, seed):
+    @jax.jit
+    def evaluation(params):
         scores = {}
         for split in ("train", "validation"):
             if task.score is not None:
                 found = task.score(params, instance, split)
             else:
-                keys = jax.random.split(jax.random.key(seed), config.eval_seeds)
+                keys = jax.random.split(jax.random.key(config.seed), config.eval_seeds)
                 batches = jax.vmap(lambda k, s=split: task.batch(instance, k, s))(keys)
                 losses = jax.vmap(task.loss, (None, None, 0, 0))(params, instance, batches, keys)
                 found = {"loss": jnp.mean(losses)}
@@ -129,7 +138,7 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
             jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
             for where, leaf in leaves
         }
-        scores = jax.device_get(jax.jit(evaluation)(params, np.uint32(config.seed)))
+        scores = jax.device_get(evaluation(params))
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},

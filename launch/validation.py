@@ -1,6 +1,7 @@
 """Theta on a suite of tasks during meta-training, and the best theta kept beside the last."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ SEED_OFFSET = 2
 
 
 def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str, jax.Array]]:
-    """``theta -> {"eval/validation": mean over tasks, "eval/validation/TASK": ...}``, jittable.
+    """``theta -> {"eval/validation": mean over tasks, "eval/validation/TASK": ...}``.
 
     Of each task of the suite ``config.validation``, at its shortest horizon, the mean over
     ``config.eval_seeds`` runs of ``aggregates.log_loss`` of the last tenth of the steps; nothing
-    without a suite.
+    without a suite. Compiled on first use, one program a task: all in one take longer.
 
     Raises:
       ValueError: if there is no such suite, or a task has no constant predictor's loss.
@@ -37,6 +38,7 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
     optimizer, horizon = config.optimizer.make(), found.horizons[0]
     size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
 
+    @partial(jax.jit, static_argnums=0)
     def log_loss(name, theta):
         losses = evaluate.inner_curves(tasks[name], optimizer, theta, **size)
         final = losses[:, -max(1, horizon // 10) :].mean(axis=1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import features as feat
-from learned_opt.arguments import check_between, check_sizes
+from learned_opt.arguments import check_between, check_flag, check_sizes
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 
 NUM_FEATURES = 2 + len(feat.MOMENTUM_DECAYS)  # Gradient, parameter, momenta.
@@ -232,8 +232,7 @@ def mlp_optimizer(
     """
     check_sizes(hidden_sizes=hidden_sizes)
     check_between(0, math.inf, step_mult=step_mult, exp_mult=exp_mult)
-    if not isinstance(bfloat16, bool):
-        raise ValueError(f"`bfloat16` must be True or False, got {bfloat16!r}.")
+    check_flag(bfloat16=bfloat16)
     module = PerParameterMLP(tuple(hidden_sizes), step_mult, exp_mult, bfloat16)
 
     def init(key):

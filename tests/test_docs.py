@@ -278,9 +278,9 @@ def test_an_example_estimator():
     assert distance < 4 * error < 0.5 * exact
 
 
-def test_an_example_loop(user):
+def test_an_example_loop():
     nnx_loop = importlib.import_module("examples.nnx_loop")
-    first, last = nnx_loop.main("runs/demo/optimizer", num_steps=60)
+    first, last = nnx_loop.main(num_steps=60)
     assert last < 0.5 * first
 
 

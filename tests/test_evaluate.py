@@ -156,36 +156,37 @@ def test_limits_say_what_is_known():
     assert not any(trained.reads_of(learned_opt.per_tensor_sgdm(num_tensors=99)).values())
 
 
-def test_the_demo_says_whether_meta_training_helped():
-    before, after = curves("b", [2.0, 2.1, 2.2]), curves("a", [0.5, 0.5, 0.7])
-    assert "Meta-training helped" in demo.verdict(before, after, 9)
-    assert "did NOT help" in demo.verdict(after, before, 9)
-    assert "nothing beyond the noise" in demo.verdict(before, curves("c", [2.1, 2.0, 2.2]), 9)
-    # Beyond the noise, but no better than a constant prediction.
-    for constant, said in (
-        (0.5, "not below that of a constant prediction (0.5000)"),
-        (0.4, "not below that"),
-        (2.3, "Meta-training helped"),
-    ):
-        assert said in demo.verdict(before, after, 9, np.full(3, constant))
-    diverged = curves("d", [np.inf, 2.0, 2.0])
-    assert "did NOT help: the optimizer diverges in 1 of 3 runs" in demo.verdict(after, diverged, 9)
-    assert "Meta-training helped" in demo.verdict(diverged, after, 9, np.full(3, 2.3))
-    assert "cannot be told" in demo.verdict(curves("b", [2.0]), curves("a", [0.5]), 9)
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.3, -0.1, "Meta-training helped on tasks it never saw, at 9 steps"),
+        (-0.3, 0.1, "changed nothing beyond the noise"),
+        (0.1, 0.3, "did NOT help"),
+    ],
+)
+def test_the_demo_says_whether_meta_training_helped(low, high, said):
+    change = {"estimate": (low + high) / 2, "low": low, "high": high}
+    rows = [
+        {"label": demo.TRAINED, "diverged": 1, "runs": 15},
+        {"label": demo.UNTRAINED, "diverged": 9, "runs": 15},
+    ]
+    other = {"ours": demo.UNTRAINED, "other": demo.TRAINED, "train": {}}
+    ours = {"ours": demo.TRAINED, "other": demo.UNTRAINED, "train": change}
+    summary = {"horizons": {"9": {"rows": rows, "differences": [other, ours]}}}
+    (sentence,) = demo.verdicts(summary)
+    assert said in sentence and f"[{low:+.3f}, {high:+.3f}]" in sentence
+    assert sentence.endswith("It diverged in 1 of 15 runs.")
 
 
-def test_the_card_has_the_evaluation_and_its_limits_once(tmp_path):
+def test_the_card_has_the_evaluation_once_before_its_limits(tmp_path):
     optimizer = learnable_adam()
     learned_opt.save(tmp_path, "adam", {}, optimizer.init(jax.random.key(0)))
-    before = (tmp_path / "README.md").read_text()
-    assert before.count("## Limits") == 1  # Of every card.
+    before, _, limits = (tmp_path / "README.md").read_text().partition("## Limits")
+    assert before and limits  # Of every card.
     for number in (1, 2):
-        limits = trained.limits(
-            {"name": "t"}, {"task": {"name": "t"}, "horizon": 100}, [100, 500], READS
-        )
-        demo.write_card(tmp_path, f"table {number}", ["it ties."], limits)
+        demo.write_card(tmp_path, f"table {number}", ["it ties."])
     card = (tmp_path / "README.md").read_text()
-    assert card.startswith(before.partition("## Limits")[0].rstrip())
+    assert card.startswith(before.rstrip()) and card.endswith(f"## Limits{limits}")
     assert card.count("## Evaluation") == card.count("## Limits") == 1
     assert "table 2" in card and "table 1" not in card and "- it ties." in card
 

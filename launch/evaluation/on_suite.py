@@ -1,0 +1,75 @@
+"""Optimizers on all tasks of a suite: run, summed up, written and printed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.evaluation import figure, page, report
+from launch.evaluation.suite import Contender, SuiteEvaluation
+from launch.suites import Suite
+from meta_train.progress import remark
+
+
+def evaluate(
+    found: Suite,
+    contenders: dict[str, Contender],
+    horizons: Sequence[int],
+    workdir: Path,
+    *,
+    num_seeds: int,
+    baselines: Sequence[str],
+    choose_by: str,
+    data_dir: str | None,
+    limits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The summary of ``report.summarize``, also written to ``workdir`` and printed.
+
+    Args:
+      contenders: label -> the optimizer.
+      baselines: names in ``baselines.BASELINES``; ``adam`` is among them.
+      choose_by: the split whose loss they are tuned by.
+      limits: sentences to print and write with the results.
+    """
+    remark(
+        f"Evaluating {len(contenders)} optimizers and {len(baselines)} swept baselines on "
+        f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
+        "compiled for each task first ..."
+    )
+    entries = SuiteEvaluation(
+        found.tasks,
+        contenders,
+        horizons,
+        num_seeds,
+        workdir,
+        data_dir=data_dir,
+        choose_by=choose_by,
+        baselines=baselines,
+    ).run()
+    summary = report.summarize(entries, found.tasks)
+    title = f"Suite {found.name}: {len(found.tasks)} tasks, {num_seeds} seeds"
+    about = [f"Baselines are tuned by their {choose_by} loss on other seeds."]
+    about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
+    about.append(
+        f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
+        "asked for; with another they may differ."
+    )
+    about += [*limits, *report.warnings(summary)]
+    said = [*report.claims(summary), *report.claims(summary, "test")]
+    summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
+    summary["asked"] = {
+        "suite": found.name,
+        "horizons": list(horizons),
+        "seeds": num_seeds,
+        "choose_by": choose_by,
+        "optimizers": list(contenders),
+        "baselines": list(baselines),
+    }
+    replaced = report.replaced(summary["asked"], workdir / "suite.json")
+    report.write_csv(entries, workdir / "suite.csv")
+    report.write_json(summary, workdir / "suite.json")
+    figure.plot(summary, title, workdir / "suite.png")
+    page.write(summary, title, about, workdir / "suite.html")
+    print(title, report.table(summary), sep="\n")
+    print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
+    print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
+    return summary
