@@ -121,8 +121,16 @@ def modules_outside(tree: Any) -> list[str]:
 
 def exit_code(outcome: "Outcome") -> int:
     """0 if the job is done; else says why it is not."""
-    from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
+    from launch.loop import EXIT_NONFINITE
+    from launch.stopping import EXIT_PREEMPTED
 
+    if outcome.unsaved:
+        print(
+            f"error: the state of outer step {outcome.step} could not be saved ({outcome.unsaved})."
+            " Make room, and run the same command again: it goes on from the newest checkpoint.",
+            file=sys.stderr,
+        )
+        return command_line.EXIT_DISK
     if outcome.preempted:
         print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
         return EXIT_PREEMPTED

@@ -1,10 +1,7 @@
-"""The folder of a job: who may write to it, what it holds, where the job continues."""
+"""The folder of a job: what it holds, where the job continues."""
 
-import contextlib
-import fcntl
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,31 +146,3 @@ def write_config(workdir: Path, record: dict[str, Any]) -> None:
     temporary = workdir / "config.json.tmp"
     temporary.write_text(strict_json.dumps(document, indent=2) + "\n")
     os.replace(temporary, workdir / "config.json")
-
-
-@contextlib.contextmanager
-def claim(workdir: Path) -> Iterator[None]:
-    """Keeps a second process out of the job; the system lets go when this one ends, however.
-
-    Raises:
-      ValueError: if another process has it, or the folder cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / "lock", "a")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ValueError(
-            f"`workdir` {workdir} must be a folder that can be written, but {error.filename} "
-            f"cannot ({error.strerror}); give another folder, or mend this one."
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"`workdir` {workdir} is in use by another process, which would write to the same "
-                "files. Wait until it ends, or give another --workdir."
-            ) from None
-        except OSError:
-            pass  # A file system without locks.
-        yield

@@ -1,9 +1,13 @@
 """Checkpoints of whole jobs with Orbax: asynchronous, atomic, checked, the newest few kept."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import orbax.checkpoint as ocp
 DIGESTS = "SHA256SUMS"
 # Entry of the record that tells a checkpoint which lost them from one that never had any.
 _DIGESTED = "digests"
+_LOOP = ["asyncio.base_events"]
 
 
 class UnreadableError(ValueError):
@@ -28,6 +33,10 @@ class Checkpoints:
     at any moment leaves only whole checkpoints behind. ``SHA256SUMS`` in it tells damage done
     later to any other of its files; the record says that there is one, and where an older
     version's does not, the checkpoint is believed.
+
+    Attributes:
+      problem: why the save that was last waited for is not on disk; empty if it is. Earlier
+        checkpoints are as they were, and the next save begins anew.
 
     Args:
       workdir: the job's folder.
@@ -47,9 +56,16 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Digested,
             )
+        self._options = options
+        self._manager = self._new_manager()
+        self._started: int | None = None  # The save whose outcome is not known yet.
+        self.problem = ""
+
+    def _new_manager(self) -> Any:
+        _say_nothing_in_threads()
         with _unlogged():
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=("state", "job")
+            return ocp.CheckpointManager(
+                self._folder, options=self._options, item_names=("state", "job")
             )
 
     @property
@@ -67,17 +83,23 @@ class Checkpoints:
         return self._folder / str(step)
 
     def save(self, step: int, host_state: Any, job: dict[str, Any]) -> None:
-        """Starts writing; returns at once. ``host_state`` must not change afterwards."""
+        """Starts writing; returns at once. ``host_state`` must not change afterwards.
+
+        A disk that is full, or otherwise fails, raises nothing: see ``problem``.
+        """
+        self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host_state),
-                job=ocp.args.JsonSave(job | {_DIGESTED: DIGESTS}),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(host_state),
+            job=ocp.args.JsonSave(job | {_DIGESTED: DIGESTS}),
         )
+        self._started = step
+        with _unlogged():
+            try:
+                self._manager.save(step, args=args, force=True)
+            except Exception as error:
+                self._failed(error)
 
     def job(self, step: int) -> dict[str, Any]:
         """The JSON record saved with a step.
@@ -99,22 +121,45 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._restore(step, args).state
 
-    def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+    def wait(self) -> str:
+        """Waits until everything is on disk; returns ``problem``."""
+        if self._started is None:
+            return self.problem
+        with _unlogged():
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                self._failed(error)
+        if self._started is not None and not self.folder(self._started).is_dir():
+            self._failed(FileNotFoundError(f"it is not in {self._folder}"))
+        if self._started is not None:
+            self._started, self.problem = None, ""
+        return self.problem
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def close(self) -> str:
+        """Waits until everything is on disk; returns ``problem``."""
+        self.wait()
+        with _unlogged(), contextlib.suppress(Exception):
+            self._manager.close()
+        return self.problem
+
+    def _failed(self, error: Exception) -> None:
+        """What was started is not on disk: begins anew with what is.
+
+        Orbax remembers a step whose background write failed as if it were there.
+        """
+        self._started, self.problem = None, _reason(error)
+        with _unlogged(), contextlib.suppress(Exception):
+            self._manager.close()
+        # Removes what is half-written too, which may be what the disk is full of.
+        self._manager = self._new_manager()
 
     def _restore(self, step: int, args: Any) -> Any:
         try:
             return self._manager.restore(step, args=args)
         except Exception as error:  # Of many kinds, from Orbax, TensorStore and JSON.
-            reason = (str(error).splitlines() or [""])[0][:200]
             raise UnreadableError(
-                f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})"
+                f"checkpoint {step} cannot be read ({type(error).__name__}: {_reason(error)})"
             ) from error
 
     def _check(self, step: int) -> None:
@@ -141,6 +186,19 @@ class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
         folder.rename(self.get_final())
 
 
+def _reason(error: BaseException) -> str:
+    """In a line: what the system said, where it was the system."""
+    while error.__cause__ is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # TensorStore has words of its own around the system's.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if os.strerror(number).lower() in str(error).lower():
+            return os.strerror(number)
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
     """Without what Orbax logs of a damaged file, all of it, where nobody has asked for one yet."""
@@ -150,6 +208,32 @@ def _unlogged() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def _say_nothing_in_threads() -> None:
+    """Without tracebacks from Orbax's threads of a save that fails: ``wait`` raises what they say.
+
+    Its writers' futures end after its event loop, and say so too.
+    """
+
+    def of_orbax(given: Any) -> bool:
+        trace, seen = given.exc_traceback, []
+        while trace is not None:
+            seen.append(trace.tb_frame.f_globals.get("__name__", ""))
+            trace = trace.tb_next
+        closed = str(given.exc_value) == "Event loop is closed" and seen[:1] == _LOOP
+        return closed or any(name.startswith("orbax.") for name in seen)
+
+    for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+        hook = getattr(module, name)
+        if not hasattr(hook, "of_orbax"):
+
+            def quiet(given: Any, hook: Any = hook) -> None:
+                if not of_orbax(given):
+                    hook(given)
+
+            quiet.of_orbax = of_orbax  # type: ignore[attr-defined]
+            setattr(module, name, quiet)
 
 
 def _problem(folder: Path) -> str:

@@ -1,27 +1,17 @@
 """Metrics to ``metrics.jsonl`` and Weights & Biases, progress to the terminal."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import wandb
 
 from meta_train import strict_json
 from meta_train.journal import Journal, Salvage
 from meta_train.progress import progress
-
-
-def wandb_mode(requested: str) -> Any:
-    """``online``, ``offline`` or ``disabled``; ``auto`` is online only for who is logged in."""
-    if requested != "auto":
-        return requested
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    return "online" if wandb.login(prompt=False) else "offline"
+from meta_train.wandb_run import WandbRun
 
 
 class Tracker:
@@ -56,36 +46,23 @@ class Tracker:
         self._file = Journal(path, mark, lambda data: whole_rows(data, start_step))
         # Of the job, not of this process.
         self._began = time.perf_counter() - (last_row(path).get("time/wall_seconds") or 0.0)
-        # A service of the job's own: one inherited from whoever started it outlives a killed
-        # job, whose run id is then still in use when the job is started again.
-        os.environ.pop("WANDB_SERVICE", None)
-        self._run = wandb.init(
-            project=project,
-            id=run_id,
-            name=workdir.absolute().name,
-            dir=str(workdir.absolute()),
-            config=dict(config),
-            mode=wandb_mode(mode),
-            resume="allow",
-            settings=wandb.Settings(silent=True),
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run = None
+        if mode != "disabled":
+            self._run = WandbRun(workdir, mode, project=project, id=run_id, config=dict(config))
         self._bar = progress(total=num_steps, initial=start_step, desc="meta-training", unit="step")
 
     @property
     def wandb_dir(self) -> str | None:
         """Folder of the W&B run's files; None if disabled."""
-        if not self._active or self._run.disabled:
-            return None
-        return str(Path(self._run.dir).parent)
+        return self._run.folder if self._active and self._run else None
 
     def log(self, row: Mapping[str, float]) -> None:
         """Logs one outer step; ``row`` holds ``step`` and scalars."""
         if not self._active:
             return
         self._file.append(strict_json.dumps(row).encode() + b"\n")
-        self._run.log(dict(row), step=int(row["step"]))
+        if self._run:
+            self._run.log(row)
         self._bar.set_postfix_str(f"meta-loss {row['meta_loss']:.4f}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
@@ -97,12 +74,17 @@ class Tracker:
         """Of ``metrics.jsonl`` so far, for a checkpoint."""
         return self._file.mark() if self._active else None
 
-    def close(self) -> None:
-        """Ends the W&B run."""
+    def flush(self) -> str:
+        """Writes rows that a full disk kept in memory; says why some still are, or nothing."""
+        return self._file.flush() if self._active else ""
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Ends the W&B run, waiting for it at most this long."""
         if self._active:
             self._bar.close()
             self._file.close()
-            self._run.finish()
+            if self._run:
+                self._run.finish(seconds)
 
 
 def whole_rows(data: bytes, last_step: int) -> Salvage:

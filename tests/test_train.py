@@ -23,9 +23,10 @@ from launch import config as cfg
 from launch import environment, loop, train
 from launch.compiled_programs import keep_compiled_programs
 from launch.job import build, describe
-from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
+from launch.lease import claim
+from launch.loop import EXIT_NONFINITE
+from launch.stopping import EXIT_PREEMPTED
 from launch.train import exit_code
-from launch.workdir import claim
 from learned_opt import weights
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
