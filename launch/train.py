@@ -59,12 +59,12 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
     if rows:
         last = rows[-1]
         # In a file, what is not finite is null.
-        losses = [math.nan if x is None else x for x in (row["meta_loss"] for row in rows)]
+        losses = [math.nan if x is None else x for x in (row.get("meta_loss") for row in rows)]
         late = [x for x, row in zip(losses, rows, strict=True) if row["step"] > 0.9 * outcome.step]
         lines += [
             f"meta-loss    {losses[-1]:.4g} at outer step {last['step']:,}; "
-            f"{sum(late) / len(late):.4g} is the mean of the logged ones in the last tenth",
-            f"took         {last['time/wall_seconds']:.0f} s, compiling included",
+            f"{sum(late) / max(1, len(late)):.4g} is the mean of the logged ones in the last tenth",
+            f"took         {last.get('time/wall_seconds') or 0:.0f} s, compiling included",
         ]
     lines.append(f"{config.trains:<13}{exported}")
     best = workdir / f"{config.trains}_best"

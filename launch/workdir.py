@@ -60,7 +60,7 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
         steps = checkpoints.steps
         for step in reversed(steps):
             try:
-                record = checkpoints.job(step)
+                record = _checked(checkpoints.job(step), step)
                 host_state = None if like is None else checkpoints.restore(step, like)
             except UnreadableError as error:
                 beginning.unreadable[step] = str(error)
@@ -81,6 +81,38 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
             "Put its checkpoints/ back, or give another --workdir to start afresh."
         )
     return beginning
+
+
+def _checked(record: Any, step: int) -> dict[str, Any]:
+    """The record of a checkpoint, if it is one: of this version, or of one that wrote less.
+
+    Raises:
+      UnreadableError: naming the entry that is of another type.
+    """
+    record = record if isinstance(record, dict) else {}
+    marks = record.get("files", {})
+    whole = isinstance(marks, dict) and all(
+        isinstance(mark, dict) and all(type(mark.get(k)) is int for k in ("bytes", "crc32"))
+        for mark in marks.values()
+        if mark is not None  # Of a process that writes no metrics.
+    )
+    best, surroundings = record.get("best_validation"), record.get("environment")
+    right = {
+        "config": isinstance(record.get("config"), dict),
+        "environment": surroundings is None
+        or (
+            isinstance(surroundings, dict)
+            and all(isinstance(part, dict) for part in surroundings.values())
+        ),
+        "wandb_run_id": isinstance(record.get("wandb_run_id"), str),
+        "nonfinite_steps": type(record.get("nonfinite_steps", 0)) is int,
+        "best_validation": best is None or type(best) in (int, float),
+        "files": whole,
+    }
+    for name, fits in right.items():
+        if not fits:
+            raise UnreadableError(f"checkpoint {step} is damaged: its record has a wrong `{name}`")
+    return record
 
 
 def refuse_contradictions(config: cfg.Config, surroundings: dict[str, Any], workdir: Path) -> None:

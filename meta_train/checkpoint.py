@@ -9,9 +9,11 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 # Digests of a checkpoint's files, as `sha256sum --check` reads them.
@@ -115,9 +117,11 @@ class Checkpoints:
         """The host state saved at ``step``; ``like`` gives its structure and shapes.
 
         Raises:
-          UnreadableError: if the checkpoint is damaged, or of another structure.
+          UnreadableError: if the checkpoint is damaged, or of another structure; before the arrays
+            are read, if their shapes or dtypes are others.
         """
         self._check(step)
+        self._check_shapes(step, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._restore(step, args).state
 
@@ -168,6 +172,32 @@ class Checkpoints:
         if problem:
             raise UnreadableError(f"checkpoint {step} is damaged: {problem}")
 
+    def _check_shapes(self, step: int, like: Any) -> None:
+        """Raises ``UnreadableError`` naming an array of another shape or dtype.
+
+        Orbax would cut what is larger and fill up what is smaller.
+        """
+        try:
+            with _unlogged(), ocp.StandardCheckpointer() as reader:
+                found = reader.metadata(self.folder(step) / "state").item_metadata.tree
+            arrays = {
+                leaf.name: (tuple(leaf.shape), np.dtype(leaf.dtype))
+                for leaf in jax.tree.leaves(found)
+            }
+        except Exception as error:
+            raise UnreadableError(
+                f"checkpoint {step} cannot be read ({type(error).__name__}: {_reason(error)})"
+            ) from error
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            shape, dtype = arrays.get(name, (None, None))
+            # (What is missing altogether says Orbax.)
+            if shape is not None and (shape, dtype) != (leaf.shape, leaf.dtype):
+                raise UnreadableError(
+                    f"checkpoint {step} is of another job: {name} is {dtype}{list(shape)}, where "
+                    f"this job has {leaf.dtype}{list(leaf.shape)}"
+                )
+
 
 class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """Where Orbax writes a checkpoint; the rename that shows it is the last thing done to it.
@@ -180,10 +210,15 @@ class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
         if self._checkpoint_metadata_store:
             self._checkpoint_metadata_store.wait_until_finished()
         folder = Path(self.get())
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        lines = [f"{_digest(path)}  {path.relative_to(folder)}" for path in paths]
-        (folder / DIGESTS).write_text("\n".join([_heading(len(lines)), *lines, ""]))
+        write_digests(folder)
         folder.rename(self.get_final())
+
+
+def write_digests(folder: Path) -> None:
+    """Of all files below, in a file of its own."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    lines = [f"{_digest(path)}  {path.relative_to(folder)}" for path in paths]
+    (folder / DIGESTS).write_text("\n".join([_heading(len(lines)), *lines, ""]))
 
 
 def _reason(error: BaseException) -> str:
@@ -248,6 +283,8 @@ def _problem(folder: Path) -> str:
     if rest or lines[:1] != [_heading(len(lines) - 1)]:
         return f"{DIGESTS} has changed"
     for digest, _, name in (line.partition("  ") for line in lines[1:]):
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            return f"{DIGESTS} names a file outside"
         try:
             if _digest(folder / name) != digest:
                 return f"{name} has changed"

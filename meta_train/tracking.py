@@ -122,10 +122,13 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
+    """A row that has its step and, where it has others, numbers or null; else None."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    if all(value is None or type(value) in (int, float) for value in row.values()):
         return row
     return None
