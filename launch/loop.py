@@ -18,6 +18,7 @@ from launch.lease import Lease, claim
 from launch.pending import Finished, Pending
 from launch.saves import Saves
 from launch.stopping import StopSignals
+from launch.workdir import checkpoint_steps
 from launch.validation import Best
 from learned_opt.paths import writable_folder
 from meta_train import devices
@@ -112,7 +113,7 @@ def _run(
     )
 
     saves = Saves(checkpoints, [file for file in (tracker, replay_log) if file], start)
-    stop.newest = lambda: saves.newest
+    stop.newest = lambda: max(checkpoint_steps(workdir), default=None)
 
     def save(step, state):
         files = {"metrics.jsonl": tracker, "replay.log": replay_log}

@@ -81,6 +81,8 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
 
 def next_steps(config: Config, workdir: Path) -> list[str]:
     """Commands that go on from a finished job, each under a word on it."""
+    from launch.workdir import checkpoint_steps
+
     lines = []
     if config.trains == "optimizer":
         best = workdir / "optimizer_best"
@@ -96,7 +98,7 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
             given.append(f"--data_dir={DATA_DIR.value}")
         lines += ["compare it with Adam and SGD:", f"  {command('evaluate')} {shlex.join(given)}"]
     if config.estimator.keeps_log:
-        oldest = min(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+        oldest = checkpoint_steps(workdir)[0]
         given = [f"--workdir={workdir}", f"--from_step={oldest}"]
         lines += ["rebuild it from its log:", f"  {command('replay')} {shlex.join(given)}"]
     return ["", *lines] if lines else []

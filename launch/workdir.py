@@ -172,6 +172,12 @@ def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> JobStart:
     return start
 
 
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Outer steps of the checkpoints there are, as the names of their folders say."""
+    names = [path.name for path in (workdir / "checkpoints").glob("[0-9]*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def write_config(workdir: Path, record: dict[str, Any]) -> None:
     """``config.json``, for people: the configuration, and the ``environment``."""
     document = record["config"] | {"environment": record["environment"]}

@@ -20,7 +20,6 @@ import orbax.checkpoint as ocp
 DIGESTS = "SHA256SUMS"
 # Entry of the record that tells a checkpoint which lost them from one that never had any.
 _DIGESTED = "digests"
-_LOOP = ["asyncio.base_events"]
 
 
 class UnreadableError(ValueError):
@@ -246,29 +245,37 @@ def _unlogged() -> Iterator[None]:
 
 
 def _say_nothing_in_threads() -> None:
-    """Without tracebacks from Orbax's threads of a save that fails: ``wait`` raises what they say.
+    """Without tracebacks from Orbax's threads of a save that fails: ``wait`` says what it was.
 
-    Its writers' futures end after its event loop, and say so too.
+    Its writers' futures end after its event loop, and are never asked, which Python says too.
     """
-
-    def of_orbax(given: Any) -> bool:
-        trace, seen = given.exc_traceback, []
-        while trace is not None:
-            seen.append(trace.tb_frame.f_globals.get("__name__", ""))
-            trace = trace.tb_next
-        closed = str(given.exc_value) == "Event loop is closed" and seen[:1] == _LOOP
-        return closed or any(name.startswith("orbax.") for name in seen)
-
     for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
         hook = getattr(module, name)
-        if not hasattr(hook, "of_orbax"):
+        if getattr(hook, "__name__", "") != "_without_orbax":
 
-            def quiet(given: Any, hook: Any = hook) -> None:
-                if not of_orbax(given):
+            def _without_orbax(given: Any, hook: Any = hook) -> None:
+                if not _of_orbax(given.exc_value, given.exc_traceback):
                     hook(given)
 
-            quiet.of_orbax = of_orbax  # type: ignore[attr-defined]
-            setattr(module, name, quiet)
+            setattr(module, name, _without_orbax)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_orbax)  # (Once: it is the same each time.)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    _, error, trace = record.exc_info or (None, None, None)
+    theirs = f"{os.sep}orbax{os.sep}" in record.pathname and record.levelno >= logging.ERROR
+    return not theirs and (error is None or not _of_orbax(error, trace))
+
+
+def _of_orbax(error: Any, trace: Any) -> bool:
+    """Whether it came through Orbax or TensorStore, or from an event loop that they ended."""
+    seen = []
+    while trace is not None:
+        seen.append(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    closed = str(error) == "Event loop is closed" and seen[:1] == ["asyncio.base_events"]
+    return closed or "tensorstore" in str(error) or any(x.startswith("orbax.") for x in seen)
 
 
 def _problem(folder: Path) -> str:
