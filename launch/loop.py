@@ -18,8 +18,8 @@ from launch.lease import Lease, claim
 from launch.pending import Finished, Pending
 from launch.saves import Saves
 from launch.stopping import StopSignals
-from launch.workdir import checkpoint_steps
 from launch.validation import Best
+from launch.workdir import checkpoint_steps
 from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints

@@ -27,7 +27,6 @@ import numpy as np
 
 from launch import config as cfg
 from launch import loop
-from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
@@ -43,7 +42,9 @@ HYBRID = {
     "refresh_every": 3,
     "replay_log": True,
 }
+# A toy has everything but inner training, and compiles at once.
 CASES = {
+    "toy": jobs.changed(**COMMON),
     "pes": jobs.changed(**COMMON),
     "tbptt": jobs.changed(
         **COMMON, estimator=cfg.estimator("tbptt", num_particles=4, truncation=4)
@@ -78,6 +79,8 @@ def life(case: str, workdir: Path, cache: Path, finish: bool) -> int:
         os.dup2(log, 2)
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if case == "toy":
+            loop.build = jobs.toy
         outcome = loop.run(CASES[case], workdir)
         if finish and outcome.step == STEPS and not outcome.unsaved:
             Path(f"{workdir}.came_to").write_text(json.dumps(came_to(case, workdir)))
@@ -91,7 +94,7 @@ def life(case: str, workdir: Path, cache: Path, finish: bool) -> int:
 
 def came_to(case: str, workdir: Path) -> dict:
     """Digests of everything a job leaves that must not depend on when it was killed."""
-    job = build(CASES[case], None)
+    job = loop.build(CASES[case], None)
     like = devices.host_like(jax.eval_shape(job.init))
     state = Checkpoints(workdir, read_only=True).restore(STEPS, like)
     leaves = [(x.dtype.str, x.shape, x.tobytes()) for x in map(np.asarray, jax.tree.leaves(state))]
@@ -99,7 +102,8 @@ def came_to(case: str, workdir: Path) -> dict:
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     of = {"state": repr(leaves), "metrics": json.dumps(rows)}
     found = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in of.items()}
-    exported = sorted((workdir / CASES[case].trains).glob("*.safetensors"))
+    files = sorted((workdir / CASES[case].trains).iterdir())
+    exported = [path for path in files if path.suffix in (".safetensors", ".npz")]
     assert exported
     for path in [*exported, *workdir.glob("replay.log")]:
         found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -504,7 +504,7 @@ def soak(folder, kills, *flags):
 
 
 def test_killed_ten_times(tmp_path):
-    done = soak(tmp_path, 10, "--cases=pes")
+    done = soak(tmp_path, 10, "--cases=toy")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| all | 10 | " in done.stdout
 
