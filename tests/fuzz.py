@@ -124,7 +124,7 @@ def mutated_tree(tree, rng: random.Random):
 class Rows:
     """``metrics.jsonl``."""
 
-    share = 0.40
+    share = 0.44
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
@@ -254,7 +254,7 @@ class Weights:
 class Checkpoints:
     """The record and the arrays of a checkpoint, its digests made to fit, and the replay log."""
 
-    share = 0.08
+    share = 0.04
 
     def __init__(self, folder: Path):
         self.workdir, build = folder / "job", loop.build

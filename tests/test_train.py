@@ -194,12 +194,6 @@ def test_killed_job_ends_as_if_never_stopped(tmp_path, reference):
     assert_same_outcome(tmp_path / "job", reference)
 
 
-@pytest.mark.slow
-def test_killed_ten_times(tmp_path, reference):
-    kill_and_resume(tmp_path / "job", num_kills=10, seed=1)
-    assert_same_outcome(tmp_path / "job", reference)
-
-
 @pytest.mark.slow  # At any later moment: `test_killed_job_ends_as_if_never_stopped`.
 def test_killed_during_startup(tmp_path, reference):
     process = start(tmp_path / "job")
