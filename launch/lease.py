@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meta_train import strict_json
+
 # Between two signs of life, and how long to look for one, seconds.
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 25.0
@@ -78,7 +80,7 @@ class Lease:
 
     def _write(self, released: bool) -> None:
         self._beats += 1
-        line = json.dumps(self._owner | {"beats": self._beats, "released": released})
+        line = strict_json.dumps(self._owner | {"beats": self._beats, "released": released})
         with contextlib.suppress(OSError):
             os.pwrite(self._file.fileno(), line.encode().ljust(_BYTES - 1) + b"\n", 0)
 

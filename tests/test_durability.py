@@ -114,6 +114,23 @@ def test_a_signal_is_heard_while_a_program_compiles(tmp_path):
     assert "Traceback" not in said
 
 
+def test_a_signal_while_importing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.train", f"--workdir={tmp_path / 'job'}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "jaxlib" not in maps.read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_PREEMPTED and not (tmp_path / "job").exists()
+    assert said == "\nSIGTERM: stopped; run again to continue.\n"
+
+
 # A full disk.
 
 
