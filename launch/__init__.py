@@ -37,15 +37,19 @@ def _end(number, frame):
     Whatever the commands write is whole at any moment, so there is nothing to tidy up. The train
     loop saves first: it has a handler of its own.
     """
-    del number, frame
+    del frame
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # It may be in the middle of a print.
             stream.flush()
-    os.write(2, b"\nInterrupted.\n")
-    os._exit(130)  # 128 + SIGINT, as shells say it.
+    if number == signal.SIGINT:
+        os.write(2, b"\nInterrupted.\n")
+        os._exit(130)  # 128 + SIGINT, as shells say it.
+    os.write(2, f"\n{signal.Signals(number).name}: stopped; run again to continue.\n".encode())
+    os._exit(75)  # EX_TEMPFAIL, "try again", for schedulers that requeue.
 
 
 # Only in a command, and before anything slow is imported. (A shell that ignores the signal
 # for what it starts in the background is obeyed.)
-if _command and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, _end)
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    if _command and signal.getsignal(_number) is not signal.SIG_IGN:
+        signal.signal(_number, _end)

@@ -118,6 +118,11 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
             f"names {name!r}, a {type(thing).__name__}, which must be a function or a {kind.base} "
             "dataclass."
         )
+    if not importing:
+        from learned_opt.named import check_named
+
+        base = getattr(kind.module(), kind.base)
+        check_named(name, thing, (typing.get_type_hints(base.make)["return"], base))
     return _class_of(kind, thing)
 
 
@@ -242,6 +247,8 @@ def from_dict(cls: type, tree: Mapping[str, Any], where: str = "the file") -> An
     Raises:
       ValueError: on a field or name that is not known here, or a value out of range.
     """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} must have the fields of {cls.__name__}, got {tree!r}.")
     entries = {f.name: f for f in dataclasses.fields(cls)}
     unknown = tree.keys() - entries.keys() - {"name"}
     if unknown:
@@ -269,11 +276,22 @@ def _read(field: dataclasses.Field, value: Any, where: str) -> Any:
     plain = _plain_dataclass(field)
     if plain:
         return from_dict(plain, value, where)
+    wanted = _JSON.get(type(_default(field)))
+    if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)):
+        raise ValueError(
+            f"{where} must be {_TYPES.get(type(_default(field)), 'text')}, got {value!r}."
+        )
     return tuple(value) if isinstance(value, list) else value
+
+
+# What a value is in a file, by the type of its field's default.
+_JSON: dict[type, Any] = {bool: bool, int: int, float: (int, float), str: str, tuple: (list, tuple)}
 
 
 def thing_from_dict(base: str, tree: Mapping[str, Any], where: str = "the file") -> Any:
     """The thing that ``to_dict`` wrote; its module must have been imported by someone."""
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
+        raise ValueError(f"{where}: the {KINDS[base].word} must have a `name`, got {tree!r}.")
     try:
         cls = find(KINDS[base], tree["name"], importing=False)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """What the commands share: flags, help, and messages; a preset as the base, values on top."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,10 @@ from absl import app, flags, logging
 from launch import choices
 from launch import config as cfg
 from launch.path_flags import define_path, define_paths
+
+# A disk that is full or fails; EX_IOERR.
+EXIT_DISK = 74
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 WORKDIR = define_paths("workdir", "Folder of what the command reads and writes.")
 DATA_DIR = define_path("data_dir", "TFDS data folder (default: TFDS's own).")
@@ -71,6 +76,7 @@ def run(
     def start(argv):
         del argv
         quiet()
+        sys.stdout, sys.stderr = _Forgiving(sys.stdout), _Forgiving(sys.stderr)
         with messages(cls):
             return main(config)
 
@@ -204,10 +210,47 @@ def messages(cls: type | None = None) -> Iterator[None]:
         sys.exit(_complain(_wrong_value(str(error))))
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno in _DISK:
+            where = f" at {error.filename}" if error.filename else ""
+            print(
+                f"error: the disk cannot be written{where} ({error.strerror}); make room, and run "
+                "the same command again.",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_DISK)
+        if not isinstance(error, BrokenPipeError):
+            raise
         # Who reads the output has gone (`| head`); Python would write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+class _Forgiving:
+    """A stream whose words may be lost, as on a full disk, without ending the program."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._losing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
 
 
 def _complain(message: str) -> int:

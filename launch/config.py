@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -258,9 +259,8 @@ def task_names(config: TaskConfig) -> list[str]:
 
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(valid)}, got {value!r}.{suggest(value, valid)}"
-        )
+        hint = suggest(str(value), valid)
+        raise ValueError(f"`{name}` must be one of {', '.join(valid)}, got {value!r}.{hint}")
 
 
 def _check_least(minimum: int, **values: float) -> None:
@@ -334,9 +334,10 @@ def read_config(tree: Mapping[str, Any], where: str = "config.json") -> Config:
     Raises:
       ValueError: naming the field, if it cannot be read.
     """
-    if "optimizer" in tree.get("meta", {}):
-        tree = _from_flat(tree)
-    return from_dict(Config, tree, where)
+    with _no_other_error(where):
+        if "optimizer" in tree.get("meta", {}):
+            tree = _from_flat(tree)
+        return from_dict(Config, tree, where)
 
 
 def read_task(tree: Mapping[str, Any], where: str) -> TaskConfig:
@@ -345,10 +346,30 @@ def read_task(tree: Mapping[str, Any], where: str) -> TaskConfig:
     Raises:
       ValueError: naming the field, if it cannot be read.
     """
-    # Before things configured themselves, every task had the fields of all.
-    flat = {"batch_size", "dataset", "hidden_sizes", "activation", "standardize"} <= set(tree)
-    old = flat and {"dim", "condition", "noise"} <= set(tree)
-    return thing_from_dict("TaskConfig", known("TaskConfig", tree) if old else tree, where)
+    with _no_other_error(where):
+        # Before things configured themselves, every task had the fields of all.
+        flat = {"batch_size", "dataset", "hidden_sizes", "activation", "standardize"} <= set(tree)
+        old = flat and {"dim", "condition", "noise"} <= set(tree)
+        return thing_from_dict("TaskConfig", known("TaskConfig", tree) if old else tree, where)
+
+
+@contextlib.contextmanager
+def _no_other_error(where: str) -> Iterator[None]:
+    """What a file that is no configuration makes fail, as the ``ValueError`` that it is."""
+    try:
+        yield
+    except (
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ValueError(
+            f"{where} holds no configuration that this version wrote "
+            f"({type(error).__name__}: {error})."
+        ) from None
 
 
 def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:

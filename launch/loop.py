@@ -1,9 +1,9 @@
 """The train loop: a job from where its folder has it, to the end or to a signal."""
 
 import math
-import signal
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,12 @@ from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
 from launch.job import Job, build, say_compiling
+from launch.lease import Lease, claim
 from launch.pending import Finished, Pending
+from launch.saves import Saves
+from launch.stopping import StopSignals
 from launch.validation import Best
+from launch.workdir import checkpoint_steps
 from learned_opt.paths import writable_folder
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
@@ -26,10 +30,10 @@ from meta_train.progress import remark
 from meta_train.tracking import Tracker
 from meta_train.trainer import TrainState
 
-# A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
-EXIT_PREEMPTED = 75
 # A job that cannot learn, since no particle is finite: not to be tried again as it is.
 EXIT_NONFINITE = 3
+# Seconds to wait for W&B at the end; of a stopped job, whose scheduler waits.
+WANDB_SECONDS, WANDB_SECONDS_STOPPED = 60.0, 3.0
 # The share of theta's entries that no perturbation moves from which on a job says so.
 UNPERTURBED = 0.1
 
@@ -42,17 +46,20 @@ class Outcome(NamedTuple):
       preempted: whether a signal stopped it.
       wandb_dir: the folder of the W&B run; None if disabled.
       diagnosis: why what was trained is of no use, and was not exported; empty if it is.
+      unsaved: why the last outer steps are not in a checkpoint, as on a full disk; empty if they
+        are.
     """
 
     step: int
     preempted: bool
     wandb_dir: str | None
     diagnosis: str = ""
+    unsaved: str = ""
 
 
 def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
-    """Trains until ``config.num_steps``, until SIGTERM or SIGINT asks to stop, or until no
-    particle was finite for ``config.nonfinite_patience`` outer steps in a row.
+    """Trains until ``config.num_steps``, until SIGTERM, SIGUSR1 or SIGINT asks to stop, or until
+    no particle was finite for ``config.nonfinite_patience`` outer steps in a row.
 
     Raises:
       ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or
@@ -66,8 +73,8 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
     workdirs.refuse_contradictions(config, surroundings, workdir)
     if not workdirs.find_start(workdir).record:
         job.trainable.start()  # Refuses to start from another optimizer.
-    with workdirs.claim(workdir), _StopSignals() as stop:
-        return _run(job, spec, surroundings, workdir, stop)
+    with claim(workdir) as lease, StopSignals() as stop:
+        return _run(job, spec, surroundings, workdir, lease, stop)
 
 
 def _run(
@@ -75,7 +82,8 @@ def _run(
     spec: TrainState,
     surroundings: dict[str, Any],
     workdir: Path,
-    stop: "_StopSignals",
+    lease: Lease,
+    stop: StopSignals,
 ) -> Outcome:
     config = job.config
     start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
@@ -107,25 +115,33 @@ def _run(
         start.record.get("best_validation"),
     )
 
+    saves = Saves(checkpoints, [file for file in (tracker, replay_log) if file], start)
+    stop.newest = lambda: max(checkpoint_steps(workdir), default=None)
+
     def save(step, state):
         files = {"metrics.jsonl": tracker, "replay.log": replay_log}
-        record = workdirs.describe(
-            config,
-            surroundings,
-            run_id,
-            nonfinite_steps=rows.nonfinite_steps,
-            best_validation=best.loss,
-            files={name: file.mark() for name, file in files.items() if file},
-        )
         host_state = devices.to_host(state, job.axes)
-        checkpoints.save(step, host_state, record)
+        saves.save(
+            step,
+            host_state,
+            lambda: workdirs.describe(
+                config,
+                surroundings,
+                run_id,
+                nonfinite_steps=rows.nonfinite_steps,
+                best_validation=best.loss,
+                files={name: file.mark() for name, file in files.items() if file},
+            ),
+        )
         return host_state
 
     if not start.record:
         name, theta = f"{job.trainable.name}_initial", devices.first_replica(state.theta)
         job.trainable.export(workdir / name, job.theta_tree(theta), 0)
         save(0, state)
-        checkpoints.wait()  # So that there are no metrics without a checkpoint.
+        if problem := saves.wait():  # So that there are no metrics without a checkpoint.
+            tracker.close(0.0)
+            return Outcome(0, False, None, unsaved=problem)
 
     if step < config.num_steps and not stop.requested:
         # Ahead, so that no step's time is that of compiling it.
@@ -134,7 +150,8 @@ def _run(
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
     evaluated = False
-    while step < config.num_steps and not (stop.requested or rows.hopeless):
+    # Of several processes, here is where all would agree on whether this step is the last.
+    while step < config.num_steps and not (stop.requested or rows.hopeless or lease.lost):
         pending.wait_for_room()
         evaluates = config.eval_every > 0 and (step + 1) % config.eval_every == 0
         if evaluates:  # A copy, as a step takes its state's memory.
@@ -163,10 +180,12 @@ def _run(
                 rows.write(pending)
                 save(step, state)
     preempted = stop.requested and step < config.num_steps
+    stop.heard()
+    lease.refuse_if_lost()
     with pending.apart():
         rows.write(pending)
         host_state = save(step, state)
-    checkpoints.close()
+    unsaved = saves.close()
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
@@ -174,10 +193,9 @@ def _run(
         theta = judged(host_state.theta, host_state.meta_opt_state)
         exported = workdir / job.trainable.name
         job.trainable.export(exported, job.theta_tree(theta), step)
-        if tracker.wandb_dir:
-            wandb_results.log(tracker, workdir, exported)
-    tracker.close()
-    return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
+        tracker.send(partial(wandb_results.send, workdir, exported))
+    tracker.close(WANDB_SECONDS_STOPPED if preempted else WANDB_SECONDS)
+    return Outcome(step, preempted, tracker.wandb_dir, diagnosis, unsaved)
 
 
 def wandb_options(config: Config) -> dict[str, Any]:
@@ -287,29 +305,3 @@ class _Rows:
             "derivatives (--cfg.estimator=pes). --cfg.nonfinite_patience=0 continues "
             "regardless."
         )
-
-
-class _StopSignals:
-    """Turns SIGTERM and SIGINT into a request to stop after the running step.
-
-    A second SIGINT does what it would without this.
-    """
-
-    def __enter__(self):
-        self.requested = False
-        self._previous = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def _request(self, number, frame):
-        del frame
-        if self.requested and number == signal.SIGINT:
-            self.__exit__()
-            signal.raise_signal(signal.SIGINT)
-        self.requested = True
-
-    def __exit__(self, *exc):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -59,12 +59,12 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
     if rows:
         last = rows[-1]
         # In a file, what is not finite is null.
-        losses = [math.nan if x is None else x for x in (row["meta_loss"] for row in rows)]
+        losses = [math.nan if x is None else x for x in (row.get("meta_loss") for row in rows)]
         late = [x for x, row in zip(losses, rows, strict=True) if row["step"] > 0.9 * outcome.step]
         lines += [
             f"meta-loss    {losses[-1]:.4g} at outer step {last['step']:,}; "
-            f"{sum(late) / len(late):.4g} is the mean of the logged ones in the last tenth",
-            f"took         {last['time/wall_seconds']:.0f} s, compiling included",
+            f"{sum(late) / max(1, len(late)):.4g} is the mean of the logged ones in the last tenth",
+            f"took         {last.get('time/wall_seconds') or 0:.0f} s, compiling included",
         ]
     lines.append(f"{config.trains:<13}{exported}")
     best = workdir / f"{config.trains}_best"
@@ -81,6 +81,8 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
 
 def next_steps(config: Config, workdir: Path) -> list[str]:
     """Commands that go on from a finished job, each under a word on it."""
+    from launch.workdir import checkpoint_steps
+
     lines = []
     if config.trains == "optimizer":
         best = workdir / "optimizer_best"
@@ -97,7 +99,7 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
             given.append(f"--data_dir={DATA_DIR.value}")
         lines += ["compare it with Adam and SGD:", f"  {command('evaluate')} {shlex.join(given)}"]
     if config.estimator.keeps_log:
-        oldest = min(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+        oldest = checkpoint_steps(workdir)[0]
         given = [f"--workdir={workdir}", f"--from_step={oldest}"]
         lines += ["rebuild it from its log:", f"  {command('replay')} {shlex.join(given)}"]
     return ["", *lines] if lines else []
@@ -122,8 +124,16 @@ def modules_outside(tree: Any) -> list[str]:
 
 def exit_code(outcome: "Outcome") -> int:
     """0 if the job is done; else says why it is not."""
-    from launch.loop import EXIT_NONFINITE, EXIT_PREEMPTED
+    from launch.loop import EXIT_NONFINITE
+    from launch.stopping import EXIT_PREEMPTED
 
+    if outcome.unsaved:
+        print(
+            f"error: the state of outer step {outcome.step} could not be saved ({outcome.unsaved})."
+            " Make room, and run the same command again: it goes on from the newest checkpoint.",
+            file=sys.stderr,
+        )
+        return command_line.EXIT_DISK
     if outcome.preempted:
         print(f"Stopped and saved at outer step {outcome.step}; run again to continue.")
         return EXIT_PREEMPTED

@@ -1,5 +1,6 @@
 """Theta on a suite of tasks during meta-training, and the best theta kept beside the last."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,5 +83,13 @@ class Best:
             return
         loss, theta = float(metrics[METRIC]), np.asarray(theta)
         if np.all(np.isfinite(theta)) and (self.loss is None or loss < self.loss):
-            self._export(self._folder, theta, step)
-            self.loss = loss
+            try:
+                self._export(self._folder, theta, step)
+            except OSError as error:
+                print(
+                    f"warning: the best theta so far, of outer step {step}, could not be written "
+                    f"({error.strerror}); training goes on, and the next better one is tried.",
+                    file=sys.stderr,
+                )
+            else:
+                self.loss = loss

@@ -1,10 +1,7 @@
-"""The folder of a job: who may write to it, what it holds, where the job continues."""
+"""The folder of a job: what it holds, where the job continues."""
 
-import contextlib
-import fcntl
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +61,7 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
         steps = checkpoints.steps
         for step in reversed(steps):
             try:
-                record = checkpoints.job(step)
+                record = _checked(checkpoints.job(step), step)
                 host_state = None if like is None else checkpoints.restore(step, like)
             except UnreadableError as error:
                 beginning.unreadable[step] = str(error)
@@ -85,6 +82,38 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
             "Put its checkpoints/ back, or give another --workdir to start afresh."
         )
     return beginning
+
+
+def _checked(record: Any, step: int) -> dict[str, Any]:
+    """The record of a checkpoint, if it is one: of this version, or of one that wrote less.
+
+    Raises:
+      UnreadableError: naming the entry that is of another type.
+    """
+    record = record if isinstance(record, dict) else {}
+    marks = record.get("files", {})
+    whole = isinstance(marks, dict) and all(
+        isinstance(mark, dict) and all(type(mark.get(k)) is int for k in ("bytes", "crc32"))
+        for mark in marks.values()
+        if mark is not None  # Of a process that writes no metrics.
+    )
+    best, surroundings = record.get("best_validation"), record.get("environment")
+    right = {
+        "config": isinstance(record.get("config"), dict),
+        "environment": surroundings is None
+        or (
+            isinstance(surroundings, dict)
+            and all(isinstance(part, dict) for part in surroundings.values())
+        ),
+        "wandb_run_id": isinstance(record.get("wandb_run_id"), str),
+        "nonfinite_steps": type(record.get("nonfinite_steps", 0)) is int,
+        "best_validation": best is None or type(best) in (int, float),
+        "files": whole,
+    }
+    for name, fits in right.items():
+        if not fits:
+            raise UnreadableError(f"checkpoint {step} is damaged: its record has a wrong `{name}`")
+    return record
 
 
 def refuse_contradictions(config: cfg.Config, surroundings: dict[str, Any], workdir: Path) -> None:
@@ -144,37 +173,15 @@ def begin(workdir: Path, like: Any, surroundings: dict[str, Any]) -> JobStart:
     return start
 
 
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Outer steps of the checkpoints there are, as the names of their folders say."""
+    names = [path.name for path in (workdir / "checkpoints").glob("[0-9]*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def write_config(workdir: Path, record: dict[str, Any]) -> None:
     """``config.json``, for people: the configuration, and the ``environment``."""
     document = record["config"] | {"environment": record["environment"]}
     temporary = workdir / "config.json.tmp"
     temporary.write_text(strict_json.dumps(document, indent=2) + "\n")
     os.replace(temporary, workdir / "config.json")
-
-
-@contextlib.contextmanager
-def claim(workdir: Path) -> Iterator[None]:
-    """Keeps a second process out of the job; the system lets go when this one ends, however.
-
-    Raises:
-      ValueError: if another process has it, or the folder cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / "lock", "a")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ValueError(
-            f"`workdir` {workdir} must be a folder that can be written, but {error.filename} "
-            f"cannot ({error.strerror}); give another folder, or mend this one."
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"`workdir` {workdir} is in use by another process, which would write to the same "
-                "files. Wait until it ends, or give another --workdir."
-            ) from None
-        except OSError:
-            pass  # A file system without locks.
-        yield

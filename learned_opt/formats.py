@@ -258,7 +258,10 @@ def _read(file: Path) -> tuple[dict[str, Table], dict[str, Any]]:
         tree = tree["0"]  # Theta, the name of a run, and a step.
     if not isinstance(tree, dict):
         _refuse(file, "holds no theta (it is no dictionary)")
-    return HAIKU, flatten_dict(tree, sep="/")
+    try:
+        return HAIKU, flatten_dict(tree, sep="/")
+    except (TypeError, RecursionError):
+        _refuse(file, "holds no theta (its names are no words)")
 
 
 def _refuse(where: Any, problem: str) -> NoReturn:

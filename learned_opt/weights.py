@@ -32,6 +32,7 @@ from learned_opt.lion import learnable_lion
 from learned_opt.mlp import mlp_optimizer
 from learned_opt.model_card import model_card
 from learned_opt.muon import learnable_muon
+from learned_opt.named import check_named
 from learned_opt.nn_adam import nn_adam
 from learned_opt.paths import writable_folder
 from learned_opt.pretrained import available, trained_folder
@@ -292,7 +293,12 @@ def _named(name: Any) -> Callable[..., LearnedOptimizer | OptimizerConfig]:
         )
     if not hasattr(sys.modules[module], attribute):
         raise ValueError(f"`name` is {name!r}, but {module} has no {attribute!r}.")
-    return getattr(sys.modules[module], attribute)
+    thing = getattr(sys.modules[module], attribute)
+    try:
+        check_named(name, thing, (LearnedOptimizer, OptimizerConfig))
+    except ValueError as error:
+        raise ValueError(f"`name` {error}") from None
+    return thing
 
 
 def _check_arrays(

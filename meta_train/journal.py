@@ -1,5 +1,8 @@
 """Files that only grow, every entry on disk at once, and that a checkpoint pins to the byte."""
 
+import collections
+import contextlib
+import errno
 import os
 import sys
 import zlib
@@ -23,6 +26,12 @@ class Journal:
     If the file is not what the mark says (missing, shorter, changed), it is set aside as
     ``NAME.damaged``, one sentence on stderr says so, and what ``salvage`` finds in it goes on.
 
+    Entries that cannot be written, as on a full disk, are kept in memory, and are tried again
+    before the next one: the file never has half an entry, nor one without those before it.
+
+    Attributes:
+      problem: why entries are still in memory only; empty if all are in the file.
+
     Args:
       path: the file.
       mark: what ``mark()`` returned when the checkpoint was saved that the job continues from;
@@ -38,6 +47,8 @@ class Journal:
         else:
             size, self._crc = self._salvage(path, mark, salvage)
         self._size = size
+        self._waiting: collections.deque[bytes] = collections.deque()
+        self.problem = ""
         # Unbuffered: an entry is in the hands of the system when `append` returns.
         self._file = path.open("ab", buffering=0)
 
@@ -59,12 +70,29 @@ class Journal:
 
     def append(self, entry: bytes) -> None:
         """Writes one entry, in one system call."""
-        self._file.write(entry)
-        self._size += len(entry)
-        self._crc = zlib.crc32(entry, self._crc)
+        self._waiting.append(entry)
+        self.flush()
+
+    def flush(self) -> str:
+        """Writes what could not be written before; returns ``problem``."""
+        self.problem = ""
+        while self._waiting and not self.problem:
+            entry = self._waiting[0]
+            try:
+                if self._file.write(entry) < len(entry):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                self.problem = f"{self._file.name}: {error.strerror}"
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)
+            else:
+                self._waiting.popleft()
+                self._size += len(entry)
+                self._crc = zlib.crc32(entry, self._crc)
+        return self.problem
 
     def mark(self) -> dict[str, int]:
-        """The file so far, for a checkpoint: its ``bytes`` and their ``crc32``."""
+        """What is in the file, for a checkpoint: its ``bytes`` and their ``crc32``."""
         return {"bytes": self._size, "crc32": self._crc}
 
     def close(self) -> None:

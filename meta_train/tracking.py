@@ -1,29 +1,18 @@
 """Metrics to ``metrics.jsonl`` and Weights & Biases, progress to the terminal."""
 
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import wandb
 
 from meta_train import strict_json
 from meta_train.journal import Journal, Salvage
 from meta_train.progress import progress
-
-
-def wandb_mode(requested: str) -> Any:
-    """``online``, ``offline`` or ``disabled``; ``auto`` is online only for who is logged in."""
-    if requested != "auto":
-        return requested
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    return "online" if wandb.login(prompt=False) else "offline"
+from meta_train.wandb_run import WandbRun
 
 
 class Tracker:
@@ -60,68 +49,32 @@ class Tracker:
         self._file = Journal(path, mark, lambda data: whole_rows(data, start_step))
         # Of the job, not of this process.
         self._began = time.perf_counter() - (last_row(path).get("time/wall_seconds") or 0.0)
-        # A service of the job's own: one inherited from whoever started it outlives a killed
-        # job, whose run id is then still in use when the job is started again.
-        os.environ.pop("WANDB_SERVICE", None)
-        self._run = wandb.init(
-            project=project,
-            id=run_id,
-            dir=str(workdir.absolute()),
-            config=dict(config),
-            mode=wandb_mode(mode),
-            resume="allow",
-            settings=wandb.Settings(silent=True),
-            **{"name": workdir.absolute().name} | dict(options or {}),
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run = None
+        if mode != "disabled":
+            self._run = WandbRun(
+                workdir, mode, project=project, id=run_id, config=dict(config), **(options or {})
+            )
         self._bar = progress(total=num_steps, initial=start_step, desc="meta-training", unit="step")
 
     @property
     def wandb_dir(self) -> str | None:
         """Folder of the W&B run's files; None if disabled."""
-        if not self._active or self._run.disabled:
-            return None
-        return str(Path(self._run.dir).parent)
+        return self._run.folder if self._active and self._run else None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Logs one outer step; ``row`` holds ``step``, scalars and ``NAME_histogram``."""
         if not self._active:
             return
         self._file.append(strict_json.dumps(row).encode() + b"\n")
-        shown = {name: _for_wandb(name, value) for name, value in row.items()}
-        self._run.log(shown, step=int(row["step"]))
+        if self._run:
+            self._run.log(row)
         self._bar.set_postfix_str(_beside_the_bar(row), refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
-    def media(
-        self,
-        step: int,
-        images: Mapping[str, Path],
-        tables: Mapping[str, tuple[list[Any], list[list[Any]]]],
-    ) -> None:
-        """Adds to the last row of the W&B run.
-
-        Args:
-          step: of that row.
-          images: PNG files, which may go when this returns, by their names there.
-          tables: columns and rows.
-        """
-        if self._active:
-            found: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
-            found |= {name: wandb.Table(columns=c, data=rows) for name, (c, rows) in tables.items()}
-            self._run.log(found, step=step)
-
-    def artifact(
-        self, folder: Path, *, name: str, kind: str, description: str, metadata: dict[str, Any]
-    ) -> None:
-        """A folder to the W&B run, as an artifact."""
-        if not self._active:
-            return
-        found = wandb.Artifact(name, type=kind, description=description, metadata=metadata)
-        for path in sorted(folder.iterdir()):  # Without the line that `add_dir` prints.
-            found.add_file(str(path))
-        self._run.log_artifact(found)
+    def send(self, what: Callable[[Any, Any], None]) -> None:
+        """Has ``what(wandb, run)`` done to the W&B run, after all rows so far."""
+        if self._active and self._run:
+            self._run.send(what)
 
     def seconds(self) -> float:
         """Since the job began, without the time between its processes."""
@@ -131,12 +84,17 @@ class Tracker:
         """Of ``metrics.jsonl`` so far, for a checkpoint."""
         return self._file.mark() if self._active else None
 
-    def close(self) -> None:
-        """Ends the W&B run."""
+    def flush(self) -> str:
+        """Writes rows that a full disk kept in memory; says why some still are, or nothing."""
+        return self._file.flush() if self._active else ""
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Ends the W&B run, waiting for it at most this long."""
         if self._active:
             self._bar.close()
             self._file.close()
-            self._run.finish()
+            if self._run:
+                self._run.finish(seconds)
 
 
 # Tasks whose losses stand beside the bar.
@@ -154,13 +112,6 @@ def _beside_the_bar(row: Mapping[str, Any]) -> str:
         if memory and "bytes_in_use" in memory:
             said.append(f"{memory['bytes_in_use'] / 2**30:.1f} GiB")
     return ", ".join(said)
-
-
-def _for_wandb(name: str, value: Any) -> Any:
-    if value is None or not name.endswith("_histogram"):
-        return value
-    edges = np.linspace(value["low"], value["high"], len(value["counts"]) + 1)
-    return wandb.Histogram(np_histogram=(value["counts"], edges))
 
 
 def whole_rows(data: bytes, last_step: int) -> Salvage:
@@ -198,10 +149,13 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
+    """A row that has its step and, where it has others, numbers or null; else None."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    if all(value is None or type(value) in (int, float) for value in row.values()):
         return row
     return None

@@ -59,6 +59,10 @@ class ReplayLog:
         numbers += [len(body), zlib.crc32(body)]
         self._file.append(_saved(np.array([*numbers, _own(numbers)], np.int64)) + body)
 
+    def flush(self) -> str:
+        """Writes what a full disk kept in memory; says why a part still is, or nothing."""
+        return self._file.flush()
+
     def mark(self) -> dict[str, int]:
         """Of the log so far, for a checkpoint."""
         return self._file.mark()
