@@ -340,7 +340,7 @@ def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:
     may_change = set(MAY_CHANGE)
     if config.meta.schedule == "constant":
         may_change.add("num_steps")
-    now, then = _flatten(to_dict(config)), _flatten(to_dict(read_config(saved)))
+    now, then = flattened(to_dict(config)), flattened(to_dict(read_config(saved)))
     return [
         f"--cfg.{key.removesuffix('.name')}: the checkpoint has {then.get(key)!r}, this command "
         f"{now.get(key)!r}"
@@ -349,11 +349,12 @@ def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What ``to_dict`` wrote, by paths with dots between."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,9 +1,12 @@
 """The train loop: a job from where its folder has it, to the end or to a signal."""
 
+import contextlib
 import math
 import signal
 import sys
 import uuid
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +17,12 @@ from launch import environment
 from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
+from launch.held_arrays import digest_of_arrays
 from launch.job import Job, build, say_compiling
 from launch.pending import Finished, Pending
 from launch.validation import Best
-from learned_opt.paths import writable_folder
-from meta_train import devices
+from learned_opt.paths import user_path, writable_folder
+from meta_train import devices, processes
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators.hybrid.replay import ReplayLog
 from meta_train.meta_optimizers import judged
@@ -58,15 +62,25 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
         contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
-    workdir = writable_folder("workdir", workdir)
-    job = build(config, data_dir)
-    spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
+    processes.first_does(partial(writable_folder, "workdir", workdir))
+    workdir = user_path("workdir", workdir)
+    job = processes.together(partial(build, config, data_dir))
+    # Refuses sizes that do not fit theta.
+    spec = processes.together(partial(jax.eval_shape, job.init))
+    if processes.several():
+        processes.same(data=digest_of_arrays(job.trainable.systems))
     surroundings = environment.record(job.num_devices)
-    workdirs.refuse_contradictions(config, surroundings, workdir)
-    if not workdirs.find_start(workdir).record:
-        job.trainable.start()  # Refuses to start from another optimizer.
-    with workdirs.claim(workdir), _StopSignals() as stop:
-        return _run(job, spec, surroundings, workdir, stop)
+
+    def claim(held: contextlib.ExitStack) -> None:
+        workdirs.refuse_contradictions(config, surroundings, workdir)
+        if not workdirs.find_start(workdir).record:
+            job.trainable.start()  # Refuses to start from another optimizer.
+        held.enter_context(workdirs.claim(workdir))
+
+    with contextlib.ExitStack() as held:
+        processes.first_does(partial(claim, held))
+        with _StopSignals() as stop:
+            return _run(job, spec, surroundings, workdir, stop)
 
 
 def _run(
@@ -77,14 +91,24 @@ def _run(
     stop: "_StopSignals",
 ) -> Outcome:
     config = job.config
-    start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
-    step, marks = start.step, start.record.get("files", {})
-    run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
-    state = devices.from_host(start.host_state, spec) if start.record else job.begin()
+    # Of several processes only the first has the files; what it reads, it tells the others.
+    first, like = processes.is_first(), devices.host_like(spec)
+    start = processes.first_does(partial(workdirs.begin, workdir, like, surroundings))
+    step, record = processes.first_says((start.step, start.record) if start else None)
+    marks = record.get("files", {})
+    run_id = processes.first_says(record.get("wandb_run_id") or uuid.uuid4().hex[:8])
+    state = None
+    if start:
+        state = devices.from_host(start.host_state, spec) if record else job.begin()
+    if processes.several():
+        own = devices.to_host(state, None) if start else like
+        state = devices.from_host(processes.first_has(own), spec)
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
-    workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    export = job.trainable.export if first else _no_export
+    if first:
+        workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints) if first else None
     tracker = Tracker(
         workdir,
         config=to_dict(config) | {"environment": surroundings},
@@ -96,13 +120,13 @@ def _run(
         mark=marks.get("metrics.jsonl"),
     )
     replay_log = None
-    if config.estimator.keeps_log:
+    if first and config.estimator.keeps_log:
         replay_log = ReplayLog(workdir / "replay.log", step, marks.get("replay.log"))
-    rows = _Rows(job, tracker, replay_log, step, start.record.get("nonfinite_steps", 0))
+    rows = _Rows(job, tracker, replay_log, step, record.get("nonfinite_steps", 0))
     best = Best(
-        lambda folder, theta, step: job.trainable.export(folder, job.theta_tree(theta), step),
+        lambda folder, theta, step: export(folder, job.theta_tree(theta), step),
         workdir / f"{job.trainable.name}_best",
-        start.record.get("best_validation"),
+        record.get("best_validation"),
     )
 
     def save(step, state):
@@ -116,25 +140,38 @@ def _run(
             files={name: file.mark() for name, file in files.items() if file},
         )
         host_state = devices.to_host(state, job.axes)
-        checkpoints.save(step, host_state, record)
+        if processes.several():  # Machines that round differently would drift apart unseen.
+            theta = np.ascontiguousarray(host_state.theta).tobytes()
+            processes.same(theta=f"{zlib.crc32(theta):08x} at outer step {step}")
+        if checkpoints:
+            checkpoints.save(step, host_state, record)
         return host_state
 
-    if not start.record:
+    if not record:
         name, theta = f"{job.trainable.name}_initial", devices.first_replica(state.theta)
-        job.trainable.export(workdir / name, job.theta_tree(theta), 0)
+        export(workdir / name, job.theta_tree(theta), 0)
         save(0, state)
-        checkpoints.wait()  # So that there are no metrics without a checkpoint.
+        if checkpoints:
+            checkpoints.wait()  # So that there are no metrics without a checkpoint.
 
-    if step < config.num_steps and not stop.requested:
+    # Several processes stop after the same step: the one that all of them heard of it in.
+    ask = devices.anywhere(job.num_devices) if processes.several() else None
+
+    def stopping() -> bool:
+        return rows.told_to_stop if ask else stop.requested
+
+    if step < config.num_steps and not stopping():
         # Ahead, so that no step's time is that of compiling it.
         say_compiling(job)
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
     evaluated = False
-    while step < config.num_steps and not (stop.requested or rows.hopeless):
+    while step < config.num_steps and not (stopping() or rows.hopeless):
         pending.wait_for_room()
         state, metrics = train_step(state)
+        if ask:
+            metrics |= {"stop": ask(stop.requested)}
         step += 1
         rows.write(pending)  # While the devices work on the next step.
         pending.add(step, metrics)
@@ -151,19 +188,24 @@ def _run(
                 # Before the checkpoint, so that no checkpoint is ahead of the metrics.
                 rows.write(pending)
                 save(step, state)
-    preempted = stop.requested and step < config.num_steps
+    preempted = stopping() and step < config.num_steps
     with pending.apart():
         rows.write(pending)
         host_state = save(step, state)
-    checkpoints.close()
+    if checkpoints:
+        checkpoints.close()
     tracker.close()
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
     if not preempted and not diagnosis:
         theta = judged(host_state.theta, host_state.meta_opt_state)
-        job.trainable.export(workdir / job.trainable.name, job.theta_tree(theta), step)
+        export(workdir / job.trainable.name, job.theta_tree(theta), step)
     return Outcome(step, preempted, tracker.wandb_dir, diagnosis)
+
+
+def _no_export(folder: Path, theta: Any, step: int) -> None:
+    """The first process's business."""
 
 
 class _Rows:
@@ -171,6 +213,7 @@ class _Rows:
 
     Attributes:
       nonfinite_steps: outer steps in a row, up to now, in which no particle was.
+      told_to_stop: whether a signal asked any of several processes to stop.
     """
 
     def __init__(
@@ -186,6 +229,7 @@ class _Rows:
         self._last_step, self._last_seconds = start_step, 0.0
         self._warned = False
         self.nonfinite_steps = nonfinite_steps
+        self.told_to_stop = False
 
     @property
     def hopeless(self) -> bool:
@@ -201,6 +245,7 @@ class _Rows:
         step, config = finished.step, self._job.config
         metrics = dict(finished.metrics)
         message = metrics.pop("message", None)
+        self.told_to_stop |= bool(metrics.pop("stop", False))
         if self._replay_log:
             self._replay_log.append(step, jax.device_get(message))
         row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics).items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import command_line
+from launch import command_line, hosts
 from launch.choices import to_dict
 from launch.command_line import DATA_DIR, command, required_workdir
 from launch.config import Config
@@ -34,18 +34,23 @@ def main(config: Config) -> int:
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
     from launch.job import build, describe
-    from launch.loop import run
-    from learned_opt.paths import writable_folder
+    from launch.loop import EXIT_PREEMPTED, run
+    from learned_opt.paths import user_path, writable_folder
+    from meta_train import processes
 
     keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
     if given is None:
         print(describe(build(config, DATA_DIR.value), _MEMORY.value))
         return 0
-    workdir = writable_folder("--workdir", given)
-    outcome = run(config, workdir, DATA_DIR.value)
+    hosts.join(config)
+    with hosts.ending_together(lost=EXIT_PREEMPTED):
+        processes.first_does(lambda: writable_folder("--workdir", given))
+        workdir = user_path("--workdir", given)
+        outcome = run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):
         return code
-    print(ending(config, workdir, outcome))
+    if processes.is_first():
+        print(ending(config, workdir, outcome))
     return 0
 
 
