@@ -171,7 +171,7 @@ def _run(
         pending.wait_for_room()
         state, metrics = train_step(state)
         if ask:
-            metrics |= {"stop": ask(stop.requested)}
+            metrics = devices.in_turn(metrics) | {"stop": ask(stop.requested)}
         step += 1
         rows.write(pending)  # While the devices work on the next step.
         pending.add(step, metrics)

@@ -25,11 +25,19 @@ _MEMORY = flags.DEFINE_bool(
     False,
     "With --dry_run: compile the step, and print the memory it needs; minutes for many tasks.",
 )
+_HOSTS = flags.DEFINE_integer(
+    "num_hosts", 1, "With --dry_run: plan for so many hosts like this one.", lower_bound=1
+)
 
 
 def main(config: Config) -> int:
     if _MEMORY.value and not _DRY_RUN.value:
         raise ValueError("--measure_memory is for --dry_run, which was not given; give it too.")
+    if _HOSTS.value > 1 and not _DRY_RUN.value:
+        raise ValueError(
+            "--num_hosts plans with --dry_run, which was not given; to run on several, give "
+            "--num_processes and the like to each."
+        )
     given = None if _DRY_RUN.value else required_workdir()
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
@@ -40,7 +48,8 @@ def main(config: Config) -> int:
 
     keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
     if given is None:
-        print(describe(build(config, DATA_DIR.value), _MEMORY.value))
+        job = build(config, DATA_DIR.value, _HOSTS.value)
+        print(describe(job, _MEMORY.value, _HOSTS.value))
         return 0
     hosts.join(config)
     with hosts.ending_together(lost=EXIT_PREEMPTED):

@@ -89,7 +89,11 @@ def forget_compiled() -> None:
 
 
 def choose_num_devices(
-    requested: int, num_shards: int, flag: str = "num_particles", per_shard: int = 1
+    requested: int,
+    num_shards: int,
+    flag: str = "num_particles",
+    per_shard: int = 1,
+    processes: int | None = None,
 ) -> int:
     """How many devices of this process to use, and of every other that runs the job.
 
@@ -98,12 +102,13 @@ def choose_num_devices(
       num_shards: into how many parts the population can be split.
       flag: what sets the size of the population, for the message.
       per_shard: how much of it one part takes.
+      processes: how many run the job; None: those that there are.
 
     Raises:
       ValueError: if more devices are requested than there are, or if the parts do not
         divide evenly, with the nearest sizes that do.
     """
-    processes, available = jax.process_count(), jax.local_device_count()
+    processes, available = processes or jax.process_count(), jax.local_device_count()
     if not 0 <= requested <= available:
         raise ValueError(
             f"`num_devices` must be between 0 (as many as divide the population) and {available}, "
@@ -288,6 +293,17 @@ def _sharding(axis: int | None, num_devices: int) -> jax.sharding.NamedSharding:
 def _split_shape(x, num_devices: int, hosts: int = 1) -> tuple[int, ...]:
     here = num_devices * jax.process_count()
     return (here, x.shape[0] // (here * hosts), *x.shape[1:])
+
+
+def in_turn(tree: Any) -> Any:
+    """What a program over all devices returned, before the next one that does not read it.
+
+    Over Gloo two programs' exchanges must not be under way at once: each process would begin with
+    another, and wait for ever. Waits there, and nowhere else.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+    return tree
 
 
 def anywhere(num_devices: int) -> Callable[[bool], jax.Array]:
