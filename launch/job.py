@@ -150,17 +150,18 @@ def describe(job: Job, measure_memory: bool = False, num_hosts: int = 1) -> str:
     axis, size, _ = config.estimator.population
     everywhere = num_hosts * job.num_devices
     replicated = sum(jax.tree.leaves(host)) - population
+    kind = jax.local_devices()[0].device_kind
     of = f"{num_hosts} hosts with " if num_hosts > 1 else ""
     return "\n".join(
         [
             strict_json.dumps(to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
-            f"devices                  {of}{job.num_devices} x {jax.local_devices()[0].device_kind}",
+            f"devices                  {of}{job.num_devices} x {kind}",
             f"{axis + ' per device':<25}{size // everywhere}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
-            f"state per device         {population / everywhere / 2**20:.2f} MiB of the population, "
-            f"{replicated / 2**20:.2f} MiB of theta and the meta-optimizer",
+            f"state per device         {population / everywhere / 2**20:.2f} MiB of the population,"
+            f" {replicated / 2**20:.2f} MiB of theta and the meta-optimizer",
             f"memory of a step         {needed}",
             f"outer steps              {config.num_steps:,}",
             f"inner steps in total     {total:,.0f}",

@@ -6,8 +6,8 @@ What a step takes is the simulated cluster's (``cluster_sim``): shares of work o
 speed, then the exchange, round by round. To it come checkpoints, and failures with the work they
 cost. What a step is worth falls with the noise of the meta-gradient: with a population of ``P``
 inner runs a step makes ``1 / (1 + B / P)`` of the progress of a step along the exact gradient,
-where ``B`` is the noise scale, the squared spread of a particle's contribution over the squared norm
-of their mean. Source: McCandlish et al. 2018, for gradients of any kind.
+where ``B`` is the noise scale, the squared spread of a particle's contribution over the squared
+norm of their mean. Source: McCandlish et al. 2018, for gradients of any kind.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What is submitted to clusters: parsed by its own tool, or by the fields of the published schema."""
+"""What is submitted to clusters: run by the shell, or held against the published schema."""
 
 import re
 import shlex

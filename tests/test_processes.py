@@ -218,10 +218,8 @@ def test_a_job_that_loses_a_process_ends_and_continues(tmp_path):
 def test_processes_of_other_commands_are_refused_by_the_command(tmp_path):
     def command(port, index):
         place = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
-        return ["launch.train", f"--workdir={tmp_path / 'job'}", *COMMAND, *place] + [
-            f"--process_id={index}",
-            f"--cfg.seed={index}",
-        ]
+        place += [f"--process_id={index}", f"--cfg.seed={index}"]
+        return ["launch.train", f"--workdir={tmp_path / 'job'}", *COMMAND, *place]
 
     codes, printed = ended(start_all(2, command, 1))
     assert codes == [2, 2]
