@@ -17,9 +17,10 @@ from tests import jobs
 # Sums over particles come in another order on other devices, and Adam divides what is left of it
 # by its own size: plain descent shows that nothing else differs.
 PES = jobs.changed(
-    num_steps=1,
+    num_steps=25,
     eval_every=0,
-    checkpoint_every=25,
+    checkpoint_every=1,
+    keep_checkpoints=30,
     meta=cfg.meta_optimizer("sgd", learning_rate=1e-3, schedule="constant"),
     estimator=cfg.estimator("pes", num_particles=8, truncation=4),
 )
@@ -35,7 +36,6 @@ MIXTURE = jobs.changed(
 )
 JOBS = {
     "pes": PES,
-    "pes_longer": jobs.changed(PES, num_steps=25),
     "hybrid": HYBRID,
     "mixture": MIXTURE,
     "odd": jobs.changed(PES, estimator=cfg.estimator("pes", num_particles=10, truncation=4)),
@@ -43,9 +43,8 @@ JOBS = {
 
 
 def run(name, folder, num_devices):
-    """Runs that job, or continues it; ``pes_longer`` is ``pes`` with more steps."""
-    workdir = Path(folder) / name.removesuffix("_longer")
-    return loop.run(jobs.changed(JOBS[name], num_devices=num_devices), workdir)
+    """Runs that job, or continues it."""
+    return loop.run(jobs.changed(JOBS[name], num_devices=num_devices), Path(folder) / name)
 
 
 def main():

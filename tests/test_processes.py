@@ -46,7 +46,7 @@ def start_all(count, command, num_devices):
     ]
 
 
-FAST = ("pes", "pes_longer", "hybrid", "odd")
+FAST = ("pes", "hybrid", "odd")
 
 
 def run_jobs(folder, count, num_devices, names):
@@ -81,7 +81,7 @@ def theta(folder, name):
 def one(tmp_path_factory):
     """The jobs in this process, on one device; PES to its end."""
     folder = tmp_path_factory.mktemp("one")
-    for name in FAST[:3]:
+    for name in FAST[:2]:
         several.run(name, folder, 1)
     return folder
 
