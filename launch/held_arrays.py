@@ -19,7 +19,7 @@ def digest_of_arrays(thing: Any) -> str:
     found = hashlib.sha256()
     for array in _arrays(thing, set()):
         found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:16]
 
 

@@ -44,16 +44,16 @@ class Place(NamedTuple):
 
     Attributes:
       host, port: where the first process is.
-      count: how many processes there are.
-      index: which this is, from 0.
+      size: how many processes there are.
+      rank: which this is, from 0.
       local_device: the only device it may take; None: all it sees.
       elsewhere: whether the first process is known to be on another host.
     """
 
     host: str
     port: int
-    count: int
-    index: int
+    size: int
+    rank: int
     local_device: int | None = None
     elsewhere: bool = False
 
@@ -75,7 +75,7 @@ def join(config: Config) -> None:
     devices.configure_cpu_devices(config.num_devices)
     address = f"[{place.host}]" if ":" in place.host else place.host
     processes.join(
-        f"{address}:{place.port}", place.count, place.index, _WAIT.value, place.local_device
+        f"{address}:{place.port}", place.size, place.rank, _WAIT.value, place.local_device
     )
     devices.check_equal_processes()
 
@@ -101,7 +101,7 @@ def find_place(
     """
     if count == 1:
         return None
-    given = {
+    given: dict[str, Any] = {
         "--coordinator_address": address or environ.get("JAX_COORDINATOR_ADDRESS"),
         "--num_processes": _whole(environ, "JAX_NUM_PROCESSES", count),
         "--process_id": _whole(environ, "JAX_PROCESS_ID", index),
@@ -194,10 +194,10 @@ def _whole(environ: Mapping[str, str], name: str, given: int | None) -> int | No
 
 
 def _check_index(name: str, place: Place) -> None:
-    if not 0 <= place.index < place.count:
+    if not 0 <= place.rank < place.size:
         raise ValueError(
-            f"{name} must be between 0 and {place.count - 1}, as there are {place.count} "
-            f"processes, got {place.index}."
+            f"{name} must be between 0 and {place.size - 1}, as there are {place.size} "
+            f"processes, got {place.rank}."
         )
 
 

@@ -31,10 +31,10 @@ def meet(place: Place, facts: dict[str, str], wait_seconds: float) -> None:
     Raises:
       ValueError: in every process that is there: who has not come, or what differs where.
     """
-    hello = {"is": _GREETING, "index": place.index, "count": place.count, "host": this_host()}
+    hello = {"is": _GREETING, "index": place.rank, "count": place.size, "host": this_host()}
     hello |= {"facts": facts}
     limit = _Limit(wait_seconds)
-    if place.index == 0:
+    if place.rank == 0:
         _receive_all(place, hello, limit)
     else:
         _report(place, hello, limit)
@@ -67,18 +67,18 @@ def _receive_all(place: Place, own: dict[str, Any], limit: _Limit) -> None:
     heard, said, problem = {}, {0: own}, ""
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listen(place.port))
-        while not problem and len(said) < place.count:
-            absent = [str(i) for i in range(place.count) if i not in said]
+        while not problem and len(said) < place.size:
+            absent = [str(i) for i in range(place.size) if i not in said]
             names = f"process{'es' if len(absent) > 1 else ''} {', '.join(absent[:10])}"
             names += f" and {len(absent) - 10} more" if len(absent) > 10 else ""
             if limit.left <= 0:
                 problem = (
-                    f"{names} of {place.count} did not come to {place.host}:{place.port} within "
+                    f"{names} of {place.size} did not come to {place.host}:{place.port} within "
                     f"{limit.seconds:.0f} s (--wait_seconds); see what they print, and whether "
                     "they can reach this host and port."
                 )
                 break
-            limit.note(f"{names} of {place.count} at port {place.port} of {this_host()}")
+            limit.note(f"{names} of {place.size} at port {place.port} of {this_host()}")
             listening.settimeout(min(1.0, max(0.01, limit.left)))
             try:
                 peer = opened.enter_context(listening.accept()[0])
@@ -88,11 +88,11 @@ def _receive_all(place: Place, own: dict[str, Any], limit: _Limit) -> None:
             if hello is None:
                 continue  # Somebody's probe.
             heard[peer] = hello["index"]
-            if hello["index"] in said or not 0 < hello["index"] < place.count:
+            if hello["index"] in said or not 0 < hello["index"] < place.size:
                 before = said.get(hello["index"], own)["host"]
                 problem = (
                     f"process {hello['index']} of {hello['count']} came from {hello['host']}, but "
-                    f"there is one from {before} already, of {place.count}; give each process a "
+                    f"there is one from {before} already, of {place.size}; give each process a "
                     "--process_id of its own, and all the same --num_processes."
                 )
             said[hello["index"]] = hello

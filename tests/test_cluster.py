@@ -137,7 +137,7 @@ def test_a_node_of_skypilot_finds_its_place():
     assert find_place(env, None, None, None) == Place("10.0.0.4", 4711, 2, 1)
     (words,) = re.findall("^words: -m launch.train (.*)", done.stdout, re.M)
     assert flags_of(shlex.split(words)).num_steps == 5000
-    assert find_place(env, None, None, None).count == task["num_nodes"]
+    assert find_place(env, None, None, None).size == task["num_nodes"]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_two_with_one_number_and_other_counts_are_refused():
     for said in meet(places(3, 0, 1, 1), [{}] * 3):
         assert "process 1 of 3 came from" in said
     found = places(2)
-    for said in meet([found[0], found[1]._replace(count=2, index=1)], [{"a": "1"}, {}]):
+    for said in meet([found[0], found[1]._replace(size=2, rank=1)], [{"a": "1"}, {}]):
         assert "a is None there, 1 in process 0" in said
 
 

@@ -66,7 +66,7 @@ def _line(config: Config, rounds: int) -> dict[str, Any]:
     return {
         "device": chip.device_kind,
         "devices": count,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "JAX's default",
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "JAX's default",
         "optimizer_products": "bfloat16" if config.optimizer.bfloat16 else "float32",  # type: ignore[attr-defined]
         "inner_runs": config.estimator.population.size * config.estimator.population.runs,
         "inner_steps_per_second": round(config.inner_steps() / seconds),
@@ -87,6 +87,6 @@ def _again(config: Config, made: Any, count: int) -> tuple[Any, Any, Any]:
     start = partial(trainer.init_state, estimate, meta, made.init, 0)
     step = trainer.make_step(estimate, meta, devices.device_mean)
     state = devices.place(jax.jit(start)(), count, trainer.PARTICLE_AXES)
-    mapped = devices.population_map(step, count, trainer.PARTICLE_AXES)
+    mapped: Any = devices.population_map(step, count, trainer.PARTICLE_AXES)
     compiled = mapped.lower(state).compile()
     return (compiled, state), compiled, compiled.memory_analysis()

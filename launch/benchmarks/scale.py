@@ -120,7 +120,8 @@ def _child(words: list[str]) -> None:
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - began)
     if index == 0:
-        row = {"processes": processes, "devices": processes * of_each, "particles": particles}
+        row: dict[str, Any] = {"processes": processes, "devices": processes * of_each}
+        row |= {"particles": particles}
         row |= {"ms_per_outer_step": round(1e3 * float(np.median(times[2:])), 2)}
         row |= {"bytes_exchanged_per_device": exchanged_in(step.as_text())}
         row |= {"bytes_of_theta": int(devices.first_replica(state.theta).nbytes)}
