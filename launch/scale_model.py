@@ -41,13 +41,14 @@ class Constants(NamedTuple):
       between_failures: of one host.
     """
 
+    # PES on the digits, on two cores: docs/speed.md, and the case `scale` of 26 November 2026.
     particles: int = 64
-    particle_seconds: float = 4e-4
-    theta: float = 14e3
-    particle_bytes: float = 41e3
-    write_rate: float = 1e8
-    save_seconds: float = 0.02
-    noise_scale: float = 1e3
+    particle_seconds: float = 25e-3 / 32
+    theta: float = 7.0e3
+    particle_bytes: float = 71e3
+    write_rate: float = 6e8
+    save_seconds: float = 0.033
+    noise_scale: float = 74.0  # Of the first 50 steps; it grows as the gradient falls.
     restart: float = 20.0
     heartbeat: float = 60.0
     # No machine of ours: Ethernet of 10 Gb/s, hosts of one kind, one failure in 60 days.
