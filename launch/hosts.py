@@ -15,25 +15,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from launch.choices import to_dict
 from launch.config import Config, flattened
-
-_ADDRESS = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "Of several processes: HOST:PORT of the first one (default: JAX_COORDINATOR_ADDRESS, SLURM's).",
-)
-_COUNT = flags.DEFINE_integer(
-    "num_processes", None, "How many processes run this job (default: JAX_NUM_PROCESSES, SLURM's)."
-)
-_INDEX = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0 (default: JAX_PROCESS_ID, SLURM's)."
-)
-_WAIT = flags.DEFINE_integer(
-    "wait_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
-)
 
 # What SLURM says in every task that `srun` starts.
 _SLURM = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -58,25 +41,29 @@ class Place(NamedTuple):
     elsewhere: bool = False
 
 
-def join(config: Config) -> None:
+def join(
+    config: Config, address: str | None, count: int | None, index: int | None, wait_seconds: int
+) -> None:
     """Makes this process one of those that run the job, if there are several.
+
+    Args:
+      address, count, index: as the flags have them; see ``find_place``.
+      wait_seconds: how long the processes wait for each other.
 
     Raises:
       ValueError: naming what is wrong, in every process that can hear of it.
     """
-    place = find_place(os.environ, _ADDRESS.value, _COUNT.value, _INDEX.value)
+    place = find_place(os.environ, address, count, index)
     if place is None:
         return
     from launch.rendezvous import meet
 
-    meet(place, facts(config), _WAIT.value)
+    meet(place, facts(config), wait_seconds)
     from meta_train import devices, processes
 
     devices.configure_cpu_devices(config.num_devices)
-    address = f"[{place.host}]" if ":" in place.host else place.host
-    processes.join(
-        f"{address}:{place.port}", place.size, place.rank, _WAIT.value, place.local_device
-    )
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    processes.join(f"{host}:{place.port}", place.size, place.rank, wait_seconds, place.local_device)
     devices.check_equal_processes()
 
 

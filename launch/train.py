@@ -29,6 +29,21 @@ _HOSTS = flags.DEFINE_integer(
     "num_hosts", 1, "With --dry_run: plan for so many hosts like this one.", lower_bound=1
 )
 
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "Of several processes: HOST:PORT of the first one (default: JAX_COORDINATOR_ADDRESS, SLURM's).",
+)
+_COUNT = flags.DEFINE_integer(
+    "num_processes", None, "How many processes run this job (default: JAX_NUM_PROCESSES, SLURM's)."
+)
+_INDEX = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 (default: JAX_PROCESS_ID, SLURM's)."
+)
+_WAIT = flags.DEFINE_integer(
+    "wait_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
+)
+
 
 def main(config: Config) -> int:
     if _MEMORY.value and not _DRY_RUN.value:
@@ -51,7 +66,7 @@ def main(config: Config) -> int:
         job = build(config, DATA_DIR.value, _HOSTS.value)
         print(describe(job, _MEMORY.value, _HOSTS.value))
         return 0
-    hosts.join(config)
+    hosts.join(config, _ADDRESS.value, _COUNT.value, _INDEX.value, _WAIT.value)
     with hosts.ending_together(lost=EXIT_PREEMPTED):
         processes.first_does(lambda: writable_folder("--workdir", given))
         workdir = user_path("--workdir", given)
