@@ -7,7 +7,8 @@ step are timed in turns with their *floor*: the same population with the same ba
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
 its gates; ``optimizers`` each learned optimizer beside Adam (all, or those of ``--optimizers`` and
-``--runs``; ``--into`` keeps the lines in a file, and leaves out those it has). If a line says that
+``--runs``; ``--into`` keeps the lines in a file, and leaves out those it has); ``scale`` and
+``device``, only where they are asked for, devices, processes and populations. If a line says that
 a limit was not kept, the command exits non-zero in the end.
 """
 
@@ -204,6 +205,19 @@ def _bfloat16(num_devices: int) -> list[dict]:
     return [bfloat16.measure(num_devices)]
 
 
+def _scale(num_devices: int) -> Iterable[dict]:
+    del num_devices  # Each line has its own.
+    from launch.benchmarks import scale
+
+    return scale.lines()
+
+
+def _device(num_devices: int) -> Iterable[dict]:
+    from launch.benchmarks import device
+
+    return device.lines(num_devices)
+
+
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
 CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes": partial(train_step, "pes"),
@@ -214,8 +228,16 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "reversible": _reversible,
     "optimizers": _optimizers,
     "bfloat16": _bfloat16,
+    "scale": _scale,
+    "device": _device,
 }
-_CASES = flags.DEFINE_list("cases", list(CASES), f"Cases to run, of {', '.join(CASES)}.")
+# Of minutes, and of machines that are not always there: only where they are asked for.
+_ASKED_FOR = ("scale", "device")
+_CASES = flags.DEFINE_list(
+    "cases",
+    [name for name in CASES if name not in _ASKED_FOR],
+    f"Cases to run, of {', '.join(CASES)}.",
+)
 
 
 def _check_flags() -> None:

@@ -390,6 +390,7 @@ def contradictions(config: Config, saved: Mapping[str, Any]) -> list[str]:
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What ``to_dict`` wrote, by paths with dots between."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

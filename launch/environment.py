@@ -36,18 +36,23 @@ ROUNDING: tuple[str, ...] = (
 
 
 def record(num_devices: int) -> dict[str, Any]:
-    """What this process computes with, as JSON; ``num_devices`` as the job uses them."""
+    """What this process computes with, as JSON; ``num_devices`` as the job uses of each process."""
     return {
-        "decides": {name: _setting(name) for name in DECIDING} | {"backend": jax.default_backend()},
+        "decides": deciding_settings() | {"backend": jax.default_backend()},
         "rounds": {name: _setting(name) for name in ROUNDING}
         | {
             "jax": jax.__version__,
             "device": jax.local_devices()[0].device_kind,
-            "devices": num_devices,
+            "devices": num_devices * jax.process_count(),
             "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
             "NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE", ""),
         },
     }
+
+
+def deciding_settings() -> dict[str, Any]:
+    """Those of ``DECIDING`` as they are here; asks no device."""
+    return {name: _setting(name) for name in DECIDING}
 
 
 def contradictions(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:

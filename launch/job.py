@@ -34,15 +34,20 @@ class Job(NamedTuple):
     evaluate: Any  # theta -> {"eval/...": scalar}
 
 
-def build(config: Config, data_dir: str | None) -> Job:
+def build(config: Config, data_dir: str | None, num_hosts: int | None = None) -> Job:
     """Checks the configuration and builds the job.
+
+    Args:
+      num_hosts: to plan for so many like this one; None: those that there are.
 
     Raises:
       ValueError: naming the flag and what to do, before any compute.
     """
     requested = devices.configure_cpu_devices(config.num_devices)
     shards, field, share = config.estimator.shards
-    num_devices = devices.choose_num_devices(requested, shards, f"--cfg.estimator.{field}", share)
+    num_devices = devices.choose_num_devices(
+        requested, shards, f"--cfg.estimator.{field}", share, num_hosts
+    )
     tasks = [task.make(data_dir) for task in config.task.parts]
     names = cfg.task_names(config.task)
     trainable = TRAINABLES[config.trains](config, dict(zip(names, tasks, strict=True)))
@@ -164,12 +169,13 @@ def _programs(config: Config) -> str:
     return "one program" if count == 1 else f"{count} programs, one a task"
 
 
-def describe(job: Job, measure_memory: bool = False) -> str:
+def describe(job: Job, measure_memory: bool = False, num_hosts: int = 1) -> str:
     """The resolved plan: configuration, sizes, memory, inner steps in total.
 
     Args:
       measure_memory: compile the step, which may take minutes, and ask for the memory of its
         temporary arrays. All else is known from shapes.
+      num_hosts: as on one of so many like this one, for which the job was built.
     """
     config = job.config
     spec = jax.eval_shape(job.init)
@@ -178,7 +184,7 @@ def describe(job: Job, measure_memory: bool = False) -> str:
     population = sum(jax.tree.leaves(host.estimator_state))
     if measure_memory:
         say_compiling(job)
-        placed = devices.placed_spec(spec, job.num_devices, job.axes)
+        placed = devices.placed_spec(spec, job.num_devices, job.axes, num_hosts)
         memory = job.step.lower(placed).compile().memory_analysis()
         needed = (
             f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporary, "
@@ -188,14 +194,20 @@ def describe(job: Job, measure_memory: bool = False) -> str:
         needed = f"not asked for: --measure_memory compiles the step ({_programs(config)}) to know"
     total = config.num_steps * config.inner_steps()
     axis, size, _ = config.estimator.population
+    everywhere = num_hosts * job.num_devices
+    replicated = sum(jax.tree.leaves(host)) - population
+    kind = jax.local_devices()[0].device_kind
+    of = f"{num_hosts} hosts with " if num_hosts > 1 else ""
     return "\n".join(
         [
             strict_json.dumps(to_dict(config), indent=2),
             "",
             f"meta-parameters          {theta:,}",
-            f"devices                  {job.num_devices} x {jax.local_devices()[0].device_kind}",
-            f"{axis + ' per device':<25}{size // job.num_devices}",
+            f"devices                  {of}{job.num_devices} x {kind}",
+            f"{axis + ' per device':<25}{size // everywhere}",
             f"population state         {population / 2**20:.1f} MiB over all devices",
+            f"state per device         {population / everywhere / 2**20:.2f} MiB of the population,"
+            f" {replicated / 2**20:.2f} MiB of theta and the meta-optimizer",
             f"memory of a step         {needed}",
             f"outer steps              {config.num_steps:,}",
             f"inner steps in total     {total:,.0f}",

@@ -1,8 +1,10 @@
 """The train loop: a job from where its folder has it, to the end or to a signal."""
 
+import contextlib
 import math
 import sys
 import uuid
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from launch import environment, leaves, wandb_results
 from launch import workdir as workdirs
 from launch.choices import to_dict
 from launch.config import Config
+from launch.held_arrays import digest_of_arrays
 from launch.job import Job, build, say_compiling
 from launch.lease import Lease, claim
 from launch.pending import Finished, Pending
@@ -21,8 +24,8 @@ from launch.saves import Saves
 from launch.stopping import StopSignals
 from launch.validation import Best
 from launch.workdir import checkpoint_steps
-from learned_opt.paths import writable_folder
-from meta_train import devices
+from learned_opt.paths import user_path, writable_folder
+from meta_train import devices, processes
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators.hybrid.replay import ReplayLog
 from meta_train.meta_optimizers import judged
@@ -66,15 +69,25 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
         contradicts the job in ``workdir``, or another
         process runs that job. Nothing is written then.
     """
-    workdir = writable_folder("workdir", workdir)
-    job = build(config, data_dir)
-    spec = jax.eval_shape(job.init)  # Refuses sizes that do not fit theta.
+    processes.first_does(partial(writable_folder, "workdir", workdir))
+    workdir = user_path("workdir", workdir)
+    job = processes.together(partial(build, config, data_dir))
+    # Refuses sizes that do not fit theta.
+    spec = processes.together(partial(jax.eval_shape, job.init))
+    if processes.several():
+        processes.same(data=digest_of_arrays(job.trainable.systems))
     surroundings = environment.record(job.num_devices)
-    workdirs.refuse_contradictions(config, surroundings, workdir)
-    if not workdirs.find_start(workdir).record:
-        job.trainable.start()  # Refuses to start from another optimizer.
-    with claim(workdir) as lease, StopSignals() as stop:
-        return _run(job, spec, surroundings, workdir, lease, stop)
+
+    def claim_folder(held: contextlib.ExitStack) -> Lease:
+        workdirs.refuse_contradictions(config, surroundings, workdir)
+        if not workdirs.find_start(workdir).record:
+            job.trainable.start()  # Refuses to start from another optimizer.
+        return held.enter_context(claim(workdir))
+
+    with contextlib.ExitStack() as held:
+        lease = processes.first_does(partial(claim_folder, held))
+        with StopSignals() as stop:
+            return _run(job, spec, surroundings, workdir, lease, stop)
 
 
 def _run(
@@ -82,18 +95,27 @@ def _run(
     spec: TrainState,
     surroundings: dict[str, Any],
     workdir: Path,
-    lease: Lease,
+    lease: Lease | None,
     stop: StopSignals,
 ) -> Outcome:
     config = job.config
-    start = workdirs.begin(workdir, devices.host_like(spec), surroundings)
-    step, marks = start.step, start.record.get("files", {})
-    run_id = start.record.get("wandb_run_id") or uuid.uuid4().hex[:8]
-    state = devices.from_host(start.host_state, spec) if start.record else job.begin()
+    # Of several processes only the first has the files; what it reads, it tells the others.
+    first, like = processes.is_first(), devices.host_like(spec)
+    start = processes.first_does(partial(workdirs.begin, workdir, like, surroundings))
+    step, record = processes.first_says((start.step, start.record) if start else None)
+    marks = record.get("files", {})
+    run_id = processes.first_says(record.get("wandb_run_id") or uuid.uuid4().hex[:8])
+    state = None
+    if start:
+        state = devices.from_host(start.host_state, spec) if record else job.begin()
+    if processes.several():
+        own = devices.to_host(state, None) if start else like
+        state = devices.from_host(processes.first_has(own), spec)
     devices.forget_compiled()
     state = devices.place(state, job.num_devices, job.axes)
-    workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    export = job.trainable.export if first else _no_export
+    if first:
+        workdirs.write_config(workdir, workdirs.describe(config, surroundings, run_id))
     tracker = Tracker(
         workdir,
         config=to_dict(config) | {"environment": surroundings},
@@ -106,57 +128,75 @@ def _run(
         mark=marks.get("metrics.jsonl"),
     )
     replay_log = None
-    if config.estimator.keeps_log:
+    if first and config.estimator.keeps_log:
         replay_log = ReplayLog(workdir / "replay.log", step, marks.get("replay.log"))
-    rows = _Rows(job, tracker, replay_log, step, start.record.get("nonfinite_steps", 0))
+    rows = _Rows(job, tracker, replay_log, step, record.get("nonfinite_steps", 0))
     best = Best(
-        lambda folder, theta, step: job.trainable.export(folder, job.theta_tree(theta), step),
+        lambda folder, theta, step: export(folder, job.theta_tree(theta), step),
         workdir / f"{job.trainable.name}_best",
-        start.record.get("best_validation"),
+        record.get("best_validation"),
     )
 
-    saves = Saves(checkpoints, [file for file in (tracker, replay_log) if file], start)
+    saves = None
+    if start:
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        saves = Saves(checkpoints, [file for file in (tracker, replay_log) if file], start)
     stop.newest = lambda: max(checkpoint_steps(workdir), default=None)
 
     def save(step, state):
         files = {"metrics.jsonl": tracker, "replay.log": replay_log}
         host_state = devices.to_host(state, job.axes)
-        saves.save(
-            step,
-            host_state,
-            lambda: workdirs.describe(
-                config,
-                surroundings,
-                run_id,
-                nonfinite_steps=rows.nonfinite_steps,
-                best_validation=best.loss,
-                files={name: file.mark() for name, file in files.items() if file},
-            ),
-        )
+        if processes.several():  # Machines that round differently would drift apart unseen.
+            theta = np.ascontiguousarray(host_state.theta).tobytes()
+            processes.same(theta=f"{zlib.crc32(theta):08x} at outer step {step}")
+        if saves:
+            saves.save(
+                step,
+                host_state,
+                lambda: workdirs.describe(
+                    config,
+                    surroundings,
+                    run_id,
+                    nonfinite_steps=rows.nonfinite_steps,
+                    best_validation=best.loss,
+                    files={name: file.mark() for name, file in files.items() if file},
+                ),
+            )
         return host_state
 
-    if not start.record:
+    if not record:
         name, theta = f"{job.trainable.name}_initial", devices.first_replica(state.theta)
-        job.trainable.export(workdir / name, job.theta_tree(theta), 0)
+        export(workdir / name, job.theta_tree(theta), 0)
         save(0, state)
-        if problem := saves.wait():  # So that there are no metrics without a checkpoint.
+        # So that there are no metrics without a checkpoint.
+        if problem := processes.first_says(saves.wait() if saves else ""):
             tracker.close(0.0)
             return Outcome(0, False, None, unsaved=problem)
 
-    if step < config.num_steps and not stop.requested:
+    # Several processes stop after the same step: the one that all of them heard of it in.
+    ask = devices.anywhere(job.num_devices) if processes.several() else None
+
+    def wants_to_stop() -> bool:
+        return stop.requested or bool(lease and lease.lost)
+
+    def stopping() -> bool:
+        return rows.told_to_stop if ask else wants_to_stop()
+
+    if step < config.num_steps and not stopping():
         # Ahead, so that no step's time is that of compiling it.
         say_compiling(job)
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
     pending = Pending(devices.max_in_flight())
     evaluated = False
-    # Of several processes, here is where all would agree on whether this step is the last.
-    while step < config.num_steps and not (stop.requested or rows.hopeless or lease.lost):
+    while step < config.num_steps and not (stopping() or rows.hopeless):
         pending.wait_for_room()
         evaluates = config.eval_every > 0 and (step + 1) % config.eval_every == 0
         if evaluates:  # A copy, as a step takes its state's memory.
             before = np.array(devices.first_replica(state.theta))
         state, metrics = train_step(state)
+        if ask:
+            metrics = devices.in_turn(metrics) | {"stop": ask(wants_to_stop())}
         step += 1
         rows.write(pending)  # While the devices work on the next step.
         pending.add(step, metrics)
@@ -179,20 +219,20 @@ def _run(
                 # Before the checkpoint, so that no checkpoint is ahead of the metrics.
                 rows.write(pending)
                 save(step, state)
-    preempted = stop.requested and step < config.num_steps
+    preempted = stopping() and step < config.num_steps
     stop.heard()
-    lease.refuse_if_lost()
+    processes.first_does(lambda: lease.refuse_if_lost() if lease else None)
     with pending.apart():
         rows.write(pending)
         host_state = save(step, state)
-    unsaved = saves.close()
+    unsaved = saves.close() if saves else ""
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
     if not preempted and not diagnosis:
         theta = judged(host_state.theta, host_state.meta_opt_state)
         exported = workdir / job.trainable.name
-        job.trainable.export(exported, job.theta_tree(theta), step)
+        export(exported, job.theta_tree(theta), step)
         tracker.send(partial(wandb_results.send, workdir, exported))
     tracker.close(WANDB_SECONDS_STOPPED if preempted else WANDB_SECONDS)
     return Outcome(step, preempted, tracker.wandb_dir, diagnosis, unsaved)
@@ -206,11 +246,16 @@ def wandb_options(config: Config) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
+def _no_export(folder: Path, theta: Any, step: int) -> None:
+    """The first process's business."""
+
+
 class _Rows:
     """Writes what finished steps did, and keeps an eye on whether any particle is finite.
 
     Attributes:
       nonfinite_steps: outer steps in a row, up to now, in which no particle was.
+      told_to_stop: whether a signal asked any of several processes to stop.
     """
 
     def __init__(
@@ -227,6 +272,7 @@ class _Rows:
         self._last_step, self._last_seconds = start_step, 0.0
         self._warned = False
         self.nonfinite_steps = nonfinite_steps
+        self.told_to_stop = False
 
     @property
     def hopeless(self) -> bool:
@@ -242,6 +288,7 @@ class _Rows:
         step, config = finished.step, self._job.config
         metrics = dict(finished.metrics)
         message = metrics.pop("message", None)
+        self.told_to_stop |= bool(metrics.pop("stop", False))
         if self._replay_log:
             self._replay_log.append(step, jax.device_get(message))
         metrics.pop("meta_grad")

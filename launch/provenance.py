@@ -22,12 +22,17 @@ def provenance(config: Config) -> dict[str, Any]:
     return {
         "command": _command(),
         "config": to_dict(config),
-        "commit": _commit(),
-        "versions": {
-            "python": sys.version.split()[0],
-            "learned-opt": __version__,
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "commit": commit(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this library and the packages that numbers come from."""
+    return {
+        "python": sys.version.split()[0],
+        "learned-opt": __version__,
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
 
 
@@ -40,7 +45,8 @@ def _command() -> list[str]:
     return [started.name, *sys.argv[1:]]
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Of the checkout the library runs from; None for an installed package."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import command_line
+from launch import command_line, hosts
 from launch.choices import to_dict
 from launch.command_line import DATA_DIR, command, required_workdir
 from launch.config import Config
@@ -25,27 +25,57 @@ _MEMORY = flags.DEFINE_bool(
     False,
     "With --dry_run: compile the step, and print the memory it needs; minutes for many tasks.",
 )
+_HOSTS = flags.DEFINE_integer(
+    "num_hosts", 1, "With --dry_run: plan for so many hosts like this one.", lower_bound=1
+)
+
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "Of several processes: HOST:PORT of the first one (default: JAX_COORDINATOR_ADDRESS, SLURM's).",
+)
+_COUNT = flags.DEFINE_integer(
+    "num_processes", None, "How many processes run this job (default: JAX_NUM_PROCESSES, SLURM's)."
+)
+_INDEX = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 (default: JAX_PROCESS_ID, SLURM's)."
+)
+_WAIT = flags.DEFINE_integer(
+    "wait_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
+)
 
 
 def main(config: Config) -> int:
     if _MEMORY.value and not _DRY_RUN.value:
         raise ValueError("--measure_memory is for --dry_run, which was not given; give it too.")
+    if _HOSTS.value > 1 and not _DRY_RUN.value:
+        raise ValueError(
+            "--num_hosts plans with --dry_run, which was not given; to run on several, give "
+            "--num_processes and the like to each."
+        )
     given = None if _DRY_RUN.value else required_workdir()
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
     from launch.job import build, describe
     from launch.loop import run
-    from learned_opt.paths import writable_folder
+    from launch.stopping import EXIT_PREEMPTED
+    from learned_opt.paths import user_path, writable_folder
+    from meta_train import processes
 
     keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
     if given is None:
-        print(describe(build(config, DATA_DIR.value), _MEMORY.value))
+        job = build(config, DATA_DIR.value, _HOSTS.value)
+        print(describe(job, _MEMORY.value, _HOSTS.value))
         return 0
-    workdir = writable_folder("--workdir", given)
-    outcome = run(config, workdir, DATA_DIR.value)
+    hosts.join(config, _ADDRESS.value, _COUNT.value, _INDEX.value, _WAIT.value)
+    with hosts.ending_together(lost=EXIT_PREEMPTED):
+        processes.first_does(lambda: writable_folder("--workdir", given))
+        workdir = user_path("--workdir", given)
+        outcome = run(config, workdir, DATA_DIR.value)
     if code := exit_code(outcome):
         return code
-    print(ending(config, workdir, outcome))
+    if processes.is_first():
+        print(ending(config, workdir, outcome))
     return 0
 
 

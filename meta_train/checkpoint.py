@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from meta_train import processes
+
 # Digests of a checkpoint's files, as `sha256sum --check` reads them.
 DIGESTS = "SHA256SUMS"
 # Entry of the record that tells a checkpoint which lost them from one that never had any.
@@ -48,10 +50,18 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
+        # Of several processes only the first is here; Orbax must not wait for the others.
+        alone: dict[str, Any] = {"create": not read_only}
+        if processes.several():
+            only = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+            alone = {"create": False, "multiprocessing_options": only}
+            if not read_only:
+                self._folder.mkdir(parents=True, exist_ok=True)
         if read_only:
-            options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
+            options = ocp.CheckpointManagerOptions(**alone, save_root_metadata=False)
         else:
             options = ocp.CheckpointManagerOptions(
+                **alone,
                 max_to_keep=keep,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,

@@ -1,9 +1,10 @@
 """The population on devices. The only file that knows of ``jax.pmap`` and the axis name.
 
 Only the leading particle axis is ever split: arrays ``[particles, ...]`` become
-``[devices, particles / devices, ...]``; everything else is replicated. On the host, and in
-checkpoints, there is only the device-free view, so a job may move to another number of
-devices.
+``[devices, particles / devices, ...]``; everything else is replicated. Where several processes run
+the job, its devices are those of all of them, in the order of the processes; ``num_devices`` is
+always how many of them are in each process. On the host, and in checkpoints, there is only the
+device-free view, so a job may move to another number of devices or processes.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 _AXIS = "population"
 
@@ -87,35 +89,45 @@ def forget_compiled() -> None:
 
 
 def choose_num_devices(
-    requested: int, num_shards: int, flag: str = "num_particles", per_shard: int = 1
+    requested: int,
+    num_shards: int,
+    flag: str = "num_particles",
+    per_shard: int = 1,
+    processes: int | None = None,
 ) -> int:
-    """How many local devices to use.
+    """How many devices of this process to use, and of every other that runs the job.
 
     Args:
       requested: how many; 0 is the most that divide the population, of those there are.
       num_shards: into how many parts the population can be split.
       flag: what sets the size of the population, for the message.
       per_shard: how much of it one part takes.
+      processes: how many run the job; None: those that there are.
 
     Raises:
       ValueError: if more devices are requested than there are, or if the parts do not
         divide evenly, with the nearest sizes that do.
     """
-    available = jax.local_device_count()
+    processes, available = processes or jax.process_count(), jax.local_device_count()
     if not 0 <= requested <= available:
         raise ValueError(
             f"`num_devices` must be between 0 (as many as divide the population) and {available}, "
             f"the local {jax.default_backend()} devices, got {requested}."
         )
     if not requested:
-        return max(n for n in range(1, available + 1) if num_shards % n == 0)
-    if num_shards % requested:
-        lower = num_shards // requested * requested
-        near = [count * per_shard for count in (lower, lower + requested) if count > 0]
+        dividing = [n for n in range(1, available + 1) if num_shards % (n * processes) == 0]
+        if dividing:
+            return dividing[-1]
+    total = processes * (requested or 1)
+    if num_shards % total:
+        lower = num_shards // total * total
+        near = [count * per_shard for count in (lower, lower + total) if count > 0]
+        of = f" ({processes} processes with {requested or 1} each)" if processes > 1 else ""
         raise ValueError(
-            f"The population must divide evenly over {requested} devices: `{flag}` must be a "
-            f"multiple of {requested * per_shard}, got {num_shards * per_shard}. Nearest that are: "
-            f"{' and '.join(map(str, near))}; or choose another `num_devices`."
+            f"The population must divide evenly over {total} devices{of}: `{flag}` must be a "
+            f"multiple of {total * per_shard}, got {num_shards * per_shard}. Nearest that are: "
+            f"{' and '.join(map(str, near))}; or choose another `num_devices`"
+            f"{' or number of processes' if processes > 1 else ''}."
         )
     return requested
 
@@ -140,7 +152,7 @@ def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = Tru
 
     Args:
       fn: takes and returns a state; must average over devices with ``device_mean``.
-      num_devices: how many local devices.
+      num_devices: how many devices of each process.
       axes: a prefix of the state's pytree: 0 where a leaf has the particle axis, else None.
       donate: reuse the memory of the state passed in.
     """
@@ -149,7 +161,7 @@ def population_map(fn: Callable, num_devices: int, axes: Any, donate: bool = Tru
         axis_name=_AXIS,
         in_axes=(axes,),
         out_axes=(axes, None),
-        devices=jax.local_devices()[:num_devices],
+        devices=job_devices(num_devices),
         donate_argnums=(0,) if donate else (),
     )
 
@@ -165,7 +177,7 @@ def part_map(fn: Callable, num_devices: int) -> Callable:
         axis_name=_AXIS,
         in_axes=(None, 0),
         out_axes=(None, 0),
-        devices=jax.local_devices()[:num_devices],
+        devices=job_devices(num_devices),
         donate_argnums=(1,),
     )
 
@@ -212,24 +224,42 @@ def place(state: Any, num_devices: int, axes: Any) -> Any:
     def put(axis, tree):
         if axis is not None:
             tree = jax.tree.map(lambda x: x.reshape(_split_shape(x, num_devices)), tree)
-        return jax.device_put(tree, _sharding(axis, num_devices))
+        return _put(tree, _sharding(axis, num_devices))
 
     return jax.tree.map(put, axes, state, is_leaf=lambda axis: axis is None)
 
 
 def replicate(tree: Any, num_devices: int) -> Any:
     """Arrays on every device."""
-    return jax.device_put(tree, _sharding(None, num_devices))
+    return _put(tree, _sharding(None, num_devices))
 
 
-def placed_spec(spec: Any, num_devices: int, axes: Any) -> Any:
-    """What ``place`` would return, as ``jax.ShapeDtypeStruct`` leaves."""
+def _put(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Arrays that every process has, each device getting its part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        x = np.asarray(x)  # `device_put` would compare the whole of it between the processes.
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def placed_spec(spec: Any, num_devices: int, axes: Any, hosts: int = 1) -> Any:
+    """What ``place`` would return, as ``jax.ShapeDtypeStruct`` leaves.
+
+    Args:
+      hosts: as on one of so many, each with ``num_devices``, whether or not they are there.
+    """
 
     def put(axis, tree):
         sharding = _sharding(axis, num_devices)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
-                x.shape if axis is None else _split_shape(x, num_devices),
+                x.shape if axis is None else _split_shape(x, num_devices, hosts),
                 x.dtype,
                 sharding=sharding,
             ),
@@ -239,24 +269,68 @@ def placed_spec(spec: Any, num_devices: int, axes: Any) -> Any:
     return jax.tree.map(put, axes, spec, is_leaf=lambda axis: axis is None)
 
 
+def check_equal_processes() -> None:
+    """Raises ``ValueError`` unless every process has as many devices as this one."""
+    counts = [len(jax.local_devices(index)) for index in range(jax.process_count())]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"every process must have as many devices as the others, got {counts}; set "
+            f"JAX_NUM_CPU_DEVICES={min(counts)} (or CUDA_VISIBLE_DEVICES) for each."
+        )
+
+
+def job_devices(num_devices: int) -> list[jax.Device]:
+    """The first ``num_devices`` of every process, the same list in each of them."""
+    processes = range(jax.process_count())
+    return [d for index in processes for d in jax.local_devices(index)[:num_devices]]
+
+
 def _sharding(axis: int | None, num_devices: int) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (_AXIS,))
+    mesh = jax.sharding.Mesh(np.array(job_devices(num_devices)), (_AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.P() if axis is None else jax.P(_AXIS))
 
 
-def _split_shape(x, num_devices: int) -> tuple[int, ...]:
-    return (num_devices, x.shape[0] // num_devices, *x.shape[1:])
+def _split_shape(x, num_devices: int, hosts: int = 1) -> tuple[int, ...]:
+    here = num_devices * jax.process_count()
+    return (here, x.shape[0] // (here * hosts), *x.shape[1:])
+
+
+def in_turn(tree: Any) -> Any:
+    """What a program over all devices returned, before the next one that does not read it.
+
+    Over Gloo two programs' exchanges must not be under way at once: each process would begin with
+    another, and wait for ever. Waits there, and nowhere else.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+    return tree
+
+
+def anywhere(num_devices: int) -> Callable[[bool], jax.Array]:
+    """``flag -> bool scalar``: whether it is true in any process; all must ask, nobody waits."""
+    total = num_devices * jax.process_count()
+    sharding = _sharding(0, num_devices)
+    any_of_all = jax.jit(jax.numpy.any, out_shardings=_sharding(None, num_devices))
+
+    def ask(flag):
+        part = np.full(total, flag)
+        return any_of_all(jax.make_array_from_callback((total,), sharding, lambda i: part[i]))
+
+    return ask
 
 
 def to_host(state: Any, axes: Any) -> Any:
     """The device-free state, copied to host memory that later donations cannot touch.
 
-    Keys become their key data, since NumPy has no key arrays.
+    Keys become their key data, since NumPy has no key arrays. All of several processes must call
+    it, and all get the whole population, leaf by leaf.
     """
 
     def copy(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
         return np.array(leaf, copy=True)
 
     def fetch(axis, tree):

@@ -57,7 +57,8 @@ class _Step:
         ran = self._drawn(state.key, state.step)
         results, parts = list(self._idle), list(population.parts)
         for index in np.flatnonzero(jax.device_get(ran)):
-            results[index], parts[index] = self._programs[index](_shared(state), parts[index])
+            ran_part = self._programs[index](_shared(state), parts[index])
+            results[index], parts[index] = devices.in_turn(ran_part)
         grads, metrics = map(list, zip(*results, strict=True))
         state, found = self._finish(
             state._replace(estimator_state=(population.norms, grads, metrics, ran))
@@ -74,7 +75,9 @@ class _Step:
                 progress(self._programs, desc="tracing", unit="program"), parts, strict=True
             )
         ]
-        return _Step(lowered, self._finish, self._drawn, self._zeros, self._idle_results(state))
+        # Asked of what is lowered, as of several processes none can trace the map for the shapes.
+        idle = [self._zeros(one.out_info[0]) for one in lowered]
+        return _Step(lowered, self._finish, self._drawn, self._zeros, idle)
 
     def compile(self) -> "_Step":
         compiled = [

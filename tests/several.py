@@ -1,0 +1,64 @@
+"""A process of several, as tests start it: joins the others, then runs jobs of ``JOBS``.
+
+python -m tests.several FOLDER PORT COUNT INDEX NAME...
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from launch import config as cfg
+from launch import loop
+from meta_train import devices, processes
+from tasks import TaskMixture
+from tests import jobs
+
+# Sums over particles come in another order on other devices, and Adam divides what is left of it
+# by its own size: plain descent shows that nothing else differs.
+PES = jobs.changed(
+    num_steps=25,
+    eval_every=0,
+    checkpoint_every=1,
+    keep_checkpoints=30,
+    meta=cfg.meta_optimizer("sgd", learning_rate=1e-3, schedule="constant"),
+    estimator=cfg.estimator("pes", num_particles=8, truncation=4),
+)
+HYBRID = jobs.changed(
+    PES,
+    num_steps=20,
+    estimator=cfg.estimator(
+        "hybrid_es", base=cfg.estimator("tbptt", num_particles=8, truncation=4), replay_log=True
+    ),
+)
+MIXTURE = jobs.changed(
+    PES, num_steps=6, task=TaskMixture((cfg.task("quadratic", dim=2), cfg.task("quadratic", dim=3)))
+)
+JOBS = {
+    "pes": PES,
+    "hybrid": HYBRID,
+    "mixture": MIXTURE,
+    "odd": jobs.changed(PES, estimator=cfg.estimator("pes", num_particles=10, truncation=4)),
+}
+
+
+def run(name, folder, num_devices):
+    """Runs that job, or continues it."""
+    return loop.run(jobs.changed(JOBS[name], num_devices=num_devices), Path(folder) / name)
+
+
+def main():
+    folder, port, count, index, *names = sys.argv[1:]
+    devices.configure_cpu_devices(0)
+    processes.join(f"127.0.0.1:{port}", int(count), int(index), 60)
+    here = Path(folder) if index == "0" else Path(folder) / "never_made"
+    for name in names:
+        try:
+            run(name, here, 0)
+        except processes.AgreedError as error:
+            print(f"refused: {error}")
+    print(processes.first_has({"x": np.array([-0.0, float(index)])})["x"])
+
+
+if __name__ == "__main__":
+    main()
