@@ -96,7 +96,7 @@ def reproduce(
     folder = Path(workdir)
     start = time.monotonic()
     with matplotlib.rc_context(plots.STYLE):  # Colours by number are looked up at the end.
-        result = study.run(quick, data_dir)
+        result = study.run(quick, data_dir, *([folder] if study.keeps else []))
         seconds = time.monotonic() - start
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "figure.png", lambda path: _save_figure(result, path))
