@@ -2,7 +2,8 @@
 
   python -m launch.benchmark [--cases=pes,tbptt,loop,reversible,optimizers] [--cores=1,2]
 
-Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those of a train
+Every case of ``CASES`` (but ``control``, which is run where it is named: it needs the extra of that
+name) runs in a process of its own, pinned to its cores. Those of a train
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
@@ -204,6 +205,15 @@ def _bfloat16(num_devices: int) -> list[dict]:
     return [bfloat16.measure(num_devices)]
 
 
+def _control(num_devices: int) -> list[dict]:
+    from meta_train.devices import configure_cpu_devices
+
+    configure_cpu_devices(num_devices or 1)  # XLA's flags of jobs.
+    from launch.benchmarks import control
+
+    return control.lines()
+
+
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
 CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes": partial(train_step, "pes"),
@@ -214,8 +224,10 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "reversible": _reversible,
     "optimizers": _optimizers,
     "bfloat16": _bfloat16,
+    "control": _control,
 }
-_CASES = flags.DEFINE_list("cases", list(CASES), f"Cases to run, of {', '.join(CASES)}.")
+_ALWAYS = [name for name in CASES if name != "control"]  # That needs an extra.
+_CASES = flags.DEFINE_list("cases", _ALWAYS, f"Cases to run, of {', '.join(CASES)}.")
 
 
 def _check_flags() -> None:

@@ -73,6 +73,7 @@ def listing() -> str:
     width = max(map(len, studies), default=0)
     return "\n".join(
         f"{name:{width}}  {study.minutes:5.1f} min  {study.summary}"
+        + (f"; needs the extra {study.needs}" if study.needs else "")
         for name, study in studies.items()
     )
 

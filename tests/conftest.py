@@ -88,8 +88,11 @@ def pytest_runtest_makereport(item):
 
 def pytest_terminal_summary(terminalreporter):
     """Prints what was not collected, and how many things x cases the contract tests ran."""
-    for name in collect_ignore:
-        terminalreporter.line(f"{name}: not collected, for want of an extra; make test-control")
+    if collect_ignore:
+        terminalreporter.line(
+            "not collected, as the extra `control` is not installed: tests/test_control.py, the "
+            "studies of control, their example (make test-control)"
+        )
     things: dict = collections.defaultdict(collections.Counter)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

@@ -41,12 +41,12 @@ class Normalization(NamedTuple):
     """Welford's running moments of observations ``[D]``.
 
     Attributes:
-      count: float scalar, observations so far, and one more.
+      number: float scalar, observations so far, and one more.
       mean: ``[D]``.
       squares: ``[D]``, the sum of squared deviations from the mean.
     """
 
-    count: jax.Array
+    number: jax.Array
     mean: jax.Array
     squares: jax.Array
 
@@ -61,10 +61,10 @@ def normalized(seen: Normalization, observation: jax.Array) -> tuple[Normalizati
 
     Source: Mania et al. 2018 (ARS V2), whose moments are those of all episodes.
     """
-    count = seen.count + 1
+    number = seen.number + 1
     off = observation - seen.mean
-    mean = seen.mean + off / count
+    mean = seen.mean + off / number
     squares = seen.squares + off * (observation - mean)
-    return Normalization(count, mean, squares), (observation - mean) * jax.lax.rsqrt(
-        squares / count
+    return Normalization(number, mean, squares), (observation - mean) * jax.lax.rsqrt(
+        squares / number
     )

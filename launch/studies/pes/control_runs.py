@@ -1,6 +1,6 @@
 """Methods that learn a policy, and runs of them that are kept on disk as they go."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,13 +93,13 @@ class Size(NamedTuple):
 
     Attributes:
       steps: environment steps of a run.
-      records: how often in it theta is recorded and tried.
+      record: environment steps from one record of theta to the next, in whole outer steps.
       seeds: of the runs.
       rollouts: in Gymnasium, of each recorded theta.
     """
 
     steps: int
-    records: int
+    record: int
     seeds: tuple[int, ...]
     rollouts: int
 
@@ -117,12 +117,7 @@ def learn(
     system, unravel, start = flat_system(control)
     estimator = method.make(system, horizons=est.fixed_horizon(EPISODE))
     optimizer = optax.sgd(method.rate)
-    each = round(size.steps / size.records / method.cost)
-    if not each:
-        raise ValueError(
-            f"`records` must leave an outer step of {name} in each, got records={size.records} in "
-            f"{size.steps:,} steps of {method.cost:,}; take fewer."
-        )
+    each = max(1, round(size.record / method.cost))
     seeds = jnp.array(size.seeds)
 
     @jax.jit
@@ -159,7 +154,7 @@ def learn(
         "rollouts": size.rollouts,
     } | software()
     structure = jax.tree.structure(carry)
-    records = progress(range(1, size.records + 1), desc=name, leave=False)
+    records = progress(range(1, size.steps // (each * method.cost) + 1), desc=name, leave=False)
     for index in records:
 
         def record(carry=carry, index=index):
@@ -195,11 +190,9 @@ def steps_to(curve: Curve, level: float) -> np.ndarray:
     return np.where(reached.any(axis=1), curve.steps[first], np.inf)
 
 
-def final_returns(
-    control: Control, thetas: Sequence[np.ndarray], num_rollouts: int, seed: int
-) -> np.ndarray:
-    """Returns in Gymnasium of policies ``[policies]``, as vectors: ``[policies, rollouts]``."""
+def final_returns(control: Control, thetas: np.ndarray, num_rollouts: int, seed: int) -> np.ndarray:
+    """Returns in Gymnasium of policies ``[policies, P]``: ``[policies, rollouts]``."""
     unravel = flat_system(control)[1]
     measure = jax.jit(gymnasium_returns(control, num_rollouts))
-    trees = jax.vmap(unravel)(jnp.stack([jnp.asarray(theta) for theta in thetas]))
+    trees = jax.vmap(unravel)(jnp.asarray(thetas))
     return np.asarray(measure(trees, jnp.int32(seed)).total)
