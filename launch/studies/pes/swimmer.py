@@ -2,15 +2,16 @@
 
 python -m launch.reproduce swimmer --workdir=DIR
 
-Needs the extra ``control``. Gymnasium's Swimmer, simulated by MJX; every recorded policy is rolled
-out in Gymnasium's own simulation, and the returns shown are those. As in the paper: a linear policy
-without a bias, from zero, no normalization of observations or rewards; T = 1,000, K = 100, 10
-pairs, plain gradient descent, sigma 0.3 (truncated ES 0.1). ARS V1 has the defaults of its code. The
-learning rates of the paper are of sums, in a normalization that its code and its README give
-differently; here they are of the mean reward of a step, and were chosen by runs of 60,000 to 160,000
-environment steps on seeds 3 and 5 (truncated ES, NRES: 5 alone) in MuJoCo, by the steps to 300 or
-else the highest return: of 0.1, 0.3, 0.6 and 1 for PES, of 1, 3 and 10 for full ES, of 1, 10 and 100
-for truncated ES; NRES has that of PES. Quick: fewer steps, one seed, PES and truncated ES.
+Needs the extra ``control``. Gymnasium's Swimmer, simulated by MJX; every recorded policy is
+rolled out in Gymnasium's own simulation, and the returns shown are those. As in the paper: a
+linear policy without a bias, from zero, no normalization of observations or rewards; T = 1,000, K
+= 100, 10 pairs, plain gradient descent, sigma 0.3 (truncated ES 0.1). ARS V1 has the defaults of
+its code. The learning rates of the paper are of sums, in a normalization that its code and its
+README give differently; here they are of the mean reward of a step, and were chosen by runs of
+60,000 to 160,000 environment steps on seeds 3 and 5 (truncated ES, NRES: 5 alone) in MuJoCo, by
+the steps to 300 or else the highest return: of 0.1, 0.3, 0.6 and 1 for PES, of 1, 3 and 10 for
+full ES, of 1, 10 and 100 for truncated ES; NRES has that of PES. Quick: fewer steps, one seed,
+PES and truncated ES.
 
 With the same folder a run that was stopped goes on where it was.
 """

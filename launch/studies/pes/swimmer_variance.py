@@ -10,13 +10,11 @@ The scale is that of the gradient of the mean reward of a step; full ES has one 
 its mean over windows here being the variance at the cost of ten windows.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from launch.studies.base import Claim, Result, Study
 from launch.studies.pes.control_runs import flat_system
