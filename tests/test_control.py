@@ -28,7 +28,7 @@ STEPS = {"swimmer": 200, "hopper": 10, "half_cheetah": 10}
 
 
 def uniform_actions(environment, num):
-    drawn = np.random.default_rng(0).uniform(-1.2, 1.2, (num, environment.action_space.shape[0]))
+    drawn = np.random.default_rng(1).uniform(-1.2, 1.2, (num, environment.action_space.shape[0]))
     return drawn.astype(np.float32)  # Some beyond the controls' range, which MuJoCo clips.
 
 
