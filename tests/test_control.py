@@ -90,27 +90,27 @@ def hopper():
 
 
 def test_an_episode_rests_where_the_hopper_falls():
-    """As many steps and the same return as in Gymnasium, within what contacts make of rounding."""
+    """After as many steps and with the same return as in Gymnasium; nothing counts from then on."""
     dynamics, system = hopper()
-    theta = dynamics.init_theta(jax.random.key(0))
+    kernel = dynamics.init_theta(jax.random.key(0))["params"]["out"]["kernel"]
+    theta = {"params": {"out": {"kernel": kernel.at[0].set(jnp.array([0.5, -0.5, 0.5]))}}}
     key = jax.random.key(3)
-    start = system.init(theta, key, 100)
-    end, losses = jax.jit(lambda s: unroll(system, theta, s, key, 100))(start)
-    (length,) = np.flatnonzero(np.append(np.asarray(losses) == 0, True))[:1]
-    assert 10 < length < 100 and not end.alive and np.all(losses[length:] == 0)
+    start = system.init(theta, key, 20)
+    end, losses = jax.jit(lambda s: unroll(system, theta, s, key, 20))(start)
+    length = np.flatnonzero(losses)[-1] + 1
+    assert 8 < length < 16 and not end.alive and not np.any(losses[length:])
 
     environment = mp.make_environment("hopper")
     environment.reset(seed=0)
     environment.unwrapped.set_state(*(np.asarray(x, float) for x in start.body[:2]))
-    rewards = []
-    ended = False
+    last = environment.unwrapped.data
+    rewards, ended = [], False
     while not ended:
-        _, reward, ended, _, _ = environment.step(np.zeros(3))
+        _, reward, ended, _, _ = environment.step(last.qpos[1] * np.array([0.5, -0.5, 0.5]))
         rewards.append(reward)
     assert len(rewards) == length
-    np.testing.assert_allclose(-np.sum(losses), np.sum(rewards), rtol=1e-3)
-    last = environment.unwrapped.data
-    np.testing.assert_allclose(end.body.qpos, last.qpos, atol=1e-2)
+    np.testing.assert_allclose(-losses[:length], rewards, atol=5e-3)
+    np.testing.assert_allclose(end.body.qpos, last.qpos, atol=5e-3)
 
 
 @pytest.mark.parametrize("name", list(mp.ENVIRONMENTS))
