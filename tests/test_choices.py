@@ -380,6 +380,7 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
         "into",
         "optimizer",
         "optimizers",
+        "policy",
         "runs",
         "suite",
         "workdir",

@@ -19,6 +19,7 @@ from absl import flags
 import learned_opt
 from launch import choices
 from launch import config as cfg
+from tasks.dynamics.control import Control
 from tasks.dynamics.mujoco_physics import missing
 
 ROOT = Path(__file__).parent.parent
@@ -165,6 +166,8 @@ def test_every_field_in_a_sentence_is_one():
         for name in kind.things():
             for field in dataclasses.fields(choices.find(kind, name)):
                 fields[f"cfg.{word}.{field.name}"] = None
+    # Of a preset's task that has no name.
+    fields |= {f"cfg.task.{field.name}": None for field in dataclasses.fields(Control)}
     named = {path for page in PAGES for path in re.findall(r"--(cfg\.[\w.]*\w)", page.read_text())}
     assert len(named) > 20
     # `.base.`: a field of what another one wraps.

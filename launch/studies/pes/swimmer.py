@@ -46,7 +46,7 @@ SIGMA, NARROW_SIGMA, ARS_SIGMA = 0.3, 0.1, 0.03
 LEVEL = 300.0
 TARGET = ENVIRONMENTS["swimmer"].threshold
 ROLLOUTS = 50  # In Gymnasium, of the last policies.
-FULL = Size(steps=200_000, record=10_000, seeds=(11, 13, 23), rollouts=2)
+FULL = Size(steps=240_000, record=10_000, seeds=(11, 13, 23), rollouts=2)
 QUICK = Size(steps=40_000, record=20_000, seeds=(13,), rollouts=2)
 ANGLES = 200  # Steps whose joint angles are drawn.
 
@@ -58,8 +58,8 @@ def methods() -> dict[str, Method]:
     narrow = window | {"sigma": NARROW_SIGMA}
     return {
         "PES": Method(partial(est.pes, **window), 0.3, of_window),
-        "NRES": Method(partial(est.nres, **window), 0.3, of_window),
         "full ES": Method(partial(est.full_es, **es), 3.0, 2 * PAIRS * EPISODE),
+        "NRES": Method(partial(est.nres, **window), 0.3, of_window),
         "truncated ES": Method(partial(est.truncated_es, **narrow), 10.0, 3 * of_window // 2),
         "ARS V1": Method(
             partial(ars, num_pairs=ARS_PAIRS, sigma=ARS_SIGMA), 0.02, 2 * ARS_PAIRS * EPISODE
