@@ -28,7 +28,7 @@ def main(num_steps: int = 150, every: int = 25, num_pairs: int = 10, horizon: in
         horizons=fixed_horizon(horizon),
         sigma=0.3,
     )
-    meta_optimizer = optax.sgd(0.1)
+    meta_optimizer = optax.sgd(0.3)
     state = init_state(estimator, meta_optimizer, dynamics.init_theta, seed=0)
     step = jax.jit(make_step(estimator, meta_optimizer))
     judge = jax.jit(lambda theta, seed: dynamics.evaluate(theta, 2, seed)["return"])

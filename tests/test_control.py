@@ -4,6 +4,7 @@ Without the extra `control` these are not collected, as a line of the report say
 """
 
 import dataclasses
+import importlib
 import json
 from functools import cache
 
@@ -208,6 +209,14 @@ def test_the_preset_trains_continues_exactly_and_is_rolled_out(preset, tmp_path,
 
     returns = gymnasium_returns(control, 2)(jax.tree.map(lambda x: x[None], theta), jnp.int32(0))
     np.testing.assert_allclose(returns.total.mean(), measured[-1], rtol=1e-4)
+
+
+def test_an_example_policy(capsys):
+    """It trains, and prints returns that change; the first is that of a swimmer that drifts."""
+    swim = importlib.import_module("examples.swim")
+    returns = swim.main(num_steps=2, every=1, num_pairs=2, horizon=20)
+    assert len(returns) == 3 and len(set(returns)) == 3 and abs(returns[0]) < 40
+    assert capsys.readouterr().out.startswith("8 steps: ")
 
 
 def test_a_policy_is_not_an_optimizers_task_nor_the_reverse(preset):

@@ -14,11 +14,11 @@ from tasks.dynamics.control import Control
 def get_config() -> Config:
     return Config(
         trains="policy",
-        num_steps=250,
+        num_steps=200,
         eval_every=25,
         eval_seeds=10,
         task=Control(),
         inner=InnerConfig(horizon=1000),
         estimator=estimator("pes", num_particles=20, truncation=100, sigma=0.3),
-        meta=meta_optimizer("sgd", learning_rate=1.0),
+        meta=meta_optimizer("sgd", learning_rate=0.3),
     )
