@@ -4,8 +4,8 @@
   python -m launch.train --preset=swimmer --workdir=runs/swimmer
 
 400,000 environment steps, of which one core of a shared machine does 4,500 a second (busy with
-other programs: hundreds). ``eval/return`` is the mean return in Gymnasium's own simulation, not in the one
-it is trained in; of the result:
+other programs: hundreds). ``eval/return`` is the mean return in Gymnasium's own simulation, not in
+the one it is trained in; of the result:
 
   python -m launch.rollout --policy=runs/swimmer/policy
 """
