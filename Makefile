@@ -9,9 +9,12 @@ VENV := .venv$(if $(filter-out 3.11,$(SERIES)),-$(SERIES))
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-slow test-x64 test-as-jobs mutate lint docs benchmark clean
+# Extras of pyproject.toml that nobody needs for the rest: make setup EXTRAS=control
+EXTRAS :=
 
-setup: $(VENV)/ready
+.PHONY: setup demo test test-control test-slow test-x64 test-as-jobs mutate lint docs benchmark clean
+
+setup: $(VENV)/ready $(foreach extra,$(EXTRAS),$(VENV)/$(extra))
 
 .venv/ready: requirements.lock
 	$(NEW_VENV)
@@ -22,6 +25,13 @@ setup: $(VENV)/ready
 .venv-%/ready: pyproject.toml
 	$(NEW_VENV)
 	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,dev,docs]'
+	touch $@
+
+# An extra beside what is there, which stays at its versions: what the extra names, and what that
+# needs and is missing.
+$(VENV)/control: pyproject.toml $(VENV)/ready
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/kept.txt
+	$(INSTALL) --constraint $(VENV)/kept.txt --editable '.[control]' --no-build-isolation
 	touch $@
 
 define NEW_VENV
@@ -36,6 +46,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow and not exact"
 	$(BIN)/python -m pytest -q -m "not slow and exact" $$(grep -rl --include="*.py" "mark\.exact" tests)
+
+# Of the extra `control`: a policy in a MuJoCo environment.
+test-control:
+	$(MAKE) setup EXTRAS=control
+	$(BIN)/python -m pytest -q -n 0 tests/test_control.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -2,7 +2,8 @@
 
   python -m launch.benchmark [--cases=pes,tbptt,loop,reversible,optimizers] [--cores=1,2]
 
-Every case of ``CASES`` runs in a process of its own, pinned to its cores. Those of a train
+Every case of ``CASES`` (but ``control``, which is run where it is named: it needs the extra of that
+name) runs in a process of its own, pinned to its cores. Those of a train
 step are timed in turns with their *floor*: the same population with the same batches, the
 learned optimizer replaced by plain SGD, so bare forward and backward passes. Times are
 medians; compare ratios, not machines. ``reversible`` prints each of its methods, then each of
@@ -218,6 +219,15 @@ def _device(num_devices: int) -> Iterable[dict]:
     return device.lines(num_devices)
 
 
+def _control(num_devices: int) -> list[dict]:
+    from meta_train.devices import configure_cpu_devices
+
+    configure_cpu_devices(num_devices or 1)  # XLA's flags of jobs.
+    from launch.benchmarks import control
+
+    return control.lines()
+
+
 # ``num_devices -> lines``, run in a process of its own; 0 devices: one per core.
 CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "pes": partial(train_step, "pes"),
@@ -230,9 +240,10 @@ CASES: dict[str, Callable[[int], Iterable[dict]]] = {
     "bfloat16": _bfloat16,
     "scale": _scale,
     "device": _device,
+    "control": _control,
 }
-# Of minutes, and of machines that are not always there: only where they are asked for.
-_ASKED_FOR = ("scale", "device")
+# Of minutes, of machines or an extra that are not always there: only where they are asked for.
+_ASKED_FOR = ("scale", "device", "control")
 _CASES = flags.DEFINE_list(
     "cases",
     [name for name in CASES if name not in _ASKED_FOR],

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meta_train.meta_optimizers import MetaOptimizerConfig
     from tasks import TaskConfig
 
-TRAINS = ("optimizer", "network")
+TRAINS = ("optimizer", "network", "policy")
 META_LOSSES = ("train", "fresh", "validation")
 REDUCTIONS = ("mean", "last", "late", "telescoped")
 SCALES = ("loss", "log")
@@ -101,7 +101,8 @@ class Config:
     """A training job.
 
     Attributes:
-      trains: optimizer: meta-training; network: the task's own parameters.
+      trains: optimizer: meta-training; network: the task's own parameters; policy: one for an
+        environment.
       init_from: folder of a trained optimizer to start theta from, or the name of one in the
         package; empty: a fresh one.
       seed: of everything that is drawn.
@@ -175,24 +176,27 @@ class Config:
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
                 "supervised training is a whole episode. Set estimator.truncation=1 too."
             )
+        drawn = {"horizon"} if self.trains == "network" else {"horizon", "min_horizon"}
         unread = [
             f.name
             for f in dataclasses.fields(InnerConfig)
-            if f.name != "horizon" and getattr(self.inner, f.name) != f.default
+            if f.name not in drawn and getattr(self.inner, f.name) != f.default
         ]
-        if self.trains == "network" and unread:
+        if self.trains != "optimizer" and unread:
             raise ValueError(
                 f"`inner.{unread[0]}` is for trains=optimizer, got "
-                f"{getattr(self.inner, unread[0])} for a network, which has no inner runs."
+                f"{getattr(self.inner, unread[0])} for a {self.trains}, which has no inner runs."
             )
-        if self.trains == "network" and self.init_from:
+        if self.trains != "optimizer" and self.init_from:
             raise ValueError(
-                f"`init_from` is for trains=optimizer, got {self.init_from!r} for a network."
+                f"`init_from` is for trains=optimizer, got {self.init_from!r} for a {self.trains}."
             )
         if self.validation:
             self._check_validation()
-        if self.trains == "network" and len(self.task.parts) > 1:
-            raise ValueError("`trains`=network trains one task's network; choose one task.")
+        if self.trains != "optimizer" and len(self.task.parts) > 1:
+            raise ValueError(
+                f"`trains`={self.trains} trains one task's {self.trains}; choose one task."
+            )
         if self.estimator.needs_reversible and self.inner.reduction == "telescoped":
             raise ValueError(
                 "`inner.reduction`=telescoped cannot be walked back by a reversible estimator. "
@@ -222,7 +226,7 @@ class Config:
                 "`validation` must not be heldout, by which nothing may be chosen; take "
                 "validation=validation."
             )
-        if self.trains == "network" or not self.eval_every:
+        if self.trains != "optimizer" or not self.eval_every:
             raise ValueError(
                 "`validation` is for trains=optimizer with eval_every above 0, got "
                 f"trains={self.trains}, eval_every={self.eval_every}; set them, or leave it empty."

@@ -48,9 +48,8 @@ def build(config: Config, data_dir: str | None, num_hosts: int | None = None) ->
     num_devices = devices.choose_num_devices(
         requested, shards, f"--cfg.estimator.{field}", share, num_hosts
     )
-    tasks = [task.make(data_dir) for task in config.task.parts]
     names = cfg.task_names(config.task)
-    trainable = TRAINABLES[config.trains](config, dict(zip(names, tasks, strict=True)))
+    trainable = TRAINABLES[config.trains](config, data_dir)
     validate = validation(config, data_dir)
     theta_spec = jax.eval_shape(trainable.init, jax.random.key(0))
     systems = [with_flat_theta(system, theta_spec)[0] for system in trainable.systems]

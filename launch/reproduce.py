@@ -74,12 +74,13 @@ def listing() -> str:
     width = max(map(len, studies), default=0)
     return "\n".join(
         f"{name:{width}}  {minutes:5.1f} min  {summary}"
-        for name, (summary, minutes) in studies.items()
+        + (f"; needs the extra {needs}" if needs else "")
+        for name, (summary, minutes, needs) in studies.items()
     )
 
 
-def _written(path: Path) -> tuple[str, float]:
-    """Summary and minutes of a study, as its file says; importing all would take seconds."""
+def _written(path: Path) -> tuple[str, float, str]:
+    """Summary, minutes and needs of a study, as its file says; importing all takes seconds."""
     (call,) = [
         node.value
         for node in ast.parse(path.read_text()).body
@@ -88,7 +89,8 @@ def _written(path: Path) -> tuple[str, float]:
     assert isinstance(call, ast.Call)
     given = dict(zip(("summary", "minutes", "run"), call.args, strict=False))
     given |= {word.arg or "": word.value for word in call.keywords}
-    return ast.literal_eval(given["summary"]), ast.literal_eval(given["minutes"])
+    needs = ast.literal_eval(given["needs"]) if "needs" in given else ""
+    return ast.literal_eval(given["summary"]), ast.literal_eval(given["minutes"]), needs
 
 
 def reproduce(
@@ -110,7 +112,7 @@ def reproduce(
     folder = Path(workdir)
     start = time.monotonic()
     with matplotlib.rc_context(plots.STYLE):  # Colours by number are looked up at the end.
-        result = study.run(quick, data_dir)
+        result = study.run(quick, data_dir, *([folder] if study.keeps else []))
         seconds = time.monotonic() - start
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "figure.png", lambda path: _save_figure(result, path))

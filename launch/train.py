@@ -1,4 +1,4 @@
-"""Meta-trains a learned optimizer (or trains a network). With the same flags, it continues.
+"""Meta-trains a learned optimizer (or trains a network or a policy). The same flags continue it.
 
 python -m launch.train --workdir=DIR [--preset=NAME] [--cfg.a.b=value ...]
 """
@@ -128,6 +128,9 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
         if DATA_DIR.value:
             given.append(f"--data_dir={DATA_DIR.value}")
         lines += ["compare it with Adam and SGD:", f"  {command('evaluate')} {shlex.join(given)}"]
+    if config.trains == "policy":
+        given = [f"--policy={workdir / 'policy'}"]
+        lines += ["roll it out in Gymnasium:", f"  {command('rollout')} {shlex.join(given)}"]
     if config.estimator.keeps_log:
         oldest = checkpoint_steps(workdir)[0]
         given = [f"--workdir={workdir}", f"--from_step={oldest}"]

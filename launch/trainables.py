@@ -1,4 +1,4 @@
-"""What theta is: a learned optimizer, or the weights of a network."""
+"""What theta is: a learned optimizer, the weights of a network, or a policy."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from launch.choices import to_dict
-from launch.config import Config
+from launch.config import Config, task_names
 from launch.provenance import provenance
 from learned_opt import LearnedOptimizer, weights
 from learned_opt.base import WITHOUT_PART_IN_THETA
@@ -47,8 +47,10 @@ class Trainable(NamedTuple):
     held: tuple[str, ...] = ()
 
 
-def trainable_optimizer(config: Config, tasks: dict[str, Task]) -> Trainable:
+def trainable_optimizer(config: Config, data_dir: str | None) -> Trainable:
     """Meta-training: theta is a learned optimizer's."""
+    made = [task.make(data_dir) for task in config.task.parts]
+    tasks = dict(zip(task_names(config.task), made, strict=True))
     optimizer = config.optimizer.make()
 
     @partial(jax.jit, static_argnums=0)
@@ -108,9 +110,9 @@ def make_system(config: Config, task: Task, optimizer: LearnedOptimizer) -> Unro
     return system
 
 
-def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
+def trainable_network(config: Config, data_dir: str | None) -> Trainable:
     """Supervised training: theta are the parameters of the task's own network."""
-    (task,) = tasks.values()
+    task = config.task.make(data_dir)
     instance = task.sample(jax.random.key(config.seed))
 
     def loss(params, key):
@@ -131,23 +133,13 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
         return scores
 
     def export(path, params, step):
-        """Arrays by their path in the parameters, and a JSON description."""
-        path.mkdir(parents=True, exist_ok=True)
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        arrays = {
-            jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
-            for where, leaf in leaves
-        }
         scores = jax.device_get(evaluation(params))
         document = {
             "training": _training(config, step),
             "scores": {name.removeprefix("eval/"): float(x) for name, x in scores.items()},
             "unit_of_losses": task.unit,
         }
-        save_file(arrays, path / "weights.safetensors.tmp")
-        os.replace(path / "weights.safetensors.tmp", path / "weights.safetensors")
-        (path / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
-        os.replace(path / "config.json.tmp", path / "config.json")
+        save_weights(path, params, document)
 
     def init(key):
         return task.init(instance, key)
@@ -157,9 +149,50 @@ def trainable_network(config: Config, tasks: dict[str, Task]) -> Trainable:
     )
 
 
-TRAINABLES: dict[str, Callable[[Config, dict[str, Task]], Trainable]] = {
+def trainable_policy(config: Config, data_dir: str | None) -> Trainable:
+    """Control: theta is a policy's, judged as its environment says."""
+    del data_dir
+    dynamics = config.task.dynamics()
+
+    @jax.jit
+    def evaluation(theta):
+        found = dynamics.evaluate(theta, config.eval_seeds, jnp.int32(config.seed))
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def export(path, theta, step):
+        document = {
+            "policy": to_dict(config.task),
+            "training": _training(config, step),
+            "unit_of_losses": dynamics.unit,
+        }
+        save_weights(path, theta, document)
+
+    system = UnrolledSystem(dynamics.init, dynamics.step)
+    return Trainable("policy", dynamics.init_theta, lambda: None, (system,), evaluation, export)
+
+
+def save_weights(folder: Path, params: Any, document: dict[str, Any]) -> None:
+    """Arrays by their path in the parameters, and a JSON description."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(leaf) for name, leaf in by_path(params).items()}
+    save_file(arrays, folder / "weights.safetensors.tmp")
+    os.replace(folder / "weights.safetensors.tmp", folder / "weights.safetensors")
+    (folder / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
+    os.replace(folder / "config.json.tmp", folder / "config.json")
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """The leaves, by their path as ``a/b``, in the order of the tree."""
+    return {
+        jax.tree_util.keystr(where, simple=True, separator="/"): leaf
+        for where, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+TRAINABLES: dict[str, Callable[[Config, str | None], Trainable]] = {
     "optimizer": trainable_optimizer,
     "network": trainable_network,
+    "policy": trainable_policy,
 }
 
 

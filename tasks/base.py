@@ -49,6 +49,25 @@ class Task(NamedTuple):
     constant_loss: Callable[[Instance], jax.Array] | None = None
 
 
+class Dynamics(NamedTuple):
+    """A system whose theta is trained itself, with no optimizer in it: a policy in its world.
+
+    Attributes:
+      init_theta: ``key -> theta``.
+      init: ``(theta, key, horizon) -> state``, the start of an episode.
+      step: ``(theta, state, key) -> (state, loss)``.
+      evaluate: ``(theta, num_episodes, seed) -> {name: scalar}``, how good theta is; ``seed`` is
+        an int32 scalar.
+      unit: of the loss.
+    """
+
+    init_theta: Callable[[jax.Array], Any]
+    init: Callable[[Any, jax.Array, Any], Any]
+    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+    evaluate: Callable[[Any, int, jax.Array], dict[str, jax.Array]]
+    unit: str
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """The kind of all tasks: a task as values.
@@ -65,6 +84,17 @@ class TaskConfig:
           data_dir: folder of prepared data sets.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `make`.")
+
+    def dynamics(self) -> Dynamics:
+        """The system whose theta ``trains=policy`` trains.
+
+        Raises:
+          ValueError: of a task that is an inner problem of an optimizer.
+        """
+        raise ValueError(
+            f"`task` must be a system with a policy for trains=policy, got {type(self).__name__}, "
+            "an inner problem; start from --preset=swimmer."
+        )
 
     @property
     def unwrapped(self) -> "TaskConfig":

@@ -22,6 +22,11 @@ import gc
 import jax
 import pytest
 
+from tasks.dynamics import mujoco_physics
+
+# What the extra `control` is needed for.
+collect_ignore = ["test_control.py"] if mujoco_physics.missing() else []
+
 
 def pytest_configure(config):
     """Tests run few steps of many programs, so their time is that of compiling.
@@ -82,7 +87,12 @@ def pytest_runtest_makereport(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints how many things x cases the contract tests ran."""
+    """Prints what was not collected, and how many things x cases the contract tests ran."""
+    if collect_ignore:
+        terminalreporter.line(
+            "not collected, as the extra `control` is not installed: tests/test_control.py, the "
+            "studies of control, their example (make test-control)"
+        )
     things: dict = collections.defaultdict(collections.Counter)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

@@ -27,7 +27,7 @@ def test_an_unknown_case_lists_the_valid_ones():
     assert done.returncode != 0
     assert (
         "--cases must be of pes, truncated_es, tbptt, loop, pes_overhead, reversible, optimizers, "
-        "bfloat16, scale, device, got 'pse'. Did you mean 'pes'?" in done.stderr
+        "bfloat16, scale, device, control, got 'pse'. Did you mean 'pes'?" in done.stderr
     )
 
 

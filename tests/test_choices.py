@@ -382,6 +382,7 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
         "optimizer",
         "optimizers",
         "out",
+        "policy",
         "runs",
         "suite",
         "vary",

@@ -25,7 +25,7 @@ PACKAGES = ("launch", "learned_opt", "meta_train", "tasks")
 BASE = {"flax", "jax", "numpy", "optax", "safetensors"}
 COMMANDS = {
     f"learned-opt-{name}" for name in ("train", "evaluate", "demo", "replay", "reproduce")
-} | {"learned-opt-benchmark", "learned-opt-describe"}
+} | {"learned-opt-benchmark", "learned-opt-describe", "learned-opt-rollout"}
 
 
 @pytest.fixture(scope="module")

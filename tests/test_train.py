@@ -31,6 +31,7 @@ from learned_opt import weights
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
+from tasks.dynamics import mujoco_physics
 from tests import jobs
 from tests.systems import some_fast
 
@@ -735,3 +736,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, toys, place):
     with pytest.raises(ValueError, match="must be a folder that can be written"):
         jobs.run(tmp_path / place)
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_missing_extra_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+    """Whether or not it is installed here: the simulator's module is looked for under no name."""
+    monkeypatch.setitem(mujoco_physics.NEEDED, "no_such_module", "mujoco-mjx")
+    mujoco_physics.gymnasium_model.cache_clear()
+    with pytest.raises(
+        ValueError, match=r"mujoco-mjx missing\); .*make setup EXTRAS=control.*\[co"
+    ):
+        loop.run(cfg.load_preset("swimmer"), tmp_path)
+    assert not list(tmp_path.iterdir())

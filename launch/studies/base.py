@@ -42,8 +42,13 @@ class Study(NamedTuple):
       run: ``(quick, data_dir) -> Result``. ``quick`` finishes within 60 s on 2 cores;
         ``data_dir`` is where downloaded datasets lie (``None``: bundled data only).
         Shows its own progress with ``meta_train.progress``.
+      keeps: whether ``run`` also gets the folder of its results, in which it keeps parts of them,
+        so that a run that was stopped goes on.
+      needs: an extra of ``pyproject.toml`` that it needs besides `train`, if any.
     """
 
     summary: str
     minutes: float
-    run: Callable[[bool, str | None], Result]
+    run: Callable[..., Result]
+    keeps: bool = False
+    needs: str = ""
