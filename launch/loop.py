@@ -225,7 +225,7 @@ def _run(
     with pending.apart():
         rows.write(pending)
         host_state = save(step, state)
-    unsaved = saves.close() if saves else ""
+    unsaved = processes.first_says(saves.close() if saves else "")
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)

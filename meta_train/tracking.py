@@ -149,13 +149,30 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A row that has its step and, where it has others, numbers or null; else None."""
+    """A row that has its step and, where it has others, numbers, histograms or null; else None."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
-    if all(value is None or type(value) in (int, float) for value in row.values()):
-        return row
-    return None
+    return row if all(map(_sound, row.values())) else None
+
+
+def _sound(value: Any) -> bool:
+    """Whether it is null, a number or a histogram (see ``launch.leaves``)."""
+    if isinstance(value, dict):
+        counts = value.get("counts")
+        return (
+            value.keys() == {"low", "high", "counts"}
+            and _is_number(value["low"])
+            and _is_number(value["high"])
+            and isinstance(counts, list)
+            and len(counts) > 0
+            and all(type(count) is int for count in counts)
+        )
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
