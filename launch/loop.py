@@ -229,7 +229,8 @@ def _run(
     if replay_log:
         replay_log.close()
     diagnosis = "" if preempted else rows.diagnosis(step, host_state.theta)
-    if not preempted and not diagnosis:
+    # What a full disk has no room to save is exported when the job has been continued.
+    if not (preempted or diagnosis or unsaved):
         theta = judged(host_state.theta, host_state.meta_opt_state)
         exported = workdir / job.trainable.name
         export(exported, job.theta_tree(theta), step)
