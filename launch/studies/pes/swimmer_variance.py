@@ -78,7 +78,7 @@ def run(quick: bool, data_dir: str | None) -> Result:
     from launch.compiled_programs import keep_compiled_programs
 
     keep_compiled_programs()
-    control, num_pairs = Control(), 20 if quick else 200
+    control, num_pairs = Control(), 10 if quick else 200
     thetas = {"from zero": np.zeros(16, np.float32), "swimming": np.array(SWIMS, np.float32)}
     stacked = np.stack(list(thetas.values()))
     found = {name: variances(make, control, stacked, num_pairs) for name, make in MAKERS.items()}
