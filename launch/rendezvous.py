@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from launch.hosts import Place, this_host
+from meta_train import strict_json
 
 # Seconds between two notes on what is waited for, and between two attempts to connect.
 _NOTE_SECONDS, _RETRY_SECONDS = 30.0, 0.2
@@ -97,7 +98,7 @@ def _receive_all(place: Place, own: dict[str, Any], limit: _Limit) -> None:
                 )
             said[hello["index"]] = hello
         problem = problem or difference(list(said.values()))
-        answer = json.dumps({"problem": problem}).encode() + b"\n"
+        answer = strict_json.dumps({"problem": problem}).encode() + b"\n"
         for peer in heard:
             with contextlib.suppress(OSError):
                 peer.sendall(answer)
@@ -162,7 +163,7 @@ def _report(place: Place, own: dict[str, Any], limit: _Limit) -> None:
                 why = f" ({place.host} is this machine itself: wrong if process 0 runs elsewhere)"
             seconds = min(10.0, max(0.1, limit.left))
             with socket.create_connection((place.host, place.port), timeout=seconds) as peer:
-                peer.sendall(json.dumps(own).encode() + b"\n")
+                peer.sendall(strict_json.dumps(own).encode() + b"\n")
                 peer.settimeout(max(0.1, limit.left) + 10.0)
                 answer = _line(peer)
             break

@@ -129,6 +129,7 @@ class Checkpoints:
           UnreadableError: if the checkpoint is damaged, or of another structure; before the arrays
             are read, if their shapes or dtypes are others.
         """
+        self.wait()  # It may be the one that is being written.
         self._check(step)
         self._check_shapes(step, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))

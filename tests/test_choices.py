@@ -373,8 +373,10 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
     assert others == {
         "baselines",
         "cases",
+        "coordinator_address",
         "cores",
         "data_dir",
+        "figure",
         "horizons",
         "import",
         "into",

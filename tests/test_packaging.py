@@ -24,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("launch", "learned_opt", "meta_train", "tasks")
 BASE = {"flax", "jax", "numpy", "optax", "safetensors"}
 COMMANDS = {
-    f"learned-opt-{name}" for name in ("train", "evaluate", "demo", "replay", "reproduce")
-} | {"learned-opt-benchmark", "learned-opt-describe", "learned-opt-rollout"}
+    f"learned-opt-{name}"
+    for name in ("train", "evaluate", "demo", "replay", "reproduce", "report", "sweep")
+} | {"learned-opt-benchmark", "learned-opt-describe", "learned-opt-rollout", "learned-opt-complete"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch.job import build
-from launch.loop import EXIT_PREEMPTED
+from launch.stopping import EXIT_PREEMPTED
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tests import jobs, several

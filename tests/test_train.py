@@ -290,7 +290,7 @@ REFUSED = [
     ),
     (["--cfg.estimator=reversible"], "`learned_optimizer` must have a reversible form"),
     (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
-    (["--steps=1"], "unknown flag --steps; the flags are: --data_dir, --dry_run"),
+    (["--steps=1"], "unknown flag --steps; the flags are: --coordinator_address, --data_dir"),
     (["stray"], "every option is --name=value"),
 ]
 # Each command in a process of its own, which all find imported what takes seconds.
@@ -717,7 +717,7 @@ def test_a_path_flag_is_read_by_one_function(monkeypatch):
         for flag in known
         if module.startswith("launch.") and type(flag.parser) is flags.ArgumentParser
     }
-    assert strings == {"import", "suite"}
+    assert strings == {"coordinator_address", "import", "metric", "suite", "vary"}
     monkeypatch.setenv("HOME", "/home/ada")
     values = flags.FlagValues()
     define_path("folder", "", flag_values=values)
