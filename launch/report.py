@@ -10,6 +10,7 @@ report.html in the (first) folder. Nothing else there is changed.
 """
 
 import datetime
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,12 @@ def main(argv: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     whole(out, lambda file: file.write(page))
     for job in jobs:
+        if job.damaged_lines:
+            print(
+                f"warning: {job.damaged_lines} lines of {job.path / 'metrics.jsonl'} are damaged, "
+                "and not in the page.",
+                file=sys.stderr,
+            )
         total = job.config.get("num_steps", 0)
         print(f"{job.name}: outer step {job.step:,} of {total:,}")
     print(f"wrote {out}")

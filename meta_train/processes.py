@@ -55,18 +55,22 @@ def join(
 
 
 def count() -> int:
-    """How many processes run the job."""
-    return jax.process_count()
+    """How many processes run the job.
+
+    Where none has joined, JAX is not asked: its answer would be its first computation, after which
+    the number of CPU devices is fixed.
+    """
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def several() -> bool:
     """Whether more than one does."""
-    return jax.process_count() > 1
+    return count() > 1
 
 
 def is_first() -> bool:
     """Whether this is the process with the job's folder; if there is one, it is."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def all_say(words: str) -> list[str]:

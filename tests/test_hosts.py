@@ -10,7 +10,7 @@ from launch import config as cfg
 from launch import hosts, rendezvous
 from launch.held_arrays import digest_of_arrays
 from launch.hosts import Place, find_place
-from meta_train import devices
+from meta_train import devices, processes
 from tests.test_processes import free_port
 
 SLURM = {
@@ -198,3 +198,17 @@ def test_a_population_that_does_not_divide_over_processes(monkeypatch):
         devices.choose_num_devices(0, 8)
     assert devices.choose_num_devices(0, 24) == 4
     assert devices.choose_num_devices(0, 9) == 3
+
+
+def test_one_process_does_not_ask_jax_how_many_there_are(monkeypatch):
+    """Its answer would start the backend, and so fix the number of CPU devices."""
+
+    def started():
+        raise AssertionError("JAX was asked")
+
+    monkeypatch.setattr("jax.process_count", started)
+    monkeypatch.setattr("jax.process_index", started)
+    assert processes.count() == 1 and processes.is_first() and not processes.several()
+    assert processes.first_does(lambda: 3) == 3 and processes.first_says({"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="no"):
+        processes.together(lambda: int("no"))

@@ -66,5 +66,5 @@ def test_the_card_says_what_the_page_says():
 
 
 def test_what_is_not_there_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"'nothing' is not a trained optimizer.*controller"):
+    with pytest.raises(ValueError, match=r"`name` must be one of controller, or .*got 'nothing'"):
         learned_opt.optimizer("nothing", 10)

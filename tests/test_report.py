@@ -105,13 +105,20 @@ def test_a_job_of_this_moment(tmp_path):
     job = folder.read(tmp_path, "x", time.time())
     assert (job.step, job.rows, job.seconds_left(), job.config) == (0, [], None, {})
     said = " ".join(Page(body.page([job], {}, {}, "now")).words)
+    assert job.damaged_lines == 0
+    torn = b'{"step": 1}\n{"step": 2\n\xff\0\n[1]\n{"step": "x"}\n{"step": 3}\n{"st'
+    (tmp_path / "metrics.jsonl").write_bytes(torn)
+    damaged = folder.read(tmp_path, "x", 0.0)
+    assert damaged.step == 3 and damaged.damaged_lines == 4
+    with pytest.raises(ValueError, match="a file"):
+        folder.read(tmp_path / "config.json", "x", 0.0)
     assert "no rows yet" in said and "None yet." in said and "Not evaluated yet" in said
 
 
 def test_time_left_is_that_of_the_late_rows(tmp_path):
     rows = [{"step": 10, "time/wall_seconds": 500.0}]
     rows += [{"step": 10 + i, "time/wall_seconds": 500 + 2.0 * i} for i in range(1, 11)]
-    job = folder.JobFolder("x", tmp_path, rows, {"num_steps": 50}, {}, [], {}, 0.0)
+    job = folder.JobFolder("x", tmp_path, rows, 0, {"num_steps": 50}, {}, [], {}, 0.0)
     assert job.seconds_left() == 60
     rows[-1]["loss"] = None
     steps, values = job.series("loss")

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from meta_train import strict_json
+
 # Shapes of (processes, devices of each).
 PLACES = ((1, 1), (1, 2), (1, 4), (2, 1), (4, 1))
 FIXED = 64  # Particles of the fixed population.
@@ -125,7 +127,7 @@ def _child(words: list[str]) -> None:
         row |= {"ms_per_outer_step": round(1e3 * float(np.median(times[2:])), 2)}
         row |= {"bytes_exchanged_per_device": exchanged_in(step.as_text())}
         row |= {"bytes_of_theta": int(devices.first_replica(state.theta).nbytes)}
-        print(json.dumps(row), flush=True)
+        print(strict_json.dumps(row), flush=True)
 
 
 def _memory(particles: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class JobFolder(NamedTuple):
       name: what the page calls it.
       path: the folder.
       rows: of ``metrics.jsonl``, oldest first.
+      damaged_lines: of ``metrics.jsonl``, not among ``rows``; a last one may be being written.
       config: the resolved configuration, as JSON; empty if the job has not written it yet.
       environment: what the numbers follow from besides.
       checkpoints: oldest first.
@@ -36,6 +37,7 @@ class JobFolder(NamedTuple):
     name: str
     path: Path
     rows: list[dict[str, Any]]
+    damaged_lines: int
     config: dict[str, Any]
     environment: dict[str, Any]
     checkpoints: list[CheckpointFile]
@@ -78,6 +80,8 @@ def read(path: Path, name: str, now: float) -> JobFolder:
     Raises:
       ValueError: if there is no job.
     """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--workdir must be the folder of a job, got {str(path)!r}, a file.")
     metrics, config_file = path / "metrics.jsonl", path / "config.json"
     if not metrics.exists() and not config_file.exists():
         raise ValueError(
@@ -88,8 +92,10 @@ def read(path: Path, name: str, now: float) -> JobFolder:
     environment = config.pop("environment", {})
     age = now - metrics.stat().st_mtime if metrics.exists() else None
     rows = read_rows(metrics)
+    lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
     return JobFolder(
-        name, path, rows, config, environment, _checkpoints(path), _evaluations(path),
+        name, path, rows, max(0, lines - len(rows)), config, environment,
+        _checkpoints(path), _evaluations(path),
         age if rows else None,
     )  # fmt: skip
 

@@ -77,7 +77,8 @@ def run_all(
                     (folder / STATUS).write_text(
                         strict_json.dumps({"exit_code": process.returncode}) + "\n"
                     )
-                bar.update()
+                if process.returncode in FINAL or not stopped:
+                    bar.update()
     finally:
         bar.close()
         for process, _ in running.values():

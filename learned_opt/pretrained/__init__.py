@@ -48,10 +48,16 @@ def optimizer(name: str | os.PathLike, num_steps: Any) -> optax.GradientTransfor
       num_steps: updates in the run, a number of at least 1.
 
     Raises:
-      ValueError: if there is none, or on a ``num_steps`` below 1; from ``update``, if the
-        parameters or the loss, where it reads them, are not given.
+      ValueError: if there is none of that name, or on a ``num_steps`` below 1; from ``update``, if
+        the parameters or the loss, where it reads them, are not given.
     """
     from learned_opt.weights import load
 
+    is_path = isinstance(name, str | os.PathLike) and bool(str(name).strip())
+    if not is_path or not trained_folder(name).is_dir():
+        raise ValueError(
+            f"`name` must be one of {', '.join(_SUMMARIES)}, or the folder of a trained optimizer, "
+            f"got {name!r}."
+        )
     learned, theta = load(name)
     return learned.bind(theta, num_steps)
