@@ -142,7 +142,8 @@ class _AtRate:
         return state, metrics
 
     def lower(self, state: Any) -> "_AtRate":
-        rate = devices.placed_spec(jax.eval_shape(lambda: self._rate), self._num_devices, None)
+        # In place, as one of several processes lowers for arrays that are.
+        rate = devices.replicate(self._rate, self._num_devices)
         return _AtRate(self._step.lower((state, rate)), self._rate, self._num_devices)
 
     def compile(self) -> "_AtRate":
@@ -150,6 +151,9 @@ class _AtRate:
 
     def memory_analysis(self) -> Any:
         return self._step.memory_analysis()
+
+    def as_text(self) -> str:
+        return self._step.as_text()
 
 
 def _held(keys: tuple[str, ...], theta_spec: Any) -> np.ndarray:
