@@ -210,7 +210,7 @@ def test_a_full_disk_stops_no_job(tmp_path):
 def test_a_disk_that_stays_full_is_an_exit_code(tmp_path):
     (*ended, last), said = on_a_small_disk(tmp_path, 4, 0)
     assert ended[:2] == [str(EXIT_DISK), "60"] and int(last) in (4, 8, 12)
-    assert 50 <= int(ended[2]) <= 60  # The last rows may have found no room.
+    assert int(last) <= int(ended[2]) <= 60  # Some rows may have found no room.
     assert "error: the state of outer step 60 could not be saved (No space left on device)" in said
 
 
