@@ -178,6 +178,8 @@ class Checkpoints:
 
     def _check(self, step: int) -> None:
         """Raises ``UnreadableError`` naming a file that is not as it was written."""
+        if not self.folder(step).is_dir():
+            raise UnreadableError(f"checkpoint {step} is not there: {self.folder(step)} is missing")
         problem = _problem(self.folder(step))
         if problem:
             raise UnreadableError(f"checkpoint {step} is damaged: {problem}")
