@@ -11,7 +11,7 @@ is trained on.
 """
 
 from launch.config import Config, InnerConfig, estimator, meta_optimizer, optimizer, task
-from launch.suites import suite, zoo_task
+from launch.suites import zoo_task
 from tasks import TaskMixture
 
 TASKS = (
@@ -37,7 +37,6 @@ TASKS = (
 
 
 def get_config() -> Config:
-    shortest, longest = suite("train_wide").horizons
     return Config(
         num_steps=1200,
         eval_every=100,
@@ -55,7 +54,7 @@ def get_config() -> Config:
         ),
         optimizer=optimizer("adam_controller"),
         inner=InnerConfig(
-            horizon=longest, min_horizon=shortest, reduction="late", scale="log", equal_runs=True
+            horizon=2000, min_horizon=100, reduction="late", scale="log", equal_runs=True
         ),
         estimator=estimator("pes", num_particles=8, truncation=50, sigma=0.05),
         meta=meta_optimizer(
