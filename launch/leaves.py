@@ -1,4 +1,4 @@
-"""Of theta, its step and the meta-gradient now and then: the size leaf by leaf, and histograms."""
+"""Leaf by leaf: names, and of theta, its step and the meta-gradient the sizes; histograms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +25,21 @@ def measure(
     """
     found: dict[str, Any] = {}
     for kind, vector in (("theta", after), ("update", after - before), ("meta_grad", grad)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(theta_tree(vector)):
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or "theta"
+        for name, leaf in named(theta_tree(vector)):
             size = np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64)))) if leaf.size else 0.0
-            found[f"{kind}_rms/{name}"] = float(size)
+            found[f"{kind}_rms/{name or 'theta'}"] = float(size)
     return found | {
         "theta_histogram": histogram(after),
         "meta_grad_histogram": histogram(grad),
     }
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a pytree in its order, each with its path as ``a/b``; alone, with none."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def histogram(values: np.ndarray) -> dict[str, Any] | None:

@@ -28,10 +28,11 @@ def load_policy(folder: str | Path) -> tuple["Control", Any]:
     """
     import jax
     import jax.numpy as jnp
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    from launch import leaves
     from launch.choices import thing_from_dict
-    from launch.trainables import by_path
     from tasks.dynamics.control import Control
 
     folder = Path(folder)
@@ -39,7 +40,7 @@ def load_policy(folder: str | Path) -> tuple["Control", Any]:
         document = json.loads((folder / "config.json").read_text())
         arrays = load_file(folder / "weights.safetensors")
         control = thing_from_dict("TaskConfig", document["policy"], str(folder / "config.json"))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(
             f"--policy={folder} is no trained policy ({error!r}); give the folder that "
             "launch.train wrote with trains=policy, WORKDIR/policy."
@@ -47,8 +48,15 @@ def load_policy(folder: str | Path) -> tuple["Control", Any]:
     if not isinstance(control, Control):
         raise ValueError(f"--policy={folder} is of {control}, which Gymnasium does not simulate.")
     spec = jax.eval_shape(control.acting()[1], jax.random.key(0))
-    leaves = [jnp.asarray(arrays[name]) for name in by_path(spec)]
-    return control, jax.tree.unflatten(jax.tree.structure(spec), leaves)
+    wanted = {name: leaf.shape for name, leaf in leaves.named(spec)}
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != wanted:
+        raise ValueError(
+            f"--policy={folder} must have weights of the shapes {wanted}, as its config.json says, "
+            f"got {found}; export it again."
+        )
+    theta = [jnp.asarray(arrays[name]) for name in wanted]
+    return control, jax.tree.unflatten(jax.tree.structure(spec), theta)
 
 
 def main(argv: list[str]) -> None:

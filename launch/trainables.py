@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from launch import leaves
 from launch.choices import to_dict
 from launch.config import Config, task_names
 from launch.provenance import provenance
@@ -174,19 +175,11 @@ def trainable_policy(config: Config, data_dir: str | None) -> Trainable:
 def save_weights(folder: Path, params: Any, document: dict[str, Any]) -> None:
     """Arrays by their path in the parameters, and a JSON description."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(leaf) for name, leaf in by_path(params).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.named(params)}
     save_file(arrays, folder / "weights.safetensors.tmp")
     os.replace(folder / "weights.safetensors.tmp", folder / "weights.safetensors")
     (folder / "config.json.tmp").write_text(strict_json.dumps(document, indent=2) + "\n")
     os.replace(folder / "config.json.tmp", folder / "config.json")
-
-
-def by_path(params: Any) -> dict[str, Any]:
-    """The leaves, by their path as ``a/b``, in the order of the tree."""
-    return {
-        jax.tree_util.keystr(where, simple=True, separator="/"): leaf
-        for where, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
 
 
 TRAINABLES: dict[str, Callable[[Config, str | None], Trainable]] = {

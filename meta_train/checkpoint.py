@@ -129,7 +129,6 @@ class Checkpoints:
           UnreadableError: if the checkpoint is damaged, or of another structure; before the arrays
             are read, if their shapes or dtypes are others.
         """
-        self.wait()  # It may be the one that is being written.
         self._check(step)
         self._check_shapes(step, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
@@ -178,6 +177,7 @@ class Checkpoints:
 
     def _check(self, step: int) -> None:
         """Raises ``UnreadableError`` naming a file that is not as it was written."""
+        self.wait()  # It may be the one that is being written.
         if not self.folder(step).is_dir():
             raise UnreadableError(f"checkpoint {step} is not there: {self.folder(step)} is missing")
         problem = _problem(self.folder(step))

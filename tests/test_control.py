@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from launch import config as cfg
-from launch import rollout
+from launch import rollout, trainables
+from launch.choices import to_dict
 from launch.job import build
 from launch.loop import run
 from launch.studies.pes.control_runs import ars
@@ -209,6 +210,25 @@ def test_the_preset_trains_continues_exactly_and_is_rolled_out(preset, tmp_path,
 
     returns = gymnasium_returns(control, 2)(jax.tree.map(lambda x: x[None], theta), jnp.int32(0))
     np.testing.assert_allclose(returns.total.mean(), measured[-1], rtol=1e-4)
+
+
+def test_a_damaged_policy_is_refused(preset, tmp_path):
+    """Whatever is wrong with its files, in a sentence."""
+    right = {"params": {"out": {"kernel": jnp.zeros((8, 2))}}}
+    for params, message in (
+        ({"params": {"out": {"kernel": jnp.zeros((8, 3))}}}, "weights of the shapes"),
+        ({"params": {"kernel": jnp.zeros((8, 2))}}, "weights of the shapes"),
+    ):
+        trainables.save_weights(tmp_path, params, {"policy": to_dict(preset.task)})
+        with pytest.raises(ValueError, match=message):
+            rollout.load_policy(tmp_path)
+    trainables.save_weights(tmp_path, right, {"policy": to_dict(preset.task)})
+    assert rollout.load_policy(tmp_path)[0] == preset.task
+    for name, contents in (("config.json", "[]"), ("weights.safetensors", "torn")):
+        (tmp_path / name).write_text(contents)
+        with pytest.raises(ValueError, match="is no trained policy"):
+            rollout.load_policy(tmp_path)
+        trainables.save_weights(tmp_path, right, {"policy": to_dict(preset.task)})
 
 
 def test_an_example_policy(capsys):

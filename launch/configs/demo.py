@@ -6,7 +6,10 @@ The recipe of the controller in the package (`--preset=controller`) at a fiftiet
 of 50 to 200 steps, all four tasks in every outer step.
 """
 
-from launch.config import Config, InnerConfig, estimator, meta_optimizer, optimizer
+import dataclasses
+
+from launch.config import Config
+from launch.configs import controller
 from launch.suites import zoo_task
 from tasks import TaskMixture
 
@@ -14,24 +17,16 @@ TASKS = ("digits_mlp", "digits_autoencoder", "tumours_mlp", "quadratic")
 
 
 def get_config() -> Config:
-    return Config(
+    recipe = controller.get_config()
+    return dataclasses.replace(
+        recipe,
         num_steps=300,
         eval_every=0,
+        eval_seeds=Config.eval_seeds,
+        validation="",
         task=TaskMixture(
             tasks=tuple(zoo_task(name) for name in TASKS), names=TASKS, normalize=True, cut=3.0
         ),
-        optimizer=optimizer("adam_controller"),
-        inner=InnerConfig(
-            horizon=200, min_horizon=50, reduction="late", scale="log", equal_runs=True
-        ),
-        estimator=estimator("pes", num_particles=8, truncation=50, sigma=0.05),
-        meta=meta_optimizer(
-            "adam",
-            learning_rate=4e-3,
-            b2=0.99,
-            schedule="cosine",
-            warmup=20,
-            clip_norm=1.0,
-            average=0.98,
-        ),
+        inner=dataclasses.replace(recipe.inner, horizon=200, min_horizon=50),
+        meta=dataclasses.replace(recipe.meta, warmup=20, average=0.98),
     )

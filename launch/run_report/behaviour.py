@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from launch import config as cfg
+from launch import leaves
 from launch import workdir as workdirs
 from launch.config import Config
 from launch.job import build
@@ -86,14 +87,9 @@ def inner_run(
         return params, jax.lax.scan(step, (params, transform.init(params)), keys)[1]
 
     params, sizes = run(theta, jax.random.key(seed))
-    return Behaviour("", 0, leaf_names(params), *map(np.asarray, sizes))
+    names = [name or "theta" for name, _ in leaves.named(params)]
+    return Behaviour("", 0, names, *map(np.asarray, sizes))
 
 
 def _root_mean_squares(tree: Any) -> jax.Array:
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(tree)])
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """What to call the leaves of a pytree."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") or "theta" for path in paths]

@@ -11,7 +11,6 @@ tenth of a run; differences are paired by run. Its inputs and what the controls 
 ``learned_opt/adam_controller.py``.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ import optax
 from matplotlib.figure import Figure
 
 import learned_opt
+from launch import leaves
 from launch.evaluation.baselines import COSINE, Baseline, Setting, theta_of
 from launch.evaluation.runs import Starts
 from launch.studies.base import Claim, Result, Study
@@ -396,9 +396,7 @@ def leaf_names(task: Task) -> list[tuple[str, int]]:
     """Names of the parameters, and their sizes."""
     key = jax.random.key(0)
     spec = jax.eval_shape(lambda: task.init(task.sample(key), key))
-    leaves = jax.tree_util.tree_leaves_with_path(spec)
-    keystr = partial(jax.tree_util.keystr, simple=True, separator="/")
-    return [(keystr(path).removeprefix("params/"), leaf.size) for path, leaf in leaves]
+    return [(name.removeprefix("params/"), leaf.size) for name, leaf in leaves.named(spec)]
 
 
 def _with(theta: Any, **layers: Any) -> Any:
