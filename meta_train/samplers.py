@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_train.checks import check_whole
+from tasks.initializers import orthonormal_columns
 
 # The address of what the rows of a block share; no row has this index.
 BLOCK = 2**32 - 1
@@ -99,6 +100,9 @@ def _cauchy(key, shape, dtype):
     return jnp.clip(jax.random.cauchy(key, shape, dtype), -c, c) / math.sqrt(variance)
 
 
+_LARGEST_WITHOUT_LAPACK = 64
+
+
 def _orthogonal_block(key, num, dim, dtype):
     """Rows of random rotations, each of length sqrt(dim): orthogonal within groups of ``dim``.
 
@@ -109,8 +113,12 @@ def _orthogonal_block(key, num, dim, dtype):
     """
     size, exact = min(num, dim), jnp.promote_types(dtype, jnp.float32)
     normal = jax.random.normal(key, (math.ceil(num / size), dim, size), exact)
-    q, r = jnp.linalg.qr(normal)
-    q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
+    # Not by LAPACK, unless it is faster: batches of several devices may wait for each other.
+    if len(normal) > 1 or size <= _LARGEST_WITHOUT_LAPACK:
+        q = jax.vmap(orthonormal_columns)(normal)
+    else:
+        q, r = jnp.linalg.qr(normal)
+        q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
     return (math.sqrt(dim) * q.swapaxes(1, 2).reshape(-1, dim)).astype(dtype)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from tasks.arguments import AT_LEAST_ZERO, Span, check_count, check_number
 from tasks.base import Task
+from tasks.initializers import orthogonal
 
 
 def quadratic_family(
@@ -32,7 +33,7 @@ def quadratic_family(
 
     def sample(key):
         key_rotation, key_center = jax.random.split(key)
-        rotation = jax.random.orthogonal(key_rotation, dim)
+        rotation = orthogonal(key_rotation, (dim, dim))
         return {
             "hessian": (rotation * eigenvalues) @ rotation.T,
             "center": jax.random.normal(key_center, (dim,)),

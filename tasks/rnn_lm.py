@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from tasks.arguments import check_count, check_name
 from tasks.data.symbols import VOCABULARY
+from tasks.initializers import orthogonal
 from tasks.language_model import LanguageModel
 
 CELLS = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
@@ -42,5 +43,6 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(self.width, use_bias=False)(x)
-        x = nn.RNN(CELLS[self.cell](self.hidden_size))(x)
+        cell = CELLS[self.cell](self.hidden_size, recurrent_kernel_init=orthogonal)
+        x = nn.RNN(cell)(x)
         return nn.Dense(VOCABULARY)(x)

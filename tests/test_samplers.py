@@ -78,6 +78,15 @@ def test_orthogonal_rows(x64, num, dim):
         assert np.abs(products[~same]).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("num", "dim", "by_lapack"), [(300, 100, False), (9, 90, False), (80, 90, True)]
+)
+def test_batches_are_not_factorized_by_lapack(num, dim, by_lapack):
+    """On several devices those were seen to wait for each other for ever (jaxlib 0.10.2)."""
+    draw = jax.make_jaxpr(lambda key: samplers.draw("orthogonal", key, num, dim))
+    assert ("qr[" in str(draw(jax.random.key(0)))) == by_lapack
+
+
 def test_sobol_points_are_those_of_scipy_shifted():
     dim, num = 40, 64
     uniform = norm.cdf(np.asarray(samplers.draw("sobol", jax.random.key(0), num, dim), float))

@@ -26,6 +26,7 @@ from tasks import (
     toy,
 )
 from tasks.hyperparameters import adam_rule, sgdm_rule
+from tasks.initializers import orthogonal
 from tasks.layers import Convolution
 from tasks.toys import FUNCTIONS
 
@@ -255,3 +256,15 @@ def test_wrapped_tasks_are_written_in_words_and_files():
     assert config.task.unwrapped == cfg.task("mlp", dataset="wine")
     assert cfg.read_config(choices.to_dict(config)) == config
     assert dataclasses.replace(config.task, spread=1.0) != config.task
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (7, 3), (3, 7), (1, 1)])
+def test_orthogonal_weights_are_those_of_jax(shape):
+    """Where the factors are unique, so are two ways of finding them."""
+    key = jax.random.key(3)
+    ours = orthogonal(key, shape)
+    np.testing.assert_allclose(
+        ours, jax.nn.initializers.orthogonal()(key, shape, jnp.float32), atol=2e-6
+    )
+    inner = ours.T @ ours if shape[0] >= shape[1] else ours @ ours.T
+    np.testing.assert_allclose(inner, np.eye(min(shape)), atol=2e-6)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,25 @@ def make_task(name):
     fields = {field.name for field in dataclasses.fields(config)}
     sizes = {"batch_size": 16} if "batch_size" in fields else {}
     return dataclasses.replace(config, **sizes | SMALL.get(name, {})).make()
+
+
+# Factorizations by LAPACK, as JAX calls them.
+LAPACK = r"\b(geqrf|geqp3|householder_product|qr|cholesky|lu|eigh?|svd|schur|hessenberg)\["
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_factorization_by_lapack(name):
+    """In jaxlib 0.10 a population of them may hang for ever: see ``initializers.orthogonal``."""
+    task = make_task(name)
+
+    def everything(key):
+        instance = task.sample(key)
+        params = task.init(instance, key)
+        batches = [task.batch(instance, key, split) for split in SPLITS]
+        scores = task.score(params, instance, "test") if task.score else {}
+        return jax.grad(task.loss)(params, instance, batches[0], key), batches, scores
+
+    assert not re.findall(LAPACK, str(jax.make_jaxpr(everything)(jax.random.key(0))))
 
 
 def by_split(function):
