@@ -16,14 +16,21 @@ LOG, STATUS = "log.txt", "sweep_status.json"
 FINAL = (0, 3)
 
 
-def status(folder: Path) -> int | None:
-    """How the run in a folder ended; None if it has not."""
+def status(folder: Path, command: Sequence[str] | None = None) -> int | None:
+    """How the run in a folder ended; None if it has not, or if it was another command's."""
     import json
 
     try:
-        return json.loads((folder / STATUS).read_text())["exit_code"]
+        found = json.loads((folder / STATUS).read_text())
+        other = command is not None and found["command"] != _without_folder(command)
+        return None if other else found["exit_code"]
     except (FileNotFoundError, ValueError, KeyError):
         return None
+
+
+def _without_folder(command: Sequence[str]) -> list[str]:
+    """The same wherever the sweep's folder is moved."""
+    return [word for word in command if not word.startswith("--workdir=")]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -74,9 +81,9 @@ def run_all(
                 free.append(share)
                 ended[folder] = process.returncode
                 if process.returncode in FINAL:
-                    (folder / STATUS).write_text(
-                        strict_json.dumps({"exit_code": process.returncode}) + "\n"
-                    )
+                    command = _without_folder(commands[folder])
+                    record = {"exit_code": process.returncode, "command": command}
+                    (folder / STATUS).write_text(strict_json.dumps(record) + "\n")
                 if process.returncode in FINAL or not stopped:
                     bar.update()
     finally:
@@ -92,6 +99,7 @@ def _start(
     command: Sequence[str], folder: Path, cores: Sequence[int], cache: Path
 ) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / STATUS).unlink(missing_ok=True)  # Of another command: what it says is over.
     pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
     with (folder / LOG).open("a") as log:
         return subprocess.Popen(
