@@ -123,7 +123,7 @@ def test_what_it_requires(metadata):
     """The base is what `learned_opt.load` needs; each extra is asked for by name."""
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert {x.name for x in requirements if x.marker is None} == BASE
-    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "docs", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "docs", "search", "train"}
     assert all(x.marker is None or "extra ==" in str(x.marker) for x in requirements)
 
 
