@@ -236,6 +236,22 @@ def test_train_load_and_evaluate(run, tmp_path):
     assert "Task: mlp" in done.stdout and "sgdm" in done.stdout
     assert any((theirs / "evaluated").iterdir())
 
+    done = run(
+        "learned-opt-sweep",
+        "--workdir=swept",
+        "--vary=cfg.optimizer.learning_rate=0.05,0.1",
+        "--cfg.num_steps=1",
+        "--cfg.task=quadratic",
+        "--cfg.optimizer=sgdm",
+        "--cfg.estimator.num_particles=4",
+        "--cfg.estimator.truncation=4",
+        "--cfg.inner.horizon=8",
+        "--cfg.eval_every=0",
+        cwd=theirs,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wrote sweep.csv" in done.stdout
+
 
 BASE_ONLY = """
 import sys

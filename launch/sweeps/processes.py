@@ -67,13 +67,14 @@ def run_all(
             process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    bar = progress(total=len(commands), desc="sweep", unit="run")
+    bar = progress(total=len(commands), desc="sweep", unit="run", miniters=0)
     try:
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
                 (folder, command), share = waiting.pop(0), free.pop()
                 running[folder] = (_start(command, folder, shares[share], cache), share)
             time.sleep(0.1)
+            bar.update(0)  # Its clock goes on while the runs do.
             for folder, (process, share) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -100,10 +101,12 @@ def _start(
 ) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STATUS).unlink(missing_ok=True)  # Of another command: what it says is over.
+    # As the installed command finds packages: a `launch` or `tasks` of the user's is not ours.
+    alone = ["-P"] if os.path.basename(sys.argv[0]).startswith("learned-opt-") else []
     pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
     with (folder / LOG).open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, *alone, "-m", *command],
             stdout=log,
             stderr=log,
             env=environment(cache),
