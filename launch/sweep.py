@@ -71,7 +71,7 @@ def main(config: Config) -> int:
     given = None if _PLAN.value else required_workdir()
     if _SEARCH.value:
         _check_search()
-        return _search(config, given or "")
+        return _search(config, given or "", _SEARCH.value)
     from launch.sweeps.plan import plan
 
     runs = plan(config, _VARY.value, _SEEDS.value or 1, _RANDOM.value)
@@ -108,27 +108,33 @@ def _check_search() -> None:
         raise ValueError("--plan cannot know the runs of --search, which depend on results.")
 
 
-def _search(config: Config, given: str) -> int:
+def _search(config: Config, given: str, wanted: int) -> int:
     from launch.sweeps.search import Search
 
+    seeds = _SEEDS.value or 1
     try:
-        search = Search(config, _VARY.value, _SEEDS.value or 1, _SEARCH.value)
+        search = Search(config, _VARY.value, seeds, wanted)
     except ImportError as error:
         raise ValueError(str(error)) from None
     from launch.sweeps import results
     from learned_opt.paths import writable_folder
+    from meta_train.progress import remark
 
     workdir = writable_folder("--workdir", given)
     runs: list[Run] = []
     while asked := search.ask():
+        first = len(runs) // seeds + 1
         runs += asked
-        failed, stopped = _run(asked, workdir, f"setting {len(search.settings)} of {_SEARCH.value}")
+        what = f"settings {first} to {len(search.settings)} of {wanted}"
+        failed, stopped = _run(asked, workdir, what)
         if stopped:
             return 75
         metric = _metric(config, asked, workdir)
         if failed:  # What would come next cannot be known.
             return _compare(config, runs, workdir, failed)
         search.tell(results.scores(asked, workdir, metric, _codes(asked, workdir)))
+    if len(search.settings) < wanted:
+        remark(f"--vary has no more than these {len(search.settings)} settings.")
     return _compare(config, runs, workdir, {})
 
 

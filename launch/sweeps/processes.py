@@ -67,14 +67,15 @@ def run_all(
             process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    bar = progress(total=len(commands), desc="sweep", unit="run", miniters=0)
+    # Shown again while runs go on, so its rate is that of the whole.
+    bar = progress(total=len(commands), desc="sweep", unit="run", miniters=0, smoothing=0)
     try:
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
                 (folder, command), share = waiting.pop(0), free.pop()
                 running[folder] = (_start(command, folder, shares[share], cache), share)
             time.sleep(0.1)
-            bar.update(0)  # Its clock goes on while the runs do.
+            bar.update(0)
             for folder, (process, share) in list(running.items()):
                 if process.poll() is None:
                     continue

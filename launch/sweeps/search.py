@@ -63,7 +63,8 @@ class Search:
 
     def ask(self) -> list[Run]:
         """The runs of the next round; none where all settings have been tried."""
-        self._asked, fresh = [], []
+        self._asked = []
+        fresh: list[dict[str, str]] = []
         while len(fresh) < min(ROUND, self._wanted - len(self.settings)):
             setting = self._propose([*self.settings, *fresh])
             if setting is None:
