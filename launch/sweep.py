@@ -196,8 +196,9 @@ def _compare(config: Config, runs: list["Run"], workdir: Path, failed: dict[str,
     print(results.table(settings, metric))
     print(f"\nwrote sweep.csv, sweep.json and sweep.png in {workdir}")
     for name, code in failed.items():
-        print(f"error: {name} ended with exit code {code}: {workdir / name / 'log.txt'}",
-              file=sys.stderr)  # fmt: skip
+        log = workdir / name / "log.txt"
+        said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        print(f"error: {name} ended with exit code {code}: {said} ({log})", file=sys.stderr)
     return 1 if failed else 0
 
 

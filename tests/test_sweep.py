@@ -195,7 +195,8 @@ def test_a_run_that_fails_is_said_and_started_again(fake, capsys):
         (folder / f"learning_rate={name},seed=2" / "begun").touch()
     assert run("--jobs=2") == 1
     said = capsys.readouterr()
-    assert "learning_rate=1,seed=0 ended with exit code 1" in said.err and "log.txt" in said.err
+    assert "learning_rate=1,seed=0 ended with exit code 1: IsADirectoryError" in said.err
+    assert "learning_rate=1,seed=0/log.txt)" in said.err
     assert processes.status(folder / "learning_rate=1,seed=0") is None
     assert processes.status(folder / "learning_rate=3,seed=0") == 3
     (folder / "learning_rate=1,seed=0" / "metrics.jsonl").rmdir()
