@@ -213,6 +213,8 @@ def test_a_run_done_by_another_command_is_not_taken_for_this_one(fake, capsys):
     shared = ("--vary=cfg.meta.learning_rate=1,2",)
     assert run(shared=shared) == 0 and run(shared=shared) == 0
     log = folder / "learning_rate=1,seed=0" / "log.txt"
+    cores = len(os.sched_getaffinity(0))
+    assert log.read_text().split()[:2] == ["starts", str(cores)]
     assert log.read_text().count("starts") == 1
     (folder / "learning_rate=2,seed=0" / "metrics.jsonl").unlink()
     (folder / "learning_rate=2,seed=0" / "metrics.jsonl").mkdir()  # So that it fails this time.
@@ -254,6 +256,10 @@ def test_a_search_is_the_same_whatever_interrupts_it_and_however_many_jobs(fake,
     assert run(shared=longer) == 0
     assert (folder / "sweep.csv").read_text().startswith(first)
     logs = [path.read_text() for path in folder.glob("*/log.txt")]
+    # Three at a time on the processors there are: a third of them each, or all.
+    cores = len(os.sched_getaffinity(0))
+    given = {int(text.split()[1]) for text in logs}
+    assert given <= {cores, *(len(range(i, cores, n)) for n in (2, 3) for i in range(n))}
     assert sum(text.count("starts") for text in logs) in (32, 33, 34)  # Two may have been stopped.
 
 

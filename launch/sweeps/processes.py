@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meta_train import strict_json
@@ -104,14 +104,17 @@ def _start(
     (folder / STATUS).unlink(missing_ok=True)  # Of another command: what it says is over.
     # As the installed command finds packages: a `launch` or `tasks` of the user's is not ours.
     alone = ["-P"] if os.path.basename(sys.argv[0]).startswith("learned-opt-") else []
-    pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    with (folder / LOG).open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, *alone, "-m", *command],
-            stdout=log,
-            stderr=log,
-            env=environment(cache),
-            preexec_fn=pin,
-            # Of its own group: Ctrl-C reaches it once, by us.
-            start_new_session=True,
-        )
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # Which the new process takes over.
+    try:
+        with (folder / LOG).open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, *alone, "-m", *command],
+                stdout=log,
+                stderr=log,
+                env=environment(cache),
+                # Of its own group: Ctrl-C reaches it once, by us.
+                start_new_session=True,
+            )
+    finally:
+        os.sched_setaffinity(0, before)
