@@ -44,6 +44,7 @@ def look(browser, page_path: Path, width: int, shots: Path | None) -> tuple[list
     """What is wrong with a page at a width, and the links it has."""
     wrong: list[str] = []
     page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(300_000)  # For busy machines.
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda r: wrong.append(f"not there: {r.url[:200]}"))
