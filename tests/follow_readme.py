@@ -46,7 +46,8 @@ def test_the_readme_from_its_first_line(tmp_path):
     def run(*words):
         start = time.monotonic()
         done = subprocess.run(words, cwd=checkout, env=kept, capture_output=True, text=True)
-        print(f"{time.monotonic() - start:5.0f} s  {' '.join(words)[:110]}", flush=True)
+        line = " ".join(" ".join(words).split())[:110]
+        print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
         assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
