@@ -163,7 +163,7 @@ def plot(settings: Sequence[Setting], metric: str, path: Path) -> None:
             axes[0].legend()
         seeds = max(len(s.scores) for s in settings)
         figure.suptitle(
-            f"{len(settings)} settings, seeds of each: {seeds}; mean and 95%; dots: runs", fontsize=9
+            f"{len(settings)} settings, {seeds} runs of each (dots); mean and 95%", fontsize=9
         )
         temporary = path.with_name(f".{path.name}")
         figure.savefig(temporary, dpi=150, format="png")
