@@ -12,7 +12,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Extras of pyproject.toml that nobody needs for the rest: make setup EXTRAS=control
 EXTRAS :=
 
-.PHONY: setup demo test test-control test-slow test-x64 test-as-jobs mutate lint docs benchmark clean
+.PHONY: setup demo test test-control test-slow test-readme test-x64 test-as-jobs \
+  mutate pretrained lint docs browse benchmark clean
 
 setup: $(VENV)/ready $(foreach extra,$(EXTRAS),$(VENV)/$(extra))
 
@@ -24,7 +25,7 @@ setup: $(VENV)/ready $(foreach extra,$(EXTRAS),$(VENV)/$(extra))
 
 .venv-%/ready: pyproject.toml
 	$(NEW_VENV)
-	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,dev,docs]'
+	$(INSTALL) --upgrade --upgrade-strategy=eager --editable '.[train,search,dev,docs]'
 	touch $@
 
 # An extra beside what is there, which stays at its versions: what the extra names, and what that
@@ -54,6 +55,14 @@ test-control:
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The README from its first line, in an environment made from nothing: installs from a package index.
+test-readme: setup
+	$(BIN)/python -m pytest -q -s -n 0 tests/follow_readme.py
+
+# Every page of the site in headless Chromium, at two widths (`pip install playwright`, chromium).
+browse: docs
+	$(BIN)/python tests/browse.py site $(BROWSE)
 
 # The contracts in double precision.
 test-x64: setup

@@ -20,6 +20,7 @@ from typing import Any
 
 COMMANDS = (
     "train", "evaluate", "report", "sweep", "demo", "describe", "replay", "reproduce", "benchmark",
+    "rollout",
 )  # fmt: skip
 # Of those with a configuration: its class, and whether there are presets.
 CONFIGURED = {

@@ -51,7 +51,8 @@ def build(config: Config, data_dir: str | None, num_hosts: int | None = None) ->
     names = cfg.task_names(config.task)
     trainable = TRAINABLES[config.trains](config, data_dir)
     validate = validation(config, data_dir)
-    theta_spec = jax.eval_shape(trainable.init, jax.random.key(0))
+    # Keys inside: making one compiles a program.
+    theta_spec = jax.eval_shape(lambda: trainable.init(jax.random.key(0)))
     systems = [with_flat_theta(system, theta_spec)[0] for system in trainable.systems]
     to_tree = theta_tree(theta_spec)
     one_device = estimators.Context(

@@ -40,13 +40,12 @@ def main(argv: list[str]) -> int:
     from launch.evaluation.report import table
     from launch.run_report import body
     from launch.run_report.folder import read
-    from learned_opt.paths import writable_folder
+    from learned_opt.paths import writable_file
 
     command_line.import_modules()
     now = time.time()
     jobs = [read(Path(path), name, now) for path, name in zip(given, short(given), strict=True)]
-    out = Path(_OUT.value) if _OUT.value else jobs[0].path / "report.html"
-    writable_folder("--out", out.parent)
+    out = writable_file("--out", _OUT.value or jobs[0].path / "report.html")
     behaviours = {job.name: _behaviour(job) for job in jobs} if _RUN.value else {}
     suites = {
         f"{job.name}/{path}": "\n".join([found["title"], table(found)])

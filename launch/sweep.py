@@ -3,10 +3,12 @@
   python -m launch.sweep --workdir=DIR --vary=cfg.meta.learning_rate=1e-4,1e-3 --seeds=3
                          [--preset=NAME] [--cfg.a.b=value ...] [--jobs=2]
   python -m launch.sweep ... --vary=cfg.estimator.sigma=0.001..0.1 --random=20
+  python -m launch.sweep ... --vary=cfg.estimator.sigma=0.001..0.1 --search=20
   python -m launch.sweep ... --index=$SLURM_ARRAY_TASK_ID
 
 Several --vary make a grid of all their combinations; with --random=N as many settings are drawn
-instead, of a list each value alike, of LOW..HIGH by the logarithm. Each run is a job in a folder
+instead, of a list each value alike, of LOW..HIGH by the logarithm; with --search=N Optuna proposes
+them, four at a time, from what the runs before came to. Each run is a job in a folder
 of its own, DIR/NAME, started as launch.train would be, with its output in log.txt. The same
 command continues what was interrupted and runs only what is missing; --index=K runs one, for arrays
 of a scheduler. At the end, and whenever all are done, it prints a table and writes sweep.csv,
@@ -18,12 +20,16 @@ rate (but those of hybrid_es), and kept in DIR/compiled.
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import choices, command_line
 from launch.command_line import DATA_DIR, IMPORT, required_workdir
 from launch.config import Config
+
+if TYPE_CHECKING:
+    from launch.sweeps.plan import Run
 
 # The module that a run starts.
 TRAIN = "launch.train"
@@ -42,6 +48,12 @@ _SEEDS = flags.DEFINE_integer(
 _RANDOM = flags.DEFINE_integer(
     "random", None, "Draw so many settings instead of all.", lower_bound=1
 )
+_SEARCH = flags.DEFINE_integer(
+    "search",
+    None,
+    "Try so many settings, proposed by Optuna from the results so far.",
+    lower_bound=1,
+)
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "Runs at a time; the processors are shared out among them.", lower_bound=1
 )
@@ -57,6 +69,9 @@ _METRIC = flags.DEFINE_string(
 
 def main(config: Config) -> int:
     given = None if _PLAN.value else required_workdir()
+    if _SEARCH.value:
+        _check_search()
+        return _search(config, given or "", _SEARCH.value)
     from launch.sweeps.plan import plan
 
     runs = plan(config, _VARY.value, _SEEDS.value or 1, _RANDOM.value)
@@ -68,54 +83,122 @@ def main(config: Config) -> int:
         print("\n".join(f"{run.number:4}  {run.name}" for run in runs))
         return 0
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
-    from launch.sweeps import processes
+    from learned_opt.paths import writable_folder
+
+    workdir = writable_folder("--workdir", given)
+    chosen = runs if _INDEX.value is None else [runs[_INDEX.value]]
+    failed, stopped = _run(chosen, workdir, f"{len(runs)} runs")
+    if stopped:
+        return 75
+    if _INDEX.value is not None:
+        name = chosen[0].name
+        print(f"{name}: exit code {failed.get(name, _codes(chosen, workdir)[name])}")
+        return next(iter(failed.values()), 0)
+    return _compare(config, runs, workdir, failed)
+
+
+def _check_search() -> None:
+    for name, value in (("random", _RANDOM.value), ("index", _INDEX.value)):
+        if value is not None:
+            raise ValueError(
+                f"--{name}={value} and --search={_SEARCH.value}: what a search runs depends on the "
+                "results before; leave one out."
+            )
+    if _PLAN.value:
+        raise ValueError("--plan cannot know the runs of --search, which depend on results.")
+
+
+def _search(config: Config, given: str, wanted: int) -> int:
+    from launch.sweeps.search import Search
+
+    seeds = _SEEDS.value or 1
+    try:
+        search = Search(config, _VARY.value, seeds, wanted)
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    from launch.sweeps import results
     from learned_opt.paths import writable_folder
     from meta_train.progress import remark
 
     workdir = writable_folder("--workdir", given)
-    chosen = runs if _INDEX.value is None else [runs[_INDEX.value]]
-    missing = [run for run in chosen if processes.status(workdir / run.name) is None]
+    runs: list[Run] = []
+    while asked := search.ask():
+        first = len(runs) // seeds + 1
+        runs += asked
+        what = f"settings {first} to {len(search.settings)} of {wanted}"
+        failed, stopped = _run(asked, workdir, what)
+        if stopped:
+            return 75
+        metric = _metric(config, asked, workdir)
+        if failed:  # What would come next cannot be known.
+            return _compare(config, runs, workdir, failed)
+        search.tell(results.scores(asked, workdir, metric, _codes(asked, workdir)))
+    if len(search.settings) < wanted:
+        remark(f"--vary has no more than these {len(search.settings)} settings.")
+    return _compare(config, runs, workdir, {})
+
+
+def _run(runs: list["Run"], workdir: Path, what: str) -> tuple[dict[str, int], bool]:
+    """Runs those that are not done: the codes of those that failed, and whether a signal came."""
+    from launch.sweeps import processes
+    from meta_train.progress import remark
+
     shared = [f"--preset={flags.FLAGS.preset}", *_shared_words()]
     commands = {
         workdir / run.name: [
             TRAIN, f"--workdir={workdir / run.name}", *shared, *run.words,
         ]
-        for run in missing
+        for run in runs
     }  # fmt: skip
-    remark(f"{len(runs)} runs, {len(chosen) - len(missing)} of {len(chosen)} done before.")
-    codes, stopped = processes.run_all(commands, _JOBS.value, workdir / "compiled")
+    missing = {f: words for f, words in commands.items() if processes.status(f, words) is None}
+    remark(f"{what}, {len(runs) - len(missing)} of {len(runs)} runs done before.")
+    codes, stopped = processes.run_all(missing, _JOBS.value, workdir / "compiled")
     if stopped:
         print("Stopped; every running job has saved. Run again to continue.")
-        return 75
-    failed = {f: code for f, code in codes.items() if code not in processes.FINAL}
-    if _INDEX.value is not None:
-        print(f"{runs[_INDEX.value].name}: exit code {codes.get(workdir / chosen[0].name, 0)}")
-        return next(iter(failed.values()), 0)
-    return _compare(config, runs, workdir, failed)
+    return {f.name: code for f, code in codes.items() if code not in processes.FINAL}, stopped
 
 
-def _compare(config: Config, runs: list, workdir: Path, failed: dict[Path, int]) -> int:
-    from launch.sweeps import processes, results
+def _codes(runs: list["Run"], workdir: Path) -> dict[str, int | None]:
+    from launch.sweeps import processes
+
+    return {run.name: processes.status(workdir / run.name) for run in runs}
+
+
+def _metric(config: Config, runs: list["Run"], workdir: Path) -> str:
+    """What is compared.
+
+    Raises:
+      ValueError: if none of the runs that are done has it.
+    """
+    from launch.sweeps import results
 
     metric = _METRIC.value or ("eval/final_loss" if config.eval_every else "meta_loss")
     if len(config.task.parts) > 1 and not _METRIC.value:
         metric = "eval/validation" if config.validation else "meta_loss"
-    codes = {run.name: processes.status(workdir / run.name) for run in runs}
-    settings = results.summarize(runs, workdir, metric, codes)
+    codes = _codes(runs, workdir)
     known = results.metrics(workdir / name for name, code in codes.items() if code == 0)
     if known and metric not in known:
         raise ValueError(
             f"--metric must be one of {', '.join(known)}, got {metric!r}."
             f"{choices.suggest(metric, known)} The runs are done: give another one, and the same "
-            "command prints its table."
+            "command goes on."
         )
+    return metric
+
+
+def _compare(config: Config, runs: list["Run"], workdir: Path, failed: dict[str, int]) -> int:
+    from launch.sweeps import results
+
+    metric = _metric(config, runs, workdir)
+    settings = results.summarize(runs, workdir, metric, _codes(runs, workdir))
     results.write(runs, settings, metric, workdir)
     results.plot(settings, metric, workdir / "sweep.png")
     print(results.table(settings, metric))
     print(f"\nwrote sweep.csv, sweep.json and sweep.png in {workdir}")
-    for folder, code in failed.items():
-        print(f"error: {folder.name} ended with exit code {code}: {folder / 'log.txt'}",
-              file=sys.stderr)  # fmt: skip
+    for name, code in failed.items():
+        log = workdir / name / "log.txt"
+        said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        print(f"error: {name} ended with exit code {code}: {said} ({log})", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -56,17 +56,19 @@ def main(config: Config) -> int:
     given = None if _DRY_RUN.value else required_workdir()
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
-    from launch.job import build, describe
+
+    keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
+    if given is None:
+        from launch.job import build, describe
+
+        job = build(config, DATA_DIR.value, _HOSTS.value)
+        print(describe(job, _MEMORY.value, _HOSTS.value))
+        return 0
     from launch.loop import run
     from launch.stopping import EXIT_PREEMPTED
     from learned_opt.paths import user_path, writable_folder
     from meta_train import processes
 
-    keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
-    if given is None:
-        job = build(config, DATA_DIR.value, _HOSTS.value)
-        print(describe(job, _MEMORY.value, _HOSTS.value))
-        return 0
     hosts.join(config, _ADDRESS.value, _COUNT.value, _INDEX.value, _WAIT.value)
     with hosts.ending_together(lost=EXIT_PREEMPTED):
         processes.first_does(lambda: writable_folder("--workdir", given))

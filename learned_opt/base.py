@@ -95,7 +95,7 @@ def learned_optimizer(
       (a group of ``optax.multi_transform`` that got no parameters) is left as it is.
 
     Raises:
-      ValueError: from the result's ``bind``, on a ``num_steps`` below 1; from the
+      ValueError: from the result's ``bind``, on a ``num_steps`` below 1 or not whole; from the
         transformation, by the name of the leaf, on gradients or parameters that are complex or
         no floats, gradients that differ from the parameters in structure or shape, or a ``value``
       that is no real number of shape ().
@@ -190,14 +190,14 @@ def _check_same_shapes(updates: Any, params: Any) -> None:
 
 def _check_num_steps(num_steps: Any) -> None:
     if isinstance(num_steps, jax.core.Tracer):
-        is_number, positive = num_steps.shape == (), True
+        is_number, is_count = num_steps.shape == (), True
     else:
         is_number = not isinstance(num_steps, bool | str) and np.ndim(num_steps) == 0
         is_number = is_number and np.asarray(num_steps).dtype.kind in "iuf"
-        positive = is_number and 1 <= num_steps <= 2**30
-    if not (is_number and positive):
+        is_count = is_number and 1 <= num_steps <= 2**30 and num_steps == int(num_steps)
+    if not (is_number and is_count):
         raise ValueError(
-            f"`num_steps` must be a number of at least 1, at most 2^30, got "
+            f"`num_steps` must be a whole number of at least 1, at most 2^30, got "
             f"num_steps={num_steps!r}; give the steps that the inner run will take."
         )
 

@@ -42,20 +42,41 @@ def writable_folder(argument_name: str, path: str | os.PathLike) -> Path:
         cannot be read.
     """
     folder = user_path(argument_name, path)
-    above, problem = folder.absolute(), ""
+    if problem := _unwritable(folder):
+        raise ValueError(
+            f"{_quoted(argument_name)} must be a folder that can be written, got {str(path)!r}: "
+            f"{problem}; give another folder."
+        )
+    return folder
+
+
+def writable_file(argument_name: str, path: str | os.PathLike) -> Path:
+    """The same for a file, in a folder that is there or not.
+
+    Raises:
+      ValueError: as ``user_path``, and if the path is a folder, or its folder is none that can be
+        written.
+    """
+    file = user_path(argument_name, path)
+    problem = "it is a folder" if file.is_dir() else _unwritable(file.parent)
+    if problem:
+        raise ValueError(
+            f"{_quoted(argument_name)} must be a file that can be written, got {str(path)!r}: "
+            f"{problem}; give another file."
+        )
+    return file
+
+
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written to a folder, made or not; empty if something can."""
+    above = folder.absolute()
     try:
         while not _is_there(above):
             above = above.parent
         with tempfile.TemporaryFile(dir=above):
-            pass
+            return ""
     except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise ValueError(
-            f"{_quoted(argument_name)} must be a folder that can be written, got {str(path)!r}: "
-            f"nothing can be made in {str(above)!r} ({problem}); give another folder."
-        )
-    return folder
+        return f"nothing can be made in {str(above)!r} ({error.strerror or error})"
 
 
 def _is_there(path: Path) -> bool:

@@ -37,13 +37,16 @@ def configure_cpu_devices(num_devices: int = 0) -> int:
     On small inner problems XLA's own threads gain little, and one virtual device per core
     is faster (``python -m launch.benchmark`` measures it). No effect on GPU and TPU, or
     where the user set ``JAX_NUM_CPU_DEVICES``. Once JAX computes its devices are what they
-    are: then a note on stderr says that there are fewer, and they are used.
+    are: where as many as serve are asked for, those are used, with a remark.
 
     Args:
       num_devices: how many, at most one per core this process may run on; 0 is just that.
 
     Returns:
-      ``num_devices``, or 0, for as many as serve, if it is too late for that many.
+      ``num_devices``.
+
+    Raises:
+      ValueError: if JAX was used before, and has fewer devices than are asked for.
     """
     if "XLA_FLAGS" not in os.environ and jax.config.values["jax_platforms"] in (None, "", "cpu"):
         os.environ["XLA_FLAGS"] = CPU_FLAGS
@@ -58,12 +61,18 @@ def configure_cpu_devices(num_devices: int = 0) -> int:
     except RuntimeError:  # JAX has computed something.
         available = jax.local_device_count()
         if jax.default_backend() == "cpu" and available < wanted:
-            print(
-                f"note: JAX was used before the job was built, so there are {available} CPU "
-                f"devices instead of {wanted}; set JAX_NUM_CPU_DEVICES={wanted} for more.",
-                file=sys.stderr,
+            fewer = (
+                f"JAX was used before the job was built, so there are {available} CPU devices "
+                f"instead of {wanted}; set JAX_NUM_CPU_DEVICES={wanted} for more"
             )
-            return 0 if num_devices > available else num_devices
+            if num_devices:
+                raise ValueError(
+                    f"`num_devices` must be at most {available}, got {num_devices}: {fewer}, or "
+                    "ask for 0, as many as serve."
+                ) from None
+            from meta_train.progress import remark  # With tqdm, which the base install lacks.
+
+            remark(f"note: {fewer}.")
     return num_devices
 
 

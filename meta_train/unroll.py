@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
@@ -58,8 +57,15 @@ def theta_tree(theta_spec: Theta) -> Callable[[jax.Array], Theta]:
     Args:
       theta_spec: shapes and dtypes of theta, from ``jax.eval_shape``.
     """
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), theta_spec)
-    return ravel_pytree(zeros)[1]
+    found: list[Callable[[jax.Array], Theta]] = []
+
+    def ravel(theta):
+        flat, unravel = ravel_pytree(theta)
+        found.append(unravel)  # It knows shapes alone.
+        return flat
+
+    jax.eval_shape(ravel, theta_spec)  # Of an array it would be compiled.
+    return found[0]
 
 
 def with_flat_theta(

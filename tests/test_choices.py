@@ -315,6 +315,42 @@ finally:
     assert done.returncode == 2 and done.stderr.startswith("error: --cfg.num_steps must be")
 
 
+# What takes long to import, and only training, evaluating or drawing needs.
+SLOW = {"matplotlib", "optuna", "orbax", "scipy", "simpy", "skimage", "sklearn", "wandb"}
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "also"),
+    [
+        ("train", "--help", {"tensorflow_datasets"}),
+        ("evaluate", "--help", {"tensorflow_datasets"}),
+        ("sweep", "--help", {"tensorflow_datasets"}),
+        ("demo", "--help", {"tensorflow_datasets"}),
+        ("train", "--dry_run", set()),  # It reads the data.
+        ("reproduce", "--list", {"jax", "numpy", "launch.studies.base"}),
+    ],
+)
+def test_what_only_tells_neither_imports_what_is_slow_nor_compiles(name, word, also):
+    code = f"""
+import sys
+from launch import {name}
+sys.argv = [{name!r}, {word!r}]
+compiled = []
+try:
+    if {word!r} == "--dry_run":
+        import jax
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, seconds, **more: compiled.append(event) if "compile_dur" in event else 0
+        )
+    {name}.cli()
+finally:
+    print(sorted({SLOW | also!r} & set(sys.modules)), compiled)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] []" and len(done.stdout.splitlines()) > 20
+
+
 def test_help_lists_every_field_with_its_words():
     text = " ".join(command_line.help_text(cfg.Config()).split())
     assert "!!python" not in text

@@ -12,7 +12,7 @@ import pytest
 
 from launch import config as cfg
 from launch.job import build
-from meta_train import devices, trainer
+from meta_train import devices, progress, trainer
 from meta_train.estimators.hybrid.messages import mean_in_pairs
 
 
@@ -108,10 +108,19 @@ def test_a_job_built_after_jax_was_used_takes_the_devices_there_are(monkeypatch,
     monkeypatch.setitem(jax.config.values, "jax_num_cpu_devices", -1)
     assert devices.configure_cpu_devices(2) == 2
     assert capsys.readouterr().err == ""
-    config = cfg.Config(num_devices=64, task=cfg.task("quadratic"))
+    with pytest.raises(ValueError, match=r"at most 4, got 63: JAX was used .* instead of 63; set"):
+        build(cfg.Config(num_devices=63, task=cfg.task("quadratic")), None)
+    assert capsys.readouterr().err == ""
+    config = cfg.Config(task=cfg.task("quadratic"))
     assert build(config, None).num_devices == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: JAX was used before") and "4 CPU devices instead of 64" in line
+    progress.be_quiet()
+    try:
+        assert build(config, None).num_devices == 4
+    finally:
+        progress.be_quiet(False)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

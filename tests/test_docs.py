@@ -142,7 +142,7 @@ def test_every_command_is_one(page, line, folder):
             targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
             assert set(words[1:]) - {w for w in words if "=" in w} <= set(targets)
         elif words[:2] == ["pip", "install"]:
-            assert words[2] == "." or re.search(r"\[train(,control)?\]$", words[2])
+            assert words[2] == "." or re.search(r"\[train(,control|,search)?\]$", words[2])
         elif words[0] == "wandb":
             from wandb.cli import cli
 

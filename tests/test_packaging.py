@@ -123,7 +123,7 @@ def test_what_it_requires(metadata):
     """The base is what `learned_opt.load` needs; each extra is asked for by name."""
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert {x.name for x in requirements if x.marker is None} == BASE
-    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "docs", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {"control", "dev", "docs", "search", "train"}
     assert all(x.marker is None or "extra ==" in str(x.marker) for x in requirements)
 
 
@@ -235,6 +235,22 @@ def test_train_load_and_evaluate(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Task: mlp" in done.stdout and "sgdm" in done.stdout
     assert any((theirs / "evaluated").iterdir())
+
+    done = run(
+        "learned-opt-sweep",
+        "--workdir=swept",
+        "--vary=cfg.optimizer.learning_rate=0.05,0.1",
+        "--cfg.num_steps=1",
+        "--cfg.task=quadratic",
+        "--cfg.optimizer=sgdm",
+        "--cfg.estimator.num_particles=4",
+        "--cfg.estimator.truncation=4",
+        "--cfg.inner.horizon=8",
+        "--cfg.eval_every=0",
+        cwd=theirs,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wrote sweep.csv" in done.stdout
 
 
 BASE_ONLY = """

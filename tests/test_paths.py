@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from learned_opt.paths import user_path, writable_folder
+from learned_opt.paths import user_path, writable_file, writable_folder
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -17,7 +17,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["", " ", "a\0b", None, 3, b"a", "~nobody-of-that-name/a"])
-@pytest.mark.parametrize("function", [user_path, writable_folder])
+@pytest.mark.parametrize("function", [user_path, writable_folder, writable_file])
 def test_no_path(function, given):
     with pytest.raises(ValueError, match=r"^--workdir must be"):
         function("--workdir", given)
@@ -44,3 +44,19 @@ def test_writable_folder(tmp_path):
         with pytest.raises(ValueError, match=rf"^`path` must be a folder.*({problem}).*\.$"):
             writable_folder("path", path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_writable_file(tmp_path):
+    file = tmp_path / "file"
+    assert writable_file("--out", file) == file and not file.exists()
+    file.write_text("kept")
+    assert writable_file("--out", str(file)) == file and file.read_text() == "kept"
+    assert writable_file("--out", tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    for path, problem in (
+        (tmp_path, "it is a folder"),
+        (file / "a", "Not a directory"),
+        ("/proc/learned_opt/page.html", "No such file|not permitted"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--out must be a file that.*({problem}).*file\.$"):
+            writable_file("--out", path)
+    assert list(tmp_path.iterdir()) == [file]

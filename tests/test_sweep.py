@@ -17,6 +17,7 @@ import pytest
 from launch import config as cfg
 from launch import job, sweep
 from launch.sweeps import plan, processes, results
+from launch.sweeps.search import Search
 from meta_train import devices
 from tests.jobs import SMALL, changed
 from tests.test_train import environment_of_commands
@@ -71,9 +72,9 @@ def test_draws_are_by_the_logarithm_and_stay_when_more_are_asked_for():
         (["cfg.seed=1,2"], None, "give --seeds=N"),
         (["cfg.num_steps=1", "cfg.num_steps=2"], None, "each field once"),
         (["cfg.num_steps=3,3"], None, "each value once"),
-        (["cfg.num_stepz=3"], None, "has no field 'num_stepz'"),
-        (["cfg.meta.learning_rate=0"], None, "learning_rate"),
-        (["cfg.meta.learning_rate=1..2"], None, "is for --random=N"),
+        (["cfg.num_stepz=3"], None, "--vary gives cfg.num_stepz=3.*has no field 'num_stepz'"),
+        (["cfg.meta.learning_rate=0"], None, "--vary gives cfg.meta.learning_rate=0, which is ref"),
+        (["cfg.meta.learning_rate=1..2"], None, "is for --random=N and --search=N"),
         (["cfg.meta.learning_rate=2..1"], 3, "0 < LOW < HIGH"),
         (["cfg.meta.learning_rate=a..b"], 3, "0 < LOW < HIGH"),
     ],
@@ -115,18 +116,20 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(sweep, "TRAIN", "fake_train")
 
-    def run(*words):
-        words = [f"--workdir={tmp_path / 's'}", *words]
-        shared = ["--vary=cfg.meta.learning_rate=1,2,3", "--seeds=3", "--cfg.num_steps=9"]
+    grid = ("--vary=cfg.meta.learning_rate=1,2,3", "--seeds=3")
+
+    def run(*words, shared=grid, folder="s", num_steps=9):
+        words = [f"--workdir={tmp_path / folder}", *words]
+        shared = [*shared, f"--cfg.num_steps={num_steps}"]
         values = sweep.flags.FLAGS
-        names = ("workdir", "vary", "seeds", "jobs", "index", "metric")
+        names = ("workdir", "vary", "seeds", "jobs", "index", "metric", "search", "random", "plan")
         saved = {name: (values[name].value, values[name].present) for name in names}
         monkeypatch.setattr(sys, "argv", ["sweep", *shared, *words])
         try:
             for name in names:
                 values[name].present = 0
             values(["sweep", *(word for word in shared + words if "--cfg" not in word[:5])])
-            return sweep.main(changed(num_steps=9))
+            return sweep.main(changed(num_steps=num_steps))
         finally:
             for name, (value, present) in saved.items():
                 values[name].value, values[name].present = value, present
@@ -192,7 +195,8 @@ def test_a_run_that_fails_is_said_and_started_again(fake, capsys):
         (folder / f"learning_rate={name},seed=2" / "begun").touch()
     assert run("--jobs=2") == 1
     said = capsys.readouterr()
-    assert "learning_rate=1,seed=0 ended with exit code 1" in said.err and "log.txt" in said.err
+    assert "learning_rate=1,seed=0 ended with exit code 1: IsADirectoryError" in said.err
+    assert "learning_rate=1,seed=0/log.txt)" in said.err
     assert processes.status(folder / "learning_rate=1,seed=0") is None
     assert processes.status(folder / "learning_rate=3,seed=0") == 3
     (folder / "learning_rate=1,seed=0" / "metrics.jsonl").rmdir()
@@ -201,6 +205,134 @@ def test_a_run_that_fails_is_said_and_started_again(fake, capsys):
         run("--metric=final_loss")
     with pytest.raises(ValueError, match="below the number of runs, 9, got 9"):
         run("--index=9")
+
+
+def test_a_run_done_by_another_command_is_not_taken_for_this_one(fake, capsys):
+    """It is started again: the job continues to the steps asked for, or says what differs."""
+    folder, run = fake
+    shared = ("--vary=cfg.meta.learning_rate=1,2",)
+    assert run(shared=shared) == 0 and run(shared=shared) == 0
+    log = folder / "learning_rate=1,seed=0" / "log.txt"
+    cores = len(os.sched_getaffinity(0))
+    assert log.read_text().split()[:2] == ["starts", str(cores)]
+    assert log.read_text().count("starts") == 1
+    (folder / "learning_rate=2,seed=0" / "metrics.jsonl").unlink()
+    (folder / "learning_rate=2,seed=0" / "metrics.jsonl").mkdir()  # So that it fails this time.
+    assert run(shared=shared, num_steps=8) == 1
+    assert log.read_text().count("starts") == 2 and log.read_text().split()[-1] == "8"
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert [row["eval/final_loss"] for row in rows] == ["10.0", ""]  # Nothing of the old one.
+
+
+SEARCH = ("--vary=cfg.meta.learning_rate=0.01..10", "--seeds=2", "--search=14")
+
+
+def test_a_search_is_the_same_whatever_interrupts_it_and_however_many_jobs(fake, capsys):
+    folder, run = fake
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("*/sweep_status.json"))) < 11 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run("--jobs=2", shared=SEARCH) == 75
+    thread.join()
+    before = {path.parent.name for path in folder.glob("*/sweep_status.json")}
+    assert 11 <= len(before) <= 13
+    # Of a setting whose runs had only begun, and of one that the first try never came to.
+    assert run("--jobs=3", shared=SEARCH) == 0
+    assert run(shared=SEARCH, folder="at_once") == 0
+    first, second = ((folder.parent / name / "sweep.csv").read_text() for name in ("s", "at_once"))
+    assert first == second and len(first.splitlines()) == 29
+    rates = [float(row["cfg.meta.learning_rate"]) for row in csv.DictReader(first.splitlines())]
+    assert len(set(rates)) == 14 and all(0.01 <= rate <= 10 for rate in rates)
+    # Of 10 * rate + seed lower rates are better: what was learned of the first ones is used.
+    assert np.mean(np.log(rates[24:])) < np.mean(np.log(rates[:24])) - 1
+    # Asked for more, it goes on; the last round was not whole.
+    longer = (*SEARCH[:2], "--search=16")
+    assert run(shared=longer) == 0
+    assert (folder / "sweep.csv").read_text().startswith(first)
+    logs = [path.read_text() for path in folder.glob("*/log.txt")]
+    # Three at a time on the processors there are: a third of them each, or all.
+    cores = len(os.sched_getaffinity(0))
+    given = {int(text.split()[1]) for text in logs}
+    assert given <= {cores, *(len(range(i, cores, n)) for n in (2, 3) for i in range(n))}
+    assert sum(text.count("starts") for text in logs) in (32, 33, 34)  # Two may have been stopped.
+
+
+def test_what_a_search_learns_from():
+    """Scores of settings, the worst where a seed diverged; each is tried once."""
+    vary = ["cfg.meta.learning_rate=1e-4..1", "cfg.optimizer.momentum=0.0,0.5"]
+
+    def found(seed, count=36):
+        search, settings, lost = Search(changed(seed=seed), vary, 2, count), [], []
+        while runs := search.ask():
+            assert [run.number for run in runs] == list(range(len(lost), len(lost) + len(runs)))
+            rates = [float(run.values["cfg.meta.learning_rate"]) for run in runs]
+            # Best at 0.03; below 0.01 the second seed diverges, and the first is as good.
+            scores = [
+                float("nan" if run.seed > seed else 0)
+                if rate < 0.01
+                else np.log10(rate / 0.03) ** 2
+                for run, rate in zip(runs, rates, strict=True)
+            ]
+            lost += [rate < 0.01 for rate in rates]
+            settings += [tuple(run.values.values()) for run in runs[::2]]
+            search.tell(scores)
+        return settings, lost
+
+    settings, lost = found(0)
+    assert len(set(settings)) == 36 and len(lost) == 72
+    assert found(0) == (settings, lost) and found(0, 8)[0] == settings[:8]
+    assert found(1)[0] != settings
+    # Of those drawn by the logarithm half are below 0.01, of those proposed few.
+    assert sum(lost[:24]) > 8 > sum(lost[24:]) / 2
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        (["cfg.meta.learning_rate=1,2,3"], "has 3 settings in all; leave --search out"),
+        (["cfg.meta.learning_rate=0.1..5", "cfg.num_stepz=1,2"], "--vary gives cfg.num_stepz=1,"),
+        (["cfg.estimator.truncation=1..3"], "--vary gives cfg.estimator.truncation=3, which is"),
+        ([], "--vary is missing"),
+    ],
+)
+def test_wrong_searches_are_refused_before_anything_runs(vary, message):
+    with pytest.raises(ValueError, match=message):
+        Search(SMALL, vary, 1, 3)
+
+
+def test_a_search_ends_where_all_is_tried_and_stops_where_a_run_fails(fake, capsys):
+    folder, run = fake
+    search = Search(SMALL, ["cfg.num_steps=1..3", "cfg.optimizer.momentum=0,0.5"], 1, 20)
+    seen = []
+    while runs := search.ask():
+        seen += [tuple(run.values.values()) for run in runs]
+        search.tell([1.0] * len(runs))
+    assert sorted(seen) == [(x, y) for x in "123" for y in ("0", "0.5")]
+    for words, message in (
+        (("--random=3",), "--random=3 and --search=14"),
+        (("--index=0",), "--index=0 and --search=14"),
+        (("--plan",), "--plan cannot know"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*words, shared=SEARCH)
+    first = Search(SMALL, ["cfg.meta.learning_rate=0.01..10"], 2, 14).ask()[2].name
+    (folder / first / "metrics.jsonl").mkdir(parents=True)  # In its way.
+    assert run(shared=SEARCH) == 1
+    assert f"{first} ended with exit code 1" in capsys.readouterr().err
+    assert len(list(folder.glob("*/sweep_status.json"))) == 7  # Nothing of the second round.
+
+
+def test_without_optuna_a_search_says_what_to_install(fake, monkeypatch):
+    _, run = fake
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ValueError, match=r"pip install 'learned-opt\[search\]'"):
+        run(shared=SEARCH)
 
 
 def test_scores(tmp_path):

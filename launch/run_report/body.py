@@ -68,9 +68,10 @@ def page(
       written: when, in words.
     """
     names = " and ".join(job.name for job in jobs)
+    of = "a job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     parts = [
         f"<h1>{_text(names)}</h1>",
-        f'<p class="note">{_text(f"Written {written} from {len(jobs)} folder(s) of jobs.")}</p>',
+        f'<p class="note">{_text(f"Of {of}; written {written}.")}</p>',
         _overview(jobs),
     ]
     with matplotlib.rc_context(figures.style()):

@@ -32,6 +32,10 @@ class Run(NamedTuple):
                 f"--cfg.seed={self.seed}"]  # fmt: skip
 
 
+# By field: values listed, or the ends of a range.
+Fields = dict[str, list[str] | tuple[float, float]]
+
+
 def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None) -> list[Run]:
     """All runs.
 
@@ -44,6 +48,29 @@ def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
     Raises:
       ValueError: naming what is wrong, with the field.
     """
+    fields = varied(vary)
+    if draws is None:
+        ranges = [name for name, values in fields.items() if isinstance(values, tuple)]
+        if ranges:
+            raise ValueError(
+                f"--vary={ranges[0]}=LOW..HIGH is for --random=N and --search=N; list its values."
+            )
+        every: Any = itertools.product(*fields.values())
+        settings = [dict(zip(fields, values, strict=True)) for values in every]
+    else:
+        settings = [_drawn(base, fields, i) for i in range(draws)]
+    runs = runs_of(base, settings, seeds)
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError("--vary must give each value once; two runs would be the same.")
+    return runs
+
+
+def varied(vary: Sequence[str]) -> Fields:
+    """What ``--vary`` says: by field the values listed, or the ends of a range.
+
+    Raises:
+      ValueError: as ``plan``.
+    """
     fields = dict(map(_field, vary))
     if len(fields) < len(vary):
         raise ValueError("--vary must name each field once; give all its values together.")
@@ -54,22 +81,22 @@ def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
         )
     if "cfg.seed" in fields:
         raise ValueError("--vary=cfg.seed: give --seeds=N, the runs of each setting.")
-    if draws is None:
-        ranges = [name for name, values in fields.items() if isinstance(values, tuple)]
-        if ranges:
-            raise ValueError(f"--vary={ranges[0]}=LOW..HIGH is for --random=N; list its values.")
-        every: Any = itertools.product(*fields.values())
-        settings = [dict(zip(fields, values, strict=True)) for values in every]
-    else:
-        settings = [_drawn(base, fields, i) for i in range(draws)]
-    runs: list[Run] = []
-    for setting in settings:
-        for seed in range(base.seed, base.seed + seeds):
-            config = _config(base, setting, seed)
-            runs.append(Run(len(runs), _name(setting, seed), setting, seed, config))
-    if len({run.name for run in runs}) < len(runs):
-        raise ValueError("--vary must give each value once; two runs would be the same.")
-    return runs
+    return fields
+
+
+def runs_of(
+    base: Config, settings: Sequence[dict[str, str]], seeds: int, first: int = 0
+) -> list[Run]:
+    """The runs of settings, numbered from ``first``; those of a setting stand together.
+
+    Raises:
+      ValueError: on a setting that is no configuration, naming ``--vary``.
+    """
+    every = [(s, seed) for s in settings for seed in range(base.seed, base.seed + seeds)]
+    return [
+        Run(first + i, _name(setting, seed), setting, seed, _config(base, setting, seed))
+        for i, (setting, seed) in enumerate(every)
+    ]
 
 
 def _field(word: str) -> tuple[str, list[str] | tuple[float, float]]:
@@ -89,9 +116,7 @@ def _field(word: str) -> tuple[str, list[str] | tuple[float, float]]:
     return name, (low, high)
 
 
-def _drawn(
-    base: Config, fields: dict[str, list[str] | tuple[float, float]], number: int
-) -> dict[str, str]:
+def _drawn(base: Config, fields: Fields, number: int) -> dict[str, str]:
     """Values of a setting at random: of a list each alike, of a range by its logarithm.
 
     The same for a number whatever else is drawn, so a sweep may be asked for more.
@@ -103,11 +128,11 @@ def _drawn(
             found[name] = values[random.integers(len(values))]
             continue
         drawn = float(np.exp(random.uniform(*np.log(values))))
-        found[name] = str(round(drawn)) if _is_whole(base, name) else f"{drawn:.4g}"
+        found[name] = str(round(drawn)) if is_whole(base, name) else f"{drawn:.4g}"
     return found
 
 
-def _is_whole(base: Config, name: str) -> bool:
+def is_whole(base: Config, name: str) -> bool:
     value: Any = base
     for part in name.split(".")[1:]:
         value = getattr(value, part, None)
@@ -117,8 +142,12 @@ def _is_whole(base: Config, name: str) -> bool:
 def _config(base: Config, setting: dict[str, str], seed: int) -> Config:
     words = [*(f"--{name}={value}" for name, value in setting.items()), f"--cfg.seed={seed}"]
     node, _ = choices.take_words(words, "cfg")
-    choices.check_plain(cfg.Config, node, "cfg")
-    return choices.apply_words(base, node, "cfg")
+    try:
+        choices.check_plain(cfg.Config, node, "cfg")
+        return choices.apply_words(base, node, "cfg")
+    except ValueError as error:
+        at = ", ".join(f"{name}={value}" for name, value in setting.items())
+        raise ValueError(f"--vary gives {at}, which is refused: {error}") from None
 
 
 def _name(setting: dict[str, str], seed: int) -> str:

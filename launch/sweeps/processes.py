@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meta_train import strict_json
@@ -16,14 +16,21 @@ LOG, STATUS = "log.txt", "sweep_status.json"
 FINAL = (0, 3)
 
 
-def status(folder: Path) -> int | None:
-    """How the run in a folder ended; None if it has not."""
+def status(folder: Path, command: Sequence[str] | None = None) -> int | None:
+    """How the run in a folder ended; None if it has not, or if it was another command's."""
     import json
 
     try:
-        return json.loads((folder / STATUS).read_text())["exit_code"]
+        found = json.loads((folder / STATUS).read_text())
+        other = command is not None and found["command"] != _without_folder(command)
+        return None if other else found["exit_code"]
     except (FileNotFoundError, ValueError, KeyError):
         return None
+
+
+def _without_folder(command: Sequence[str]) -> list[str]:
+    """The same wherever the sweep's folder is moved."""
+    return [word for word in command if not word.startswith("--workdir=")]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -60,13 +67,15 @@ def run_all(
             process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    bar = progress(total=len(commands), desc="sweep", unit="run")
+    # Shown again while runs go on, so its rate is that of the whole.
+    bar = progress(total=len(commands), desc="sweep", unit="run", miniters=0, smoothing=0)
     try:
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
                 (folder, command), share = waiting.pop(0), free.pop()
                 running[folder] = (_start(command, folder, shares[share], cache), share)
             time.sleep(0.1)
+            bar.update(0)
             for folder, (process, share) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -74,9 +83,9 @@ def run_all(
                 free.append(share)
                 ended[folder] = process.returncode
                 if process.returncode in FINAL:
-                    (folder / STATUS).write_text(
-                        strict_json.dumps({"exit_code": process.returncode}) + "\n"
-                    )
+                    command = _without_folder(commands[folder])
+                    record = {"exit_code": process.returncode, "command": command}
+                    (folder / STATUS).write_text(strict_json.dumps(record) + "\n")
                 if process.returncode in FINAL or not stopped:
                     bar.update()
     finally:
@@ -92,14 +101,20 @@ def _start(
     command: Sequence[str], folder: Path, cores: Sequence[int], cache: Path
 ) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
-    pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    with (folder / LOG).open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=log,
-            stderr=log,
-            env=environment(cache),
-            preexec_fn=pin,
-            # Of its own group: Ctrl-C reaches it once, by us.
-            start_new_session=True,
-        )
+    (folder / STATUS).unlink(missing_ok=True)  # Of another command: what it says is over.
+    # As the installed command finds packages: a `launch` or `tasks` of the user's is not ours.
+    alone = ["-P"] if os.path.basename(sys.argv[0]).startswith("learned-opt-") else []
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # Which the new process takes over.
+    try:
+        with (folder / LOG).open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, *alone, "-m", *command],
+                stdout=log,
+                stderr=log,
+                env=environment(cache),
+                # Of its own group: Ctrl-C reaches it once, by us.
+                start_new_session=True,
+            )
+    finally:
+        os.sched_setaffinity(0, before)

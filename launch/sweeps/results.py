@@ -71,15 +71,18 @@ def summarize(runs: Sequence[Run], folder: Path, metric: str, codes: dict[str, i
     return [_setting(dict(key), group, folder, metric, codes) for key, group in groups.items()]
 
 
+def scores(
+    runs: Sequence[Run], folder: Path, metric: str, codes: dict[str, int | None]
+) -> list[float]:
+    """Of each run; NaN where it is not done or diverged."""
+    return [score(folder / r.name, metric) if codes[r.name] == 0 else math.nan for r in runs]
+
+
 def _setting(values, runs, folder, metric, codes) -> Setting:
-    done = [codes[run.name] == 0 for run in runs]
-    scores = [
-        score(folder / run.name, metric) if ended else math.nan
-        for run, ended in zip(runs, done, strict=True)
-    ]
-    mean, low, high = interval(np.array(scores))
-    diverged = sum(codes[run.name] == 3 for run in runs)
-    return Setting(values, scores, mean, low, high, diverged, len(runs) - sum(done) - diverged)
+    found = scores(runs, folder, metric, codes)
+    mean, low, high = interval(np.array(found))
+    done, diverged = (sum(codes[run.name] == code for run in runs) for code in (0, 3))
+    return Setting(values, found, mean, low, high, diverged, len(runs) - done - diverged)
 
 
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
@@ -119,12 +122,12 @@ def table(settings: Sequence[Setting], metric: str) -> str:
 
 def write(runs: Sequence[Run], settings: Sequence[Setting], metric: str, folder: Path) -> None:
     """``sweep.csv``, a line a run, and ``sweep.json``, an entry a setting."""
-    scores = [x for setting in settings for x in setting.scores]
+    every = [x for setting in settings for x in setting.scores]
 
     def lines(file):
         writer = csv.writer(file)
         writer.writerow(["index", "run", *runs[0].values, "seed", metric])
-        for run, found in zip(runs, scores, strict=True):
+        for run, found in zip(runs, every, strict=True):
             cell = found if math.isfinite(found) else ""
             writer.writerow([run.number, run.name, *run.values.values(), run.seed, cell])
 
@@ -134,50 +137,69 @@ def write(runs: Sequence[Run], settings: Sequence[Setting], metric: str, folder:
 
 
 def plot(settings: Sequence[Setting], metric: str, path: Path) -> None:
-    """Means with intervals and all runs over the first field; a line a setting of the others."""
+    """Means with intervals, and all runs.
+
+    Of a grid over the first field, a line a setting of the others; of settings that were drawn or
+    searched for over each field beside each other.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    from launch.run_report.figures import COLORS
     from launch.studies.shared.plots import STYLE
 
-    first, *others = settings[0].values
-    values = list(dict.fromkeys(s.values[first] for s in settings))
-    numbers = [_float(value) for value in values]
-    numeric = all(map(math.isfinite, numbers)) and len(values) > 1
-    if numeric:
-        values = [value for _, value in sorted(zip(numbers, values, strict=True))]
-    places = {v: _float(v) if numeric else i for i, v in enumerate(values)}
-    lines: dict[str, list[Setting]] = {}
-    for setting in settings:
-        label = ", ".join(f"{_short(name)} {setting.values[name]}" for name in others)
-        lines.setdefault(label, []).append(setting)
+    names = list(settings[0].values)
+    grid = len(settings) == math.prod(len({s.values[name] for s in settings}) for name in names)
+    shown = names[:1] if grid else names
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 4))
-        axis = figure.subplots()
-        for i, (label, members) in enumerate(lines.items()):
-            color = COLORS[i % len(COLORS)]
-            members = sorted(members, key=lambda s: places[s.values[first]])
-            x = np.array([places[s.values[first]] for s in members], float)
-            means = np.array([s.mean for s in members])
-            errors = np.array([[s.mean - s.low, s.high - s.mean] for s in members]).T
-            axis.errorbar(x, means, np.nan_to_num(errors), color=color, marker="o", capsize=3,
-                          label=label or "mean and 95%")  # fmt: skip
-            for place, s in zip(x, members, strict=True):
-                axis.plot([place] * len(s.scores), s.scores, ".", color=color, alpha=0.4)
-        if numeric and min(places.values()) > 0 and max(numbers) > 5 * min(numbers):
-            axis.set_xscale("log")
-        if not numeric:
-            axis.set_xticks(list(places.values()), list(places))
-        axis.set(xlabel=first.removeprefix("cfg."), ylabel=metric)
-        axis.legend()
+        figure = Figure(figsize=(6 if grid else max(6, 3.5 * len(shown)), 4))
+        axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axis, name in zip(axes, shown, strict=True):
+            others = [other for other in names if other != name] if grid else []
+            _panel(axis, settings, name, others, joined=grid)
+        axes[0].set_ylabel(metric)
+        if grid:
+            axes[0].legend()
         seeds = max(len(s.scores) for s in settings)
-        figure.suptitle(f"{len(settings)} settings, {seeds} seeds; dots: runs", fontsize=9)
+        figure.suptitle(
+            f"{len(settings)} settings, {seeds} runs of each (dots); mean and 95%", fontsize=9
+        )
         temporary = path.with_name(f".{path.name}")
         figure.savefig(temporary, dpi=150, format="png")
         temporary.replace(path)
+
+
+def _panel(
+    axis: Any, settings: Sequence[Setting], name: str, others: Sequence[str], joined: bool
+) -> None:
+    """Scores over the values of a field; a line, or just a colour, a setting of the others."""
+    from launch.run_report.figures import COLORS
+
+    values = list(dict.fromkeys(s.values[name] for s in settings))
+    numbers = [_float(value) for value in values]
+    numeric = all(map(math.isfinite, numbers)) and len(values) > 1
+    places = {v: _float(v) if numeric else i for i, v in enumerate(values)}
+    lines: dict[str, list[Setting]] = {}
+    for setting in settings:
+        label = ", ".join(f"{_short(other)} {setting.values[other]}" for other in others)
+        lines.setdefault(label, []).append(setting)
+    for i, (label, members) in enumerate(lines.items()):
+        color = COLORS[i % len(COLORS)]
+        members = sorted(members, key=lambda s: places[s.values[name]])
+        x = np.array([places[s.values[name]] for s in members], float)
+        means = np.array([s.mean for s in members])
+        errors = np.array([[s.mean - s.low, s.high - s.mean] for s in members]).T
+        style = {"color": color, "marker": "o", "linestyle": "-" if joined else "none"}
+        label = label or "mean and 95%"
+        axis.errorbar(x, means, np.nan_to_num(errors), capsize=3, label=label, **style)
+        for place, s in zip(x, members, strict=True):
+            axis.plot([place] * len(s.scores), s.scores, ".", color=color, alpha=0.4)
+    if numeric and min(numbers) > 0 and max(numbers) > 5 * min(numbers):
+        axis.set_xscale("log")
+    if not numeric:
+        axis.set_xticks(list(places.values()), list(places))
+    axis.set_xlabel(_short(name))
 
 
 def _short(name: str) -> str:

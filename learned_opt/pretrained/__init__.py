@@ -45,11 +45,11 @@ def optimizer(name: str | os.PathLike, num_steps: Any) -> optax.GradientTransfor
 
     Args:
       name: one of ``available()``, or the folder of another.
-      num_steps: updates in the run, a number of at least 1.
+      num_steps: updates in the run, a whole number of at least 1.
 
     Raises:
-      ValueError: if there is none of that name, or on a ``num_steps`` below 1; from ``update``, if
-        the parameters or the loss, where it reads them, are not given.
+      ValueError: if there is none of that name, or on a ``num_steps`` below 1 or not whole; from
+        ``update``, if the parameters or the loss, where it reads them, are not given.
     """
     from learned_opt.weights import load
 

@@ -54,8 +54,8 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
     # Concrete arrays even when the first call comes from inside a trace: the result is cached.
     with jax.ensure_compile_time_eval():
         return ImageData(
-            images={split: jnp.asarray(raw[split][0]) for split in SPLITS},
-            labels={split: jnp.asarray(raw[split][1]) for split in SPLITS},
+            images={split: jax.device_put(raw[split][0]) for split in SPLITS},
+            labels={split: jax.device_put(raw[split][1]) for split in SPLITS},
             num_classes=num_classes,
         )
 
