@@ -821,7 +821,7 @@ def test_the_best_of_one_candidate_by_rank_is_that_candidate(x64):
 
 @pytest.mark.exact
 @pytest.mark.parametrize(
-    "base", some_fast(["bptt", "tbptt", "pes", "nres", "reversible"], ("pes", "reversible"))
+    "base", some_fast(["bptt", "tbptt", "pes", "nres", "reversible"], ("pes",))
 )
 def test_the_gradients_are_those_of_the_base(base):
     """Two workers' refresh is the base's own estimate, its population goes on as alone."""

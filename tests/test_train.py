@@ -32,7 +32,7 @@ from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
 from tasks.dynamics import mujoco_physics
-from tests import jobs
+from tests import commands, jobs
 from tests.systems import some_fast
 
 ROOT = Path(__file__).parent.parent
@@ -191,7 +191,7 @@ def kill_and_resume(workdir, num_kills, seed):
 
 
 def test_killed_job_ends_as_if_never_stopped(tmp_path, reference):
-    kill_and_resume(tmp_path / "job", num_kills=2, seed=0)
+    kill_and_resume(tmp_path / "job", num_kills=1, seed=0)
     assert_same_outcome(tmp_path / "job", reference)
 
 
@@ -293,38 +293,16 @@ REFUSED = [
     (["--steps=1"], "unknown flag --steps; the flags are: --coordinator_address, --data_dir"),
     (["stray"], "every option is --name=value"),
 ]
-# Each command in a process of its own, which all find imported what takes seconds.
-COMMANDS = """
-import json, os, sys
-from launch import job, loop, train
-for number, words in enumerate(json.loads(sys.argv[1])):
-    if not os.fork():
-        os.dup2(os.open(f"{number}.err", os.O_CREAT | os.O_WRONLY), 2)
-        sys.argv[1:] = words
-        sys.exit(train.cli())
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
 
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
     """Of each command the exit code, what it said, and its folder."""
     folder = tmp_path_factory.mktemp("refused")
-    commands = [command(folder / f"job{i}", *flags)[3:] for i, (flags, _) in enumerate(REFUSED)]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        cwd=folder,
-        env=environment_of_commands() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    codes = [int(word) for word in done.stdout.split()]
-    assert len(codes) == len(REFUSED), done.stderr
-    return [
-        (code, (folder / f"{i}.err").read_text(), folder / f"job{i}")
-        for i, code in enumerate(codes)
-    ]
+    given = [command(folder / f"job{i}", *flags)[2:] for i, (flags, _) in enumerate(REFUSED)]
+    env = environment_of_commands() | {"PYTHONPATH": str(ROOT)}
+    found = commands.one_by_one(folder, given, env, folder)
+    return [(said.code, said.error, folder / f"job{i}") for i, said in enumerate(found)]
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)), ids=lambda case: REFUSED[case][0][0])

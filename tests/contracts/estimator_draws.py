@@ -72,9 +72,17 @@ CASES = {
 }
 
 
+# By the same functions as others: without what `pes` sums, without what `artbp` cuts.
+ALIKE = ("bptt", "full_es", "rtrl", "truncated_es")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [(name, case) for name in systems.ESTIMATORS for case in CASES.get(name, [{}])],
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in systems.ESTIMATORS
+        for case in CASES.get(name, [{}])
+    ],
     ids=lambda value: (
         "-".join(str(getattr(x, "name", x)) for x in value.values())
         if isinstance(value, dict)
