@@ -516,8 +516,10 @@ def test_infinite_gradient_names_step_and_parameter():
 
 def test_overflowing_learning_rate_names_step_and_parameter():
     start = make_start("per layer", 20)
-    start.learning_rates["layer2"][6] = 1e12
-    report = failing(HEALTHY, start)
+    layer = np.array(start.learning_rates["layer2"])
+    layer[6] = 1e12
+    rates = start.learning_rates | {"layer2": layer}
+    report = failing(HEALTHY, start._replace(learning_rates=rates))
     assert (int(report.failure), int(report.step)) == (Failure.WEIGHT, 6)
     assert "['layer2']['w']" in reversible.explain(report, start.params)
     assert "mend or lower the learning rate of this step" in reversible.explain(report)
@@ -694,12 +696,12 @@ def test_degenerate_trees_train_as_what_is_in_them(case):
     for _ in range(3):  # As polynomials in the learning rate.
         v = 0.5 * v - 0.5 * w
         w = w + np.poly1d([1.0, 0.0]) * v
-    factor, flat = w(0.1), ravel_pytree(params)[0]
-    assert value == pytest.approx(float(factor * np.sum(flat)), rel=1e-5)
+    factor, weights = w(0.1), flat(params)
+    assert value == pytest.approx(float(factor * np.sum(weights)), rel=1e-5)
     np.testing.assert_allclose(ravel_pytree(grads.params)[0], factor, rtol=1e-5)
     rate_of = grads.learning_rates
     rate_of = rate_of["b"] if isinstance(rate_of, dict) else rate_of
-    assert rate_of == pytest.approx(float(w.deriv()(0.1) * np.sum(flat)), rel=1e-4)
+    assert rate_of == pytest.approx(float(w.deriv()(0.1) * np.sum(weights)), rel=1e-4)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, start)
     assert np.all(np.isfinite(flat(grads)))
 
