@@ -200,11 +200,18 @@ def said(folder, whole):
     return dict(zip(given, found, strict=True))
 
 
-def test_it_is_evaluated_on_the_task_of_training_and_another(said):
+def test_it_is_evaluated_on_the_task_of_training_and_another(folder, said):
     code, _, error = said["refused"]
     assert code == 2 and "--import=mything" in error and len(error.splitlines()) == 1
     code, out, error = said["evaluated"]
     assert code == 0 and "Task: mything:bowl (dim 3, depth 1.0)" in out, error
+    document = json.loads((folder / "evaluated/evaluation.json").read_text())
+    assert document["task"] == {"name": "mything:bowl", "dim": 3, "depth": 1.0}
+    assert len(document["baselines"]["learning_rates_swept"]) >= 12
+    (entries,) = document["results"].values()
+    assert [entry["name"] for entry in entries] == ["whole/optimizer", "adam", "sgdm"]
+    assert all(np.shape(entry["losses"]) == (3, 5) for entry in entries)
+    assert (folder / "evaluated/evaluation.png").read_bytes()[:4] == b"\x89PNG"
     code, out, error = said["other"]
     assert code == 0 and "Task: quadratic (dim 10" in out, error
 

@@ -186,7 +186,7 @@ def test_a_layer_scaled_away_is_named_when_its_rate_is_its_own():
     assert "tensor of parameter ['unused']" in reversible.explain(report, start.params)
 
 
-@pytest.mark.parametrize("bits", [8, 12, 44])
+@pytest.mark.parametrize("bits", [8, pytest.param(12, marks=pytest.mark.slow), 44])
 def test_moves_that_round_to_nothing_or_a_few_units_are_reported(bits):
     fixed = SINGLE._replace(weight_bits=bits)
     assert report_of(start_of(np.float32, 0.1), fixed).ok == (bits == 44)

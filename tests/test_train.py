@@ -401,35 +401,6 @@ def test_a_finished_job_says_how_it_went_and_what_next(toys, tmp_path, monkeypat
     assert train.modules_outside(outside) == ["mine", "ours"]
 
 
-def test_evaluate_command(tmp_path, reference):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "launch.evaluate",
-            f"--optimizer={reference / 'optimizer'}",
-            f"--workdir={tmp_path}",
-            "--seeds=2",
-            "--horizons=20",
-        ],
-        cwd=ROOT,
-        env=environment_of_commands(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads((tmp_path / "evaluation.json").read_text())
-    assert set(document["results"]) == {"20"}
-    assert len(document["baselines"]["learning_rates_swept"]) >= 12
-    assert document["task"]["hidden_sizes"] == [8]  # That of training.
-    names = [entry["name"] for entry in document["results"]["20"]]
-    assert names == ["job/optimizer", "adam", "sgdm"]
-    for entry in document["results"]["20"]:
-        assert np.shape(entry["losses"]) == (2, 20)
-    assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
-
-
 @pytest.fixture
 def toys(monkeypatch):
     """Jobs of this process are toys: with everything but inner training."""
@@ -643,7 +614,7 @@ def test_rates_are_of_steps_alone(tmp_path, toys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", some_fast(["train", "evaluate", "demo", "reproduce", "replay"], ("train", "demo"))
+    "module", some_fast(["train", "evaluate", "demo", "reproduce", "replay"], ("train",))
 )
 def test_interrupted_while_importing(module, tmp_path):
     process = subprocess.Popen(

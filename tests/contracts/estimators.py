@@ -11,7 +11,7 @@ from launch.job import build
 from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.checkpoint import Checkpoints
-from tests.systems import leaves_equal
+from tests.systems import leaves_equal, some_fast
 
 ESTIMATORS = sorted(estimators.ESTIMATORS)
 HYBRID = "hybrid_es"
@@ -44,7 +44,13 @@ def small_job(name, inner=None, hybrid=None):
     )
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# Slow: by the same functions as `pes`, `artbp` and `reparam_es`, and with the same population.
+ALIKE = ("bptt", "full_es", "gpes", "reparam", "truncated_es")
+
+
+@pytest.mark.parametrize(
+    "name", some_fast(ESTIMATORS, [name for name in ESTIMATORS if name not in ALIKE])
+)
 def test_estimator(name):
     """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
     config = small_job(name)
