@@ -27,10 +27,13 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
 
     Of each task of the suite ``config.validation``, at its shortest horizon, the mean over
     ``config.eval_seeds`` runs of ``aggregates.log_loss`` of the last tenth of the steps; nothing
-    without a suite. Compiled on first use, one program a task: all in one take longer.
+    without a suite. Where theta is trained on held-back batches (``meta_loss`` is ``validation``),
+    the mean of that and of the same of the validation split after the last step. Compiled on first
+    use, one program a task: all in one take longer.
 
     Raises:
-      ValueError: if there is no such suite, or a task has no constant predictor's loss.
+      ValueError: if there is no such suite, or a task has no constant predictor's loss, or no score
+        where held-back batches count.
     """
     if not config.validation:
         return lambda theta: {}
@@ -38,20 +41,29 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
     tasks = {name: task.make(data_dir) for name, task in found.tasks.items()}
     optimizer, horizon = config.optimizer.make(), found.horizons[0]
     size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
+    held_back = config.inner.meta_loss == "validation"
 
     @partial(jax.jit, static_argnums=0)
     def log_loss(name, theta):
-        losses = evaluate.inner_curves(tasks[name], optimizer, theta, **size)
-        final = losses[:, -max(1, horizon // 10) :].mean(axis=1)
+        losses, scores = evaluate.inner_runs(
+            tasks[name], optimizer, theta, **size, split="validation"
+        )
+        finals = [losses[:, -max(1, horizon // 10) :].mean(axis=1)]
+        finals += [scores["loss"]] if held_back else []
         starts = Starts(tasks[name])
         constants = starts.constant(starts.keys(size["seed"], config.eval_seeds))
-        return jnp.mean(log_share(final, constants))
+        return jnp.mean(jnp.stack([log_share(final, constants) for final in finals]))
 
     for name, task in tasks.items():
         if task.constant_loss is None:
             raise ValueError(
                 f"--cfg.validation={config.validation}: the task {name!r} must have a "
                 "`constant_loss`, got none; choose another suite."
+            )
+        if held_back and task.score is None:
+            raise ValueError(
+                f"--cfg.validation={config.validation}: the task {name!r} must have a `score` for "
+                "--cfg.inner.meta_loss=validation, got none; choose another suite."
             )
 
     def measure(theta):

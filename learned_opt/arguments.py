@@ -27,11 +27,11 @@ def check_within(lower: float, upper: float, **values: Any) -> None:
             _refuse(name, f"a finite number {span} in float32", value)
 
 
-def check_count(**values: Any) -> None:
-    """Raises ``ValueError`` unless every value is a whole number of at least 1."""
+def check_count(least: int = 1, /, **values: Any) -> None:
+    """Raises ``ValueError`` unless every value is a whole number of at least that."""
     for name, value in values.items():
-        if not _is_count(value):
-            _refuse(name, "a whole number of at least 1", value)
+        if not _is_whole(value) or value < least:
+            _refuse(name, f"a whole number of at least {least}", value)
 
 
 def check_sizes(**values: Any) -> None:

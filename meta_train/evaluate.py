@@ -16,7 +16,7 @@ import optax
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from meta_train.inner import inner_training
 from meta_train.unroll import unroll
-from tasks.base import Task
+from tasks.base import Split, Task
 
 # A baseline is a learned optimizer whose theta is the learning rate.
 BASELINES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
@@ -107,8 +107,11 @@ def inner_runs(
     num_steps: int,
     num_seeds: int,
     seed: int | jax.Array,
+    split: Split = "test",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Fresh inner runs: training losses ``[num_seeds, num_steps]``, test scores ``[num_seeds]``.
+    """Fresh inner runs: training losses ``[num_seeds, num_steps]``, scores ``[num_seeds]``.
+
+    Scores are those of ``split`` after the last step; none if the task has no score.
 
     Run ``i`` of every optimizer gets the same task instance, initialization and batches.
     """
@@ -118,7 +121,7 @@ def inner_runs(
         key_init, key_data = jax.random.split(key)
         state = system.init(theta, key_init, num_steps)
         state, losses = unroll(system, theta, state, key_data, num_steps)
-        scores = task.score(state.params, state.instance, "test") if task.score else {}
+        scores = task.score(state.params, state.instance, split) if task.score else {}
         return losses, scores
 
     return jax.vmap(run)(jax.random.split(jax.random.key(seed), num_seeds))

@@ -13,7 +13,7 @@ import learned_opt
 from tests.systems import leaves_equal
 
 SHAPES = {"a": (4, 3), "b": (3,), "c": (), "d": (2, 1, 5), "e": (3, 2, 4)}
-NUM_STEPS, RATE = 40, 0.05
+NUM_STEPS, RATE, DECAY, ITERATIONS = 40, 0.05, 0.07, 4
 
 
 def a_theta(optimizer, size):
@@ -27,8 +27,12 @@ def rms(x):
     return np.sqrt(np.mean(np.square(x)))
 
 
+def log_rms(x):
+    return np.log(np.mean(np.square(x)) + 1e-24) / 2
+
+
 def cosine(x, y):
-    return np.sum(x * y) / (np.linalg.norm(x) + 1e-12) / (np.linalg.norm(y) + 1e-12)
+    return np.mean(x * y) / np.exp(log_rms(x) + log_rms(y))
 
 
 def sigmoid(x):
@@ -40,7 +44,7 @@ def orthogonal(x):
     tall = flat.shape[0] > flat.shape[1]
     m = flat.T if tall else flat
     m = m / (np.linalg.norm(m) + 1e-8)
-    for _ in range(5):
+    for _ in range(ITERATIONS):
         s = m @ m.T
         m = 3.4445 * m + (-4.7750 * s + 2.0315 * s @ s) @ m
     return (m.T if tall else m).reshape(x.shape)
@@ -82,7 +86,7 @@ class Transcription:
             d1, d2 = self.m1[k] / c1 * root, self.m2[k] / c2 * root
             between = cosine(self.m1[k], self.m2[k])
             self.cos[k] = 0.95 * self.cos[k] + 0.05 * before
-            log_g = np.log(rms(g) + 1e-12)
+            log_g = log_rms(g)
             self.scale[k] = log_g if self.t == 0 else 0.98 * self.scale[k] + 0.02 * log_g
             matrix = sum(size > 1 for size in p.shape) > 1
             x = np.clip(
@@ -93,9 +97,9 @@ class Transcription:
                     2 * np.tanh(n / 20) - 1,
                     np.clip(5 * (self.fast - self.slow), -3, 3),
                     (self.slow - self.first) / 2 + 0.5,
-                    np.log(rms(p) + 1e-12) / 2 + 1,
-                    np.log(rms(d1) + 1e-12),
-                    np.log(rms(d2) + 1e-12) + 0.5,
+                    log_rms(p) / 2 + 1,
+                    log_rms(d1),
+                    log_rms(d2) + 0.5,
                     2 * before,
                     2 * between - 1,
                     4 * self.cos[k] / (1 - 0.95**n),
@@ -116,9 +120,9 @@ class Transcription:
                 q = orthogonal(raw)
                 d = d + sigmoid(o[6] + 1) * (q * rms(d) / rms(q) - d)
             self.s[k] = np.clip(self.s[k] + 10 / NUM_STEPS * np.tanh(o[4]), -4, 4)
-            trust = 0.5 * np.tanh(o[5]) * (np.log(rms(p) + 1e-12) + 2)
+            trust = 0.5 * np.tanh(o[5]) * (log_rms(p) + 2)
             rate = RATE * schedule * np.exp(np.clip(o[0] + self.s[k] + trust, -7, 5))
-            decay = 0.1 * np.exp(np.clip(o[3] - 4, -8, 3))
+            decay = np.exp(np.clip(np.log(DECAY) + o[3], np.log(0.1) - 8, np.log(0.1) + 3))
             steps[k] = -rate * (d + decay * p)
         self.t += 1
         return steps
@@ -127,7 +131,9 @@ class Transcription:
 def test_recipe():
     """Over the whole run and beyond it, in float64 to rounding."""
     with jax.enable_x64(True):
-        optimizer = learned_opt.adam_controller(learning_rate=RATE)
+        optimizer = learned_opt.adam_controller(
+            learning_rate=RATE, iterations=ITERATIONS, decay=DECAY
+        )
         theta = a_theta(optimizer, 0.5)
         assert sum(x.size for x in jax.tree.leaves(optimizer.init(jax.random.key(0)))) == 391
         rng = np.random.default_rng(0)

@@ -71,12 +71,14 @@ def test_tensors_side_by_side(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "small_fc", "star", "celo", "celo2_base", "velo_s"])
+@pytest.mark.parametrize(
+    "name", ["adam_controller", "mlp", "small_fc", "star", "celo", "celo2_base", "velo_s"]
+)
 def test_memory_of_an_update(name):
     """Besides its results, less than 1.5 times the state, at 300,000 parameters."""
     from launch.benchmarks import optimizers
 
     run = optimizers.digits(512, 512)
     bytes_each, allocated = optimizers.update_memory(run, optimizers.rule(name, 6))
-    assert bytes_each > 15
+    assert bytes_each > (11 if name == "adam_controller" else 15)
     assert allocated < 1.5, learned_opt.OPTIMIZERS[name]
