@@ -615,8 +615,7 @@ def test_the_analytic_part_of_pes_is_not_smoothed(x64):
 # The contract of every estimator.
 
 
-# One of each kind of state, and groups of pairs. That a particle's draws are its own wherever it
-# is, is asked of every estimator (`test_every_particle_draws_on_its_own`).
+# One of each kind of state, and groups of pairs; the others estimate by the same functions.
 @pytest.mark.parametrize(
     "name",
     systems.some_fast(NAMES, ("bptt", "uoro", "reparam_es", "guided_es", "pes_analytic", "pes")),

@@ -501,10 +501,13 @@ def compiled(num_devices, **kwargs):
             {"search": control_variate(), "predictor": estimators.learned_features(updates=2)},
             marks=pytest.mark.slow,
         ),
-        {
-            "search": guided(num_surrogates=2), "compressor": compression.top_k(0.5),
-            "noise": estimators.Noise(0.5, "sobol", relative=True),
-        },
+        pytest.param(
+            {
+                "search": guided(num_surrogates=2), "compressor": compression.top_k(0.5),
+                "noise": estimators.Noise(0.5, "sobol", relative=True),
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {
                 "search": past_descent(), "candidates_per_worker": 2, "assist": True,

@@ -174,28 +174,31 @@ def wait_for_progress(process, workdir, goal):
         time.sleep(0.01)
 
 
-def kill_and_resume(workdir, num_kills, seed):
-    """Kills the job at random moments, then lets it finish."""
-    rng = random.Random(seed)
-    for kill in range(num_kills):
-        process = start(workdir)
-        # In the first half: rows are seen up to a second late.
-        goal = NUM_STEPS / 2 * (kill + rng.random()) / num_kills
-        wait_for_progress(process, workdir, goal)
-        time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
-        assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+def test_a_job_killed_and_then_told_to_stop_ends_as_if_never_stopped(tmp_path, reference):
+    """Killed at a random moment; SIGTERM saves, and exits with a code of its own."""
+    workdir, rng = tmp_path / "job", random.Random(0)
+    process = start(workdir)
+    wait_for_progress(process, workdir, 100 * rng.random())
+    time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    process = start(workdir)
+    wait_for_progress(process, workdir, 300)  # Rows are seen up to a second late.
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert "Stopped and saved at outer step" in output
+    stopped = len(rows(workdir))
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == stopped < NUM_STEPS  # Nothing done is lost: the last step is the saved one.
     done = run(workdir)
     assert done.returncode == 0, done.stderr
+    assert_same_outcome(workdir, reference)
 
 
-def test_killed_job_ends_as_if_never_stopped(tmp_path, reference):
-    kill_and_resume(tmp_path / "job", num_kills=1, seed=0)
-    assert_same_outcome(tmp_path / "job", reference)
-
-
-@pytest.mark.slow  # At any later moment: `test_killed_job_ends_as_if_never_stopped`.
+@pytest.mark.slow  # At a later moment: the test before.
 def test_killed_during_startup(tmp_path, reference):
     process = start(tmp_path / "job")
     while not (tmp_path / "job" / "checkpoints").exists():
@@ -206,21 +209,7 @@ def test_killed_during_startup(tmp_path, reference):
     assert_same_outcome(tmp_path / "job", reference)
 
 
-def test_sigterm_saves_and_exits_with_its_own_code(tmp_path, reference):
-    workdir = tmp_path / "job"
-    process = start(workdir)
-    wait_for_progress(process, workdir, 200)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == EXIT_PREEMPTED, output
-    assert "Stopped and saved at outer step" in output
-    stopped = len(rows(workdir))
-    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved == stopped < NUM_STEPS  # Nothing done is lost: the last step is the saved one.
-    assert run(workdir).returncode == 0
-    assert_same_outcome(workdir, reference)
-
-
+@pytest.mark.slow  # In one process: `tests/test_processes.py`.
 def test_resume_on_another_number_of_devices(tmp_path, reference):
     workdir = tmp_path / "job"
     shutil.copytree(reference, workdir)

@@ -168,7 +168,14 @@ def test_every_outer_step_masks_other_entries():
     assert len({tuple(row) for row in perturbed}) == COMPARED
 
 
-@pytest.mark.parametrize("name", [n for n in systems.ESTIMATORS if n != systems.HYBRID])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in systems.ESTIMATORS
+        if name != systems.HYBRID
+    ],
+)
 def test_every_particle_draws_on_its_own(name):
     """Batches, starts, and what the estimator draws itself."""
 
