@@ -185,9 +185,8 @@ def _reversible(num_devices: int) -> list[dict]:
 
 def _optimizers(num_devices: int) -> Iterable[dict]:
     from launch.benchmarks import optimizers
-    from learned_opt import OPTIMIZERS
 
-    names = _known("optimizers", _OPTIMIZERS.value, OPTIMIZERS)
+    names = _known("optimizers", _OPTIMIZERS.value, optimizers.MEASURED)
     runs = _known("runs", _RUNS.value, optimizers.RUNS)
     return optimizers.lines(num_devices, names, runs, Path(_INTO.value) if _INTO.value else None)
 

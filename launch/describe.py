@@ -211,12 +211,11 @@ def measured_on() -> str:
 
 
 def _speeds() -> Iterator[tuple[str, ...]]:
-    import learned_opt
     from launch.benchmarks import optimizers
 
     yield "name", *optimizers.RUNS, "update", "memory", "compile"
     found = optimizers.read()
-    for name in learned_opt.OPTIMIZERS:
+    for name in optimizers.MEASURED:
         lines = found.get(name, {})
         large = lines.get("million", {})
         steps = [_number(lines.get(run, {}).get("step_over_adam")) for run in optimizers.RUNS]

@@ -36,9 +36,16 @@ from learned_opt import OptimizerConfig
 from meta_train import devices, strict_json
 from tasks.mlp import mlp_classifier
 
+# What is measured: the name and arguments of each optimizer. One of them also without its most
+# expensive part.
+NO_MATRICES = "adam_controller (matrices=False)"
+MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (name, {}) for name in learned_opt.OPTIMIZERS
+} | {NO_MATRICES: ("adam_controller", {"matrices": False})}
 # Of the time of a step over Adam's.
 LIMITS = {
-    ("adam_controller", "digits"): 1.7,
+    (NO_MATRICES, "digits"): 1.7,
+    (NO_MATRICES, "million"): 1.7,
     ("adam_controller", "million"): 2.2,
     ("mlp", "digits"): 4.9,
     ("small_fc", "digits"): 2.5,
@@ -146,10 +153,11 @@ def rule(name: str, num_tensors: int) -> Callable[[jax.Array], Any]:
     """``key -> transformation`` of the optimizer of that name, with a theta drawn by the key."""
     if name == "optax.adam":
         return lambda key: optax.with_extra_args_support(optax.adam(1e-4))
+    name, arguments = MEASURED[name]
     function = learned_opt.OPTIMIZERS[name]
     # Some are made for a number of tensors.
     takes = "num_tensors" in inspect.signature(function).parameters
-    made = function(**({"num_tensors": num_tensors} if takes else {}))
+    made = function(**arguments, **({"num_tensors": num_tensors} if takes else {}))
     optimizer = made.make() if isinstance(made, OptimizerConfig) else made
     return lambda key: optimizer.bind(optimizer.init(key), 10_000)
 
@@ -240,7 +248,7 @@ def update_memory(run: Run, make: Callable) -> tuple[float, float]:
 
 def lines(
     num_devices: int = 1,
-    names: Sequence[str] = tuple(learned_opt.OPTIMIZERS),
+    names: Sequence[str] = tuple(MEASURED),
     runs: Sequence[str] = tuple(RUNS),
     into: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
