@@ -17,18 +17,21 @@ from tests import jobs
 # Sums over particles come in another order on other devices, and Adam divides what is left of it
 # by its own size: plain descent shows that nothing else differs.
 PES = jobs.changed(
-    num_steps=25,
+    num_steps=10,
     eval_every=0,
     checkpoint_every=1,
-    keep_checkpoints=30,
+    keep_checkpoints=12,
     meta=cfg.meta_optimizer("sgd", learning_rate=1e-3, schedule="constant"),
     estimator=cfg.estimator("pes", num_particles=8, truncation=4),
 )
 HYBRID = jobs.changed(
     PES,
-    num_steps=20,
+    num_steps=8,
     estimator=cfg.estimator(
-        "hybrid_es", base=cfg.estimator("tbptt", num_particles=8, truncation=4), replay_log=True
+        "hybrid_es",
+        base=cfg.estimator("tbptt", num_particles=8, truncation=4),
+        refresh_every=3,
+        replay_log=True,
     ),
 )
 MIXTURE = jobs.changed(

@@ -25,7 +25,7 @@ def run(num_devices, num_steps, estimator="pes", **more):
         estimator=cfg.estimator(estimator, num_particles=16, truncation=5, **more),
     )
     job = build(config, None)
-    state = devices.place(job.init(), job.num_devices, trainer.PARTICLE_AXES)
+    state = devices.place(jax.jit(job.init)(), job.num_devices, trainer.PARTICLE_AXES)
     for _ in range(num_steps):
         state, metrics = job.step(state)
         jax.block_until_ready(metrics)  # See `devices.max_in_flight`.
@@ -34,9 +34,9 @@ def run(num_devices, num_steps, estimator="pes", **more):
 
 @pytest.mark.parametrize("estimator", ["pes", pytest.param("tbptt", marks=pytest.mark.slow)])
 def test_same_trajectory_on_any_number_of_devices(estimator):
-    one, _, _ = run(1, 50, estimator)
+    one, _, _ = run(1, 20, estimator)
     for num_devices in (2, 4):
-        many, _, _ = run(num_devices, 50, estimator)
+        many, _, _ = run(num_devices, 20, estimator)
         difference = np.linalg.norm(many.theta - one.theta) / np.linalg.norm(one.theta)
         assert difference < 1e-5
         np.testing.assert_array_equal(many.estimator_state.id, one.estimator_state.id)

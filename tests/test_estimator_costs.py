@@ -2,12 +2,19 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from launch.studies.pes.table1 import COST_BASE, COST_SIZES, SIGMA
 from launch.studies.pes.table1_rows import ROWS
 from launch.studies.shared import cost
+from learned_opt import reversible_mlp_optimizer
+from meta_train.estimators import bptt, fixed_horizon, reversible
+from meta_train.reversible.inner import reversible_inner_training
+from meta_train.reversible.system import plan
+from tasks.data.images import load_images
+from tasks.mlp import mlp_classifier
 
 
 @functools.cache
@@ -74,3 +81,18 @@ def test_compute_of_a_window_is_that_of_its_forward_unrolls():
         )
         ratio = cost.flops(estimator, jnp.zeros(COST_BASE["P"])) / (unrolls * forward)
         assert 1 <= ratio < 1.1, name
+
+
+def test_memory_of_thousands_of_inner_steps_is_far_below_backpropagation():
+    """Compiled only. ``bptt`` stores the states alone, and recomputes every step."""
+    task = mlp_classifier(load_images("digits", None), hidden_sizes=(32,), batch_size=8)
+    optimizer = reversible_mlp_optimizer((8,))
+    system = reversible_inner_training(task, optimizer)
+    theta = optimizer.init(jax.random.key(0))
+    ours, theirs = (
+        cost.memory(kind(system, num_particles=1, horizons=fixed_horizon(2000)), theta)
+        for kind in (reversible, bptt)
+    )
+    assert theirs > 50 * ours, (theirs, ours)
+    tape = 2410 * plan(system.reversible, 2000).tape_bits / 8
+    assert ours < 3 * tape + 2**20, (ours, tape)

@@ -84,7 +84,7 @@ def assert_equal(a, b, tolerance):
 # Equalities to rounding, on the same draws.
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_rtrl_is_bptt(x64, seed):
     system, theta = systems.nonlinear(seed)
     exact = estimate(build("bptt", system, 3, fixed_horizon(T)), theta)[0]
@@ -328,21 +328,22 @@ def exact():
         return cases
 
 
+# Slow: `test_theta_counts_where_it_enters_the_start` has the same of other systems, and
+# `test_staggered_phases_add_up_to_the_whole_gradient` of `uoro`.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seed"),
-    # The slow ones are there too in `test_theta_counts_where_it_enters_the_start`.
-    [("uoro", 0), ("full_es", 0), ("pes", 1)]
-    + [
-        pytest.param(name, seed, marks=pytest.mark.slow)
-        for name, seed in (
-            ("forward_gradient", 0),
-            ("pes_analytic", 0),
-            ("pes", 0),
-            ("gpes", 0),
-            ("gpes", 1),
-            ("nres", 0),
-            ("nres", 1),
-        )
+    [
+        ("uoro", 0),
+        ("full_es", 0),
+        ("forward_gradient", 0),
+        ("pes_analytic", 0),
+        ("pes", 0),
+        ("pes", 1),
+        ("gpes", 0),
+        ("gpes", 1),
+        ("nres", 0),
+        ("nres", 1),
     ],
 )
 def test_unbiased_for_a_quadratic_loss(x64, exact, name, seed):
@@ -367,8 +368,15 @@ def test_the_same_draws_for_any_sigma_if_the_loss_is_quadratic(x64, exact, name,
     assert_equal(scaled, reference, 1e-8)
 
 
-@pytest.mark.parametrize("alpha", [2.0, np.inf])
-@pytest.mark.parametrize("mean_truncation", [10.0, 10 / 3])
+@pytest.mark.parametrize(
+    ("mean_truncation", "alpha"),
+    [
+        (10.0, 2.0),
+        (10 / 3, np.inf),
+        pytest.param(10.0, np.inf, marks=pytest.mark.slow),
+        pytest.param(10 / 3, 2.0, marks=pytest.mark.slow),
+    ],
+)
 def test_artbp_is_unbiased_for_any_cut_probability(x64, exact, alpha, mean_truncation):
     system, theta, whole, blind = exact[0]
     estimator = est.artbp(
@@ -432,8 +440,13 @@ def test_truncated_es_expects_truncated_backpropagation(x64, exact):
     assert_equal(systems.replicates(backprop, theta, 1, T // K)[0], blind, 1e-10)
 
 
+# By the same functions as `pes`: `gpes`, and `truncated_es` without the sum of perturbations.
 @pytest.mark.parametrize(
-    "name", ["full_es", "truncated_es", "pes", "gpes", "nres", "pes_analytic", "forward_gradient"]
+    "name",
+    systems.some_fast(
+        ["full_es", "truncated_es", "pes", "gpes", "nres", "pes_analytic", "forward_gradient"],
+        ("full_es", "pes", "pes_analytic", "forward_gradient"),
+    ),
 )
 def test_theta_counts_where_it_enters_the_start(x64, name):
     linear, theta = systems.linear(0)
@@ -503,7 +516,11 @@ def test_random_horizons_weigh_every_inner_step_alike(x64, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["tbptt", "truncated_es", "rtrl", "pes", "pes_analytic", "gpes", "nres"]
+    "name",
+    systems.some_fast(
+        ["tbptt", "truncated_es", "rtrl", "pes", "pes_analytic", "gpes", "nres"],
+        ("tbptt", "rtrl", "pes", "pes_analytic", "gpes"),
+    ),
 )
 def test_an_episode_may_end_within_a_truncation(x64, name):
     """Steps after its end count nothing, and those before it what they count in others."""
@@ -598,7 +615,11 @@ def test_the_analytic_part_of_pes_is_not_smoothed(x64):
 # The contract of every estimator.
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each kind of state, and groups of pairs; the others estimate by the same functions.
+@pytest.mark.parametrize(
+    "name",
+    systems.some_fast(NAMES, ("bptt", "uoro", "reparam_es", "guided_es", "pes_analytic", "pes")),
+)
 def test_shards_in_chunks_agree_with_the_whole(name):
     system, theta = systems.nonlinear(0)
     whole = build(name, system, 4, fixed_horizon(6))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import commands
+
 ROOT = Path(__file__).parent.parent
 SOURCE = '''
 """Things of somebody else's."""
@@ -94,13 +96,17 @@ def folder(tmp_path_factory):
     return path
 
 
-def start(folder, *words):
+def environment():
     # The job makes its own devices, whatever this test process has.
     env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    return env | {"PYTHONPATH": str(ROOT)}
+
+
+def start(folder, *words):
     return subprocess.Popen(
         [sys.executable, "-m", *words],
         cwd=folder,
-        env=env | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,40 +166,59 @@ def test_the_export_says_how_to_repeat_the_job(whole):
 
 
 def test_it_loads_only_what_was_imported(folder, whole):
-    code = "import learned_opt; print(learned_opt.load('whole/optimizer')[1]['log_rate'].shape)"
-    failed, _, error = _python(folder, code)
-    assert failed and "import mything first" in error
-    worked, out, error = _python(folder, f"import mything; {code}")
-    assert worked == 0 and out == "()\n", error
-
-
-def _python(folder, code):
+    code = """
+import sys, learned_opt
+try:
+    learned_opt.load("whole/optimizer")
+except ValueError as error:
+    assert "import mything first" in str(error), error
+    assert "mything" not in sys.modules
+    import mything
+    print(learned_opt.load("whole/optimizer")[1]["log_rate"].shape)
+"""
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True
     )
-    return done.returncode, done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout == "()\n", done.stderr
 
 
-def test_it_is_evaluated_on_the_task_of_training_and_another(folder, whole):
+@pytest.fixture(scope="module")
+def said(folder, whole):
+    """What further commands on the export say."""
     words = ("launch.evaluate", "--optimizer=whole/optimizer", "--horizons=5", "--seeds=3")
-    code, _, error = run(folder, *words, "--workdir=refused")
+    ours, warm = "--import=mything", "--cfg.init_from=whole/optimizer"
+    given = {
+        "refused": (*words, "--workdir=refused"),
+        "evaluated": (*words, "--workdir=evaluated", ours),
+        "other": (*words, "--workdir=other", ours, "--cfg.task=quadratic"),
+        "warm": train("warm", warm, num_steps=1),
+        "cold": train("cold", warm, "--cfg.optimizer=sgdm", num_steps=1),
+    }
+    logs = folder / "said"
+    logs.mkdir()
+    found = commands.one_by_one(folder, given.values(), environment(), logs)
+    return dict(zip(given, found, strict=True))
+
+
+def test_it_is_evaluated_on_the_task_of_training_and_another(folder, said):
+    code, _, error = said["refused"]
     assert code == 2 and "--import=mything" in error and len(error.splitlines()) == 1
-    code, out, error = run(folder, *words, "--workdir=evaluated", "--import=mything")
+    code, out, error = said["evaluated"]
     assert code == 0 and "Task: mything:bowl (dim 3, depth 1.0)" in out, error
-    code, out, error = run(
-        folder, *words, "--workdir=other", "--import=mything", "--cfg.task=quadratic"
-    )
+    document = json.loads((folder / "evaluated/evaluation.json").read_text())
+    assert document["task"] == {"name": "mything:bowl", "dim": 3, "depth": 1.0}
+    assert len(document["baselines"]["learning_rates_swept"]) >= 12
+    (entries,) = document["results"].values()
+    assert [entry["name"] for entry in entries] == ["whole/optimizer", "adam", "sgdm"]
+    assert all(np.shape(entry["losses"]) == (3, 5) for entry in entries)
+    assert (folder / "evaluated/evaluation.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, error = said["other"]
     assert code == 0 and "Task: quadratic (dim 10" in out, error
 
 
-def test_a_job_starts_from_an_export(folder, whole):
+def test_a_job_starts_from_an_export(folder, said):
     """Theta begins as the export's, for the same optimizer; another one is refused."""
-    warm = "--cfg.init_from=whole/optimizer"
-    code, _, error = run(folder, *train("warm", warm, num_steps=1))
+    code, _, error = said["warm"]
     assert code == 0, error
     first, exported = (
         load_file(folder / path / "theta.safetensors")["log_rate"]
@@ -202,6 +227,6 @@ def test_a_job_starts_from_an_export(folder, whole):
     assert first == exported
     card = json.loads((folder / "warm/optimizer/config.json").read_text())
     assert card["training"]["init_from"] == "whole/optimizer"
-    code, _, error = run(folder, *train("cold", warm, "--cfg.optimizer=sgdm", num_steps=1))
+    code, _, error = said["cold"]
     assert code == 2 and "--cfg.optimizer is 'mything:SignDescent' there, 'sgdm' here" in error
     assert not (folder / "cold").exists()

@@ -108,11 +108,11 @@ def test_the_same_draws_and_trajectory(one, many, tmp_path):
     first, same = state_of(one, "pes", 1), state_of(folder, "pes", 1)
     np.testing.assert_array_equal(same.estimator_state.memory, first.estimator_state.memory)
     np.testing.assert_array_equal(same.estimator_state.id, first.estimator_state.id)
-    assert [row["step"] for row in jobs.rows(folder / "pes")] == list(range(1, 26))
+    assert [row["step"] for row in jobs.rows(folder / "pes")] == list(range(1, 11))
     alone = Path(shutil.copytree(one, tmp_path / "one"))
     for where in (alone, folder):  # Both go on in this process, on other devices.
-        config = jobs.changed(several.PES, num_steps=50, num_devices=4)
-        assert jobs.loop.run(config, where / "pes").step == 50
+        config = jobs.changed(several.PES, num_steps=20, num_devices=4)
+        assert jobs.loop.run(config, where / "pes").step == 20
     difference = np.linalg.norm(theta(folder, "pes") - theta(alone, "pes"))
     assert difference <= 1e-6 * np.linalg.norm(theta(alone, "pes"))
 

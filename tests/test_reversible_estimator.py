@@ -7,9 +7,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from launch.studies.shared.cost import memory
 from learned_opt import mlp_optimizer, reversible_mlp_optimizer
-from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, pes, reversible
+from meta_train.estimators import bptt, fixed_horizon, log_uniform_horizons, reversible
 from meta_train.estimators.horizons import Horizons
 from meta_train.inner import inner_training
 from meta_train.reversible import DOUBLE, explain
@@ -18,8 +17,6 @@ from meta_train.reversible.inner import reversible_inner_training
 from meta_train.reversible.system import Start, episode_gradient, plan, reversible_system
 from meta_train.unroll import unroll
 from tasks.base import Task
-from tasks.data.images import load_images
-from tasks.mlp import mlp_classifier
 
 pytestmark = pytest.mark.exact
 
@@ -51,9 +48,20 @@ def make(dtype=np.float32, step_mult=0.01, kind=reversible_inner_training, **kwa
 
 
 def relative_error(a, b):
-    a, b = ravel_pytree(a)[0], ravel_pytree(b)[0]
-    assert jnp.linalg.norm(b) > 1e-6, "a comparison with zero proves nothing"
-    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+    # In NumPy, which compiles nothing.
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (a, b))
+    assert np.linalg.norm(b) > 1e-6, "a comparison with zero proves nothing"
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def episode(system, theta, key, keys):
+    """The mean loss of an episode, its derivative by theta and the report."""
+
+    @jax.jit
+    def run(theta):
+        return episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
+
+    return run(theta)
 
 
 def estimates(estimator, theta, key):
@@ -62,20 +70,10 @@ def estimates(estimator, theta, key):
     return grad, metrics
 
 
-def test_estimate_equals_bptt_in_double(x64):
-    system, theta = make(np.float64, step_mult=0.003, fixed=DOUBLE)
-    kwargs = {"num_particles": 2, "horizons": log_uniform_horizons(20, 60, 20)}
-    grad, metrics = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
-    expected, expected_metrics = estimates(bptt(system, **kwargs), theta, jax.random.key(7))
-    assert metrics["exact"] == 1.0
-    assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-7)
-    assert relative_error(grad, expected) < 1e-7
-
-
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"meta_loss": "fresh", "loss_ceiling": 1.6},
+        pytest.param({"meta_loss": "fresh", "loss_ceiling": 1.6}, marks=pytest.mark.slow),
         pytest.param({"meta_loss": "validation"}, marks=pytest.mark.slow),
         {"meta_loss": "validation", "reduction": "last"},
         pytest.param({"meta_loss": "train", "reduction": "last"}, marks=pytest.mark.slow),
@@ -83,19 +81,27 @@ def test_estimate_equals_bptt_in_double(x64):
     ids=lambda kwargs: " ".join(map(str, kwargs.values())),
 )
 def test_every_meta_loss_equals_bptt_through_ordinary_inner_training(kwargs, x64):
-    """Two implementations of the inner run, with the same keys."""
+    """Two implementations of the inner run, with the same keys; of drawn lengths, too."""
     kwargs = {"dtype": np.float64, "step_mult": 0.003} | kwargs
     system, theta = make(**kwargs, fixed=DOUBLE)
     plain, _ = make(**kwargs, kind=inner_training)
-    population = {"num_particles": 2, "horizons": fixed_horizon(30)}
+    drawn = log_uniform_horizons(20, 60, 20)
+    horizons = fixed_horizon(30) if "reduction" in kwargs else drawn
+    population = {"num_particles": 2, "horizons": horizons}
     grad, metrics = estimates(reversible(system, **population), theta, jax.random.key(7))
+    assert sum(metrics[name] for name in metrics if name.startswith("failed_")) == 0.0
     expected, expected_metrics = estimates(bptt(plain, **population), theta, jax.random.key(7))
     assert metrics["exact"] == 1.0
     assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-9)
     assert relative_error(grad, expected) < 1e-7
     if "loss_ceiling" in kwargs:
-        state = plain.init(theta, jax.random.key(0), 30)
-        capped = unroll(plain, theta, state, jax.random.key(1), 30)[1] == kwargs["loss_ceiling"]
+
+        @jax.jit
+        def losses(theta):
+            state = plain.init(theta, jax.random.key(0), 30)
+            return unroll(plain, theta, state, jax.random.key(1), 30)[1]
+
+        capped = losses(theta) == kwargs["loss_ceiling"]
         assert 3 < np.sum(capped) < 27, "a ceiling that caps all or nothing proves nothing"
 
 
@@ -120,21 +126,6 @@ def test_thousands_of_inner_steps_are_recovered_to_the_bit():
     assert metrics["exact"] == 1.0
     assert metrics["finite"] == 1.0
     assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
-
-
-def test_memory_of_thousands_of_inner_steps_is_far_below_backpropagation():
-    """Compiled only. ``bptt`` stores the states alone, and recomputes every step."""
-    task = mlp_classifier(load_images("digits", None), hidden_sizes=(32,), batch_size=8)
-    optimizer = reversible_mlp_optimizer((8,))
-    system = reversible_inner_training(task, optimizer)
-    theta = optimizer.init(jax.random.key(0))
-    ours, theirs = (
-        memory(kind(system, num_particles=1, horizons=fixed_horizon(2000)), theta)
-        for kind in (reversible, bptt)
-    )
-    assert theirs > 50 * ours, (theirs, ours)
-    tape = 2410 * plan(system.reversible, 2000).tape_bits / 8
-    assert ours < 3 * tape + 2**20, (ours, tape)
 
 
 def test_diverged_episodes_are_dropped_and_counted():
@@ -172,10 +163,6 @@ def test_the_first_failure_is_counted_by_kind_and_step():
     assert early * 8 == pytest.approx(round(float(early) * 8))
     assert 0 < early < 1
     assert np.all(ravel_pytree(grad)[0] == 0)
-    _, healthy = estimates(reversible(system, **kwargs), theta, jax.random.key(7))
-    assert jax.tree.map(jnp.shape, healthy) == jax.tree.map(jnp.shape, metrics)
-    assert healthy["exact"] == 1.0
-    assert sum(healthy[name] for name in healthy if name.startswith("failed_")) == 0.0
 
 
 def test_a_program_that_replays_differently_poisons_the_whole_estimate():
@@ -208,7 +195,7 @@ def test_a_program_that_replays_differently_poisons_the_whole_estimate():
 def test_diverged_losses_count_as_the_ceiling(x64):
     system, theta = make(np.float64, step_mult=1e30, loss_ceiling=3.0)
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 20)
-    value, grad, report = episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
+    value, grad, report = episode(system, theta, key, keys)
     assert not report.ok
     assert value == pytest.approx(3.0, rel=0.06)  # all but the first step
     assert np.all(np.isnan(ravel_pytree(grad)[0]))
@@ -232,14 +219,16 @@ def test_gradient_flows_through_a_start_that_depends_on_theta(x64):
     system = reversible_system(begin, dynamics, inner.decays, DOUBLE)
     theta = {"optimizer": theta, "scale": jnp.float64(1.2)}
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(1), 30)
-    value, grad, report = episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)
+    value, grad, report = episode(system, theta, key, keys)
     assert explain(report) == "exact: no failure."
 
+    @jax.jit
+    @jax.value_and_grad
     def by_backpropagation(theta):
         state = system.init(theta, key, len(keys))
         return jnp.mean(jax.lax.scan(lambda s, k: system.step(theta, s, k), state, keys)[1])
 
-    expected_value, expected = jax.value_and_grad(by_backpropagation)(theta)
+    expected_value, expected = by_backpropagation(theta)
     assert value == pytest.approx(float(expected_value), rel=1e-10)
     for part in theta:
         assert relative_error(grad[part], expected[part]) < 1e-7
@@ -262,14 +251,6 @@ def test_tasks_whose_parameters_have_no_one_format_are_refused():
         reversible_inner_training(mixed, reversible_mlp_optimizer())
 
 
-def test_other_estimators_take_the_system_as_it_is():
-    system, theta = make()
-    estimator = pes(system, num_pairs=2, truncation=5, horizons=fixed_horizon(10), sigma=0.01)
-    grad, metrics = estimates(estimator, theta, jax.random.key(0))
-    assert metrics["finite"] == 1.0
-    assert 0 < jnp.linalg.norm(ravel_pytree(grad)[0]) < 1e6
-
-
 def test_tape_is_near_the_information_bound():
     spills = plan(make()[0].reversible, 5000)
     assert spills.bound_bits / 5000 == pytest.approx(1.181, rel=0.01)
@@ -290,12 +271,13 @@ def test_bound_optimizer_takes_the_steps_of_the_system(x64):
     params = task.init(instance, key_init)
     transform = optimizer.bind(theta, 12)
     opt_state = transform.init(params)
+    loss_and_grads, update = jax.jit(jax.value_and_grad(task.loss)), jax.jit(transform.update)
     for i, key in enumerate(jax.random.split(jax.random.key(6), 12)):
         key_batch, key_loss, _, _ = jax.random.split(key, 4)
         batch = task.batch(instance, key_batch, "train")
-        loss, grads = jax.value_and_grad(task.loss)(params, instance, batch, key_loss)
+        loss, grads = loss_and_grads(params, instance, batch, key_loss)
         assert loss == pytest.approx(float(losses[i]), rel=1e-12)
-        updates, opt_state = transform.update(grads, opt_state)
+        updates, opt_state = update(grads, opt_state)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(ravel_pytree(params)[0], state.weights, rtol=1e-11)
 
@@ -322,7 +304,7 @@ def test_automatic_derivatives_of_an_exact_gradient_are_refused():
     def value(theta):
         return episode_gradient(system.reversible, theta, key, len(keys), keys, jnp.mean)[0]
 
-    assert np.isfinite(value(theta))
+    assert jax.eval_shape(value, theta).shape == ()
     with pytest.raises(TypeError, match="the estimator `reversible`"):
         jax.grad(value)(theta)
 

@@ -20,9 +20,9 @@ from tasks.dynamics.mujoco_physics import missing
 STUDIES = Path(reproduce.__file__).parent / "studies"
 
 
-# Those of `make test`, the cheapest; the others are marked slow, and all together
+# That of `make test`, the cheapest; the others are marked slow, and all together
 # run by `pytest -m "slow or not slow" tests/test_studies.py -k quick`.
-ALWAYS = {"reversible_regularization", "toy_regression"}
+ALWAYS = {"reversible_regularization"}
 PROCESSOR_SECONDS = 180  # About 50 on idle cores; other programs on them make it more than double.
 
 

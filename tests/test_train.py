@@ -32,7 +32,7 @@ from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
 from tasks.dynamics import mujoco_physics
-from tests import jobs
+from tests import commands, jobs
 from tests.systems import some_fast
 
 ROOT = Path(__file__).parent.parent
@@ -174,28 +174,31 @@ def wait_for_progress(process, workdir, goal):
         time.sleep(0.01)
 
 
-def kill_and_resume(workdir, num_kills, seed):
-    """Kills the job at random moments, then lets it finish."""
-    rng = random.Random(seed)
-    for kill in range(num_kills):
-        process = start(workdir)
-        # In the first half: rows are seen up to a second late.
-        goal = NUM_STEPS / 2 * (kill + rng.random()) / num_kills
-        wait_for_progress(process, workdir, goal)
-        time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
-        assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+def test_a_job_killed_and_then_told_to_stop_ends_as_if_never_stopped(tmp_path, reference):
+    """Killed at a random moment; SIGTERM saves, and exits with a code of its own."""
+    workdir, rng = tmp_path / "job", random.Random(0)
+    process = start(workdir)
+    wait_for_progress(process, workdir, 100 * rng.random())
+    time.sleep(rng.random() * 0.3)  # Anywhere between two flushes, or inside a save.
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    process = start(workdir)
+    wait_for_progress(process, workdir, 300)  # Rows are seen up to a second late.
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert "Stopped and saved at outer step" in output
+    stopped = len(rows(workdir))
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == stopped < NUM_STEPS  # Nothing done is lost: the last step is the saved one.
     done = run(workdir)
     assert done.returncode == 0, done.stderr
+    assert_same_outcome(workdir, reference)
 
 
-def test_killed_job_ends_as_if_never_stopped(tmp_path, reference):
-    kill_and_resume(tmp_path / "job", num_kills=2, seed=0)
-    assert_same_outcome(tmp_path / "job", reference)
-
-
-@pytest.mark.slow  # At any later moment: `test_killed_job_ends_as_if_never_stopped`.
+@pytest.mark.slow  # At a later moment: the test before.
 def test_killed_during_startup(tmp_path, reference):
     process = start(tmp_path / "job")
     while not (tmp_path / "job" / "checkpoints").exists():
@@ -206,21 +209,7 @@ def test_killed_during_startup(tmp_path, reference):
     assert_same_outcome(tmp_path / "job", reference)
 
 
-def test_sigterm_saves_and_exits_with_its_own_code(tmp_path, reference):
-    workdir = tmp_path / "job"
-    process = start(workdir)
-    wait_for_progress(process, workdir, 200)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == EXIT_PREEMPTED, output
-    assert "Stopped and saved at outer step" in output
-    stopped = len(rows(workdir))
-    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved == stopped < NUM_STEPS  # Nothing done is lost: the last step is the saved one.
-    assert run(workdir).returncode == 0
-    assert_same_outcome(workdir, reference)
-
-
+@pytest.mark.slow  # In one process: `tests/test_processes.py`.
 def test_resume_on_another_number_of_devices(tmp_path, reference):
     workdir = tmp_path / "job"
     shutil.copytree(reference, workdir)
@@ -293,38 +282,16 @@ REFUSED = [
     (["--steps=1"], "unknown flag --steps; the flags are: --coordinator_address, --data_dir"),
     (["stray"], "every option is --name=value"),
 ]
-# Each command in a process of its own, which all find imported what takes seconds.
-COMMANDS = """
-import json, os, sys
-from launch import job, loop, train
-for number, words in enumerate(json.loads(sys.argv[1])):
-    if not os.fork():
-        os.dup2(os.open(f"{number}.err", os.O_CREAT | os.O_WRONLY), 2)
-        sys.argv[1:] = words
-        sys.exit(train.cli())
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
 
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
     """Of each command the exit code, what it said, and its folder."""
     folder = tmp_path_factory.mktemp("refused")
-    commands = [command(folder / f"job{i}", *flags)[3:] for i, (flags, _) in enumerate(REFUSED)]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        cwd=folder,
-        env=environment_of_commands() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    codes = [int(word) for word in done.stdout.split()]
-    assert len(codes) == len(REFUSED), done.stderr
-    return [
-        (code, (folder / f"{i}.err").read_text(), folder / f"job{i}")
-        for i, code in enumerate(codes)
-    ]
+    given = [command(folder / f"job{i}", *flags)[2:] for i, (flags, _) in enumerate(REFUSED)]
+    env = environment_of_commands() | {"PYTHONPATH": str(ROOT)}
+    found = commands.one_by_one(folder, given, env, folder)
+    return [(said.code, said.error, folder / f"job{i}") for i, said in enumerate(found)]
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)), ids=lambda case: REFUSED[case][0][0])
@@ -421,35 +388,6 @@ def test_a_finished_job_says_how_it_went_and_what_next(toys, tmp_path, monkeypat
     )
     outside = {"task": {"name": "mine:waves"}, "x": [{"name": "mlp"}, {"name": "ours:opt"}]}
     assert train.modules_outside(outside) == ["mine", "ours"]
-
-
-def test_evaluate_command(tmp_path, reference):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "launch.evaluate",
-            f"--optimizer={reference / 'optimizer'}",
-            f"--workdir={tmp_path}",
-            "--seeds=2",
-            "--horizons=20",
-        ],
-        cwd=ROOT,
-        env=environment_of_commands(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads((tmp_path / "evaluation.json").read_text())
-    assert set(document["results"]) == {"20"}
-    assert len(document["baselines"]["learning_rates_swept"]) >= 12
-    assert document["task"]["hidden_sizes"] == [8]  # That of training.
-    names = [entry["name"] for entry in document["results"]["20"]]
-    assert names == ["job/optimizer", "adam", "sgdm"]
-    for entry in document["results"]["20"]:
-        assert np.shape(entry["losses"]) == (2, 20)
-    assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.fixture
@@ -665,7 +603,7 @@ def test_rates_are_of_steps_alone(tmp_path, toys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", some_fast(["train", "evaluate", "demo", "reproduce", "replay"], ("train", "demo"))
+    "module", some_fast(["train", "evaluate", "demo", "reproduce", "replay"], ("train",))
 )
 def test_interrupted_while_importing(module, tmp_path):
     process = subprocess.Popen(

@@ -72,9 +72,17 @@ CASES = {
 }
 
 
+# By the same functions as others: without what `pes` sums, without what `artbp` cuts.
+ALIKE = ("bptt", "full_es", "rtrl", "truncated_es")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [(name, case) for name in systems.ESTIMATORS for case in CASES.get(name, [{}])],
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in systems.ESTIMATORS
+        for case in CASES.get(name, [{}])
+    ],
     ids=lambda value: (
         "-".join(str(getattr(x, "name", x)) for x in value.values())
         if isinstance(value, dict)
@@ -160,7 +168,14 @@ def test_every_outer_step_masks_other_entries():
     assert len({tuple(row) for row in perturbed}) == COMPARED
 
 
-@pytest.mark.parametrize("name", [n for n in systems.ESTIMATORS if n != systems.HYBRID])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in systems.ESTIMATORS
+        if name != systems.HYBRID
+    ],
+)
 def test_every_particle_draws_on_its_own(name):
     """Batches, starts, and what the estimator draws itself."""
 

@@ -11,7 +11,7 @@ from launch.job import build
 from launch.trainables import make_system
 from meta_train import devices, estimators, trainer
 from meta_train.checkpoint import Checkpoints
-from tests.systems import leaves_equal
+from tests.systems import leaves_equal, some_fast
 
 ESTIMATORS = sorted(estimators.ESTIMATORS)
 HYBRID = "hybrid_es"
@@ -44,7 +44,13 @@ def small_job(name, inner=None, hybrid=None):
     )
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# Slow: by the same functions as `pes`, `artbp` and `reparam_es`, and with the same population.
+ALIKE = ("bptt", "full_es", "gpes", "reparam", "truncated_es")
+
+
+@pytest.mark.parametrize(
+    "name", some_fast(ESTIMATORS, [name for name in ESTIMATORS if name not in ALIKE])
+)
 def test_estimator(name):
     """Trains learnable SGD on a quadratic: same key same result, particle axis, progress."""
     config = small_job(name)
@@ -87,6 +93,11 @@ def run_job(job, state, num_steps):
     return after
 
 
+def is_residual(path):
+    """Whether the leaf is what compression left out of the gradients sent so far."""
+    return any(getattr(key, "name", None) == "residuals" for key in path)
+
+
 # What Hybrid-ES may hold besides candidates: a base's population, residuals, past, a predictor.
 HYBRIDS = (
     {"base": "pes", "compression": "int8"},
@@ -125,9 +136,15 @@ def test_estimator_moves_between_devices_and_through_a_checkpoint(name, parts, t
     init = jax.jit(jobs[0].init)
     one, two = (run_job(job, init(), num_steps=6) for job in jobs)
     # In the first step theta is the same to the bit, so whatever differs was drawn differently.
-    for a, b in zip(*map(jax.tree.leaves, (one[0], two[0])), strict=True):
+    firsts = jax.tree_util.tree_leaves_with_path(one[0]), jax.tree.leaves(two[0])
+    for (path, a), b in zip(*firsts, strict=True):
         if np.issubdtype(a.dtype, np.floating):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max(initial=0))
+            largest = np.abs(a).max(initial=0)
+            # What a message in int8 leaves out is at most half a quantum of it, and a difference:
+            # its rounding is that of the gradient's largest entry, of 127 quanta.
+            if getattr(config.estimator, "compression", "") == "int8" and is_residual(path):
+                largest *= 254
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest)
         else:
             np.testing.assert_array_equal(a, b)
     a, b = (np.concatenate([*map(np.ravel, jax.tree.leaves(x[-1].theta))]) for x in (one, two))

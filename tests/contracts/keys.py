@@ -66,12 +66,17 @@ def with_values(estimator, **values):
     return dataclasses.replace(estimator, **own)
 
 
+# Their keys are those of `artbp` and `pes`, and they draw nothing of their own.
+ALIKE = ("bptt", "full_es", "rtrl", "tbptt", "truncated_es")
+
+
 @pytest.mark.parametrize(
     ("name", "hybrid", "sampler"),
-    [(name, {}, "normal") for name in ESTIMATORS]
-    + [("hybrid_es", HYBRIDS[0], "normal")]
+    [(name, {}, "normal") for name in ESTIMATORS if name not in ALIKE]
+    + [("hybrid_es", HYBRIDS[0], "normal"), ("reparam_es", {}, "orthogonal")]
+    + [pytest.param(name, {}, "normal", marks=SLOW) for name in ALIKE]
     + [pytest.param("hybrid_es", hybrid, "normal", marks=SLOW) for hybrid in HYBRIDS[1:]]
-    + [("pes", {}, "orthogonal"), ("reparam_es", {}, "orthogonal")],
+    + [pytest.param("pes", {}, "orthogonal", marks=SLOW)],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
 def test_every_key_has_one_use(name, hybrid, sampler, uses_of):

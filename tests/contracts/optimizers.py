@@ -178,8 +178,11 @@ def accumulator_type(param_type):
     return jnp.float64 if param_type == jnp.float64 else jnp.float32
 
 
+# Slow: what `test_types_round_nothing_but_the_update` computes is in the default mode.
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("x64", [False, True], ids=["default", "x64"])
+@pytest.mark.parametrize(
+    "x64", [pytest.param(False, marks=pytest.mark.slow), True], ids=["default", "x64"]
+)
 def test_types_of_state_and_updates(name, x64):
     """For every type of parameters and of gradients; traced only."""
     with jax.enable_x64(x64):
