@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_train.checks import check_whole
-from tasks.initializers import orthonormal_columns
 
 # The address of what the rows of a block share; no row has this index.
 BLOCK = 2**32 - 1
@@ -100,9 +99,6 @@ def _cauchy(key, shape, dtype):
     return jnp.clip(jax.random.cauchy(key, shape, dtype), -c, c) / math.sqrt(variance)
 
 
-_LARGEST_WITHOUT_LAPACK = 64
-
-
 def _orthogonal_block(key, num, dim, dtype):
     """Rows of random rotations, each of length sqrt(dim): orthogonal within groups of ``dim``.
 
@@ -113,12 +109,10 @@ def _orthogonal_block(key, num, dim, dtype):
     """
     size, exact = min(num, dim), jnp.promote_types(dtype, jnp.float32)
     normal = jax.random.normal(key, (math.ceil(num / size), dim, size), exact)
-    # Not by LAPACK, unless it is faster: batches of several devices may wait for each other.
-    if len(normal) > 1 or size <= _LARGEST_WITHOUT_LAPACK:
-        q = jax.vmap(orthonormal_columns)(normal)
-    else:
-        q, r = jnp.linalg.qr(normal)
-        q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
+    # One block after another: in jaxlib 0.10 each factorization of a batch waits for threads of the
+    # pool that it waits in, and batches on several devices were seen to wait for each other for ever.
+    q, r = jax.lax.map(jnp.linalg.qr, normal)
+    q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
     return (math.sqrt(dim) * q.swapaxes(1, 2).reshape(-1, dim)).astype(dtype)
 
 

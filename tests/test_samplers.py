@@ -1,5 +1,7 @@
 """Directions of unit variance: moments, structure, and what they do to an ES gradient."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,13 +80,11 @@ def test_orthogonal_rows(x64, num, dim):
         assert np.abs(products[~same]).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("num", "dim", "by_lapack"), [(300, 100, False), (9, 90, False), (80, 90, True)]
-)
-def test_batches_are_not_factorized_by_lapack(num, dim, by_lapack):
+def test_no_batches_are_factorized():
     """On several devices those were seen to wait for each other for ever (jaxlib 0.10.2)."""
-    draw = jax.make_jaxpr(lambda key: samplers.draw("orthogonal", key, num, dim))
-    assert ("qr[" in str(draw(jax.random.key(0)))) == by_lapack
+    draw = jax.make_jaxpr(lambda key: samplers.draw("orthogonal", key, 20, 7))(jax.random.key(0))
+    shapes = re.findall(r":f32\[([\d,]+)\] \w+:f32\[[\d,]+\] = qr\[", str(draw))
+    assert shapes == ["7,7"]
 
 
 def test_sobol_points_are_those_of_scipy_shifted():
