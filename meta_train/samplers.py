@@ -109,8 +109,8 @@ def _orthogonal_block(key, num, dim, dtype):
     """
     size, exact = min(num, dim), jnp.promote_types(dtype, jnp.float32)
     normal = jax.random.normal(key, (math.ceil(num / size), dim, size), exact)
-    # One block after another: in jaxlib 0.10 each factorization of a batch waits for threads of the
-    # pool that it waits in, and batches on several devices were seen to wait for each other for ever.
+    # One block after another: in jaxlib 0.10 the factorizations of a batch wait for threads of the
+    # pool that they are in, and batches on several devices were seen to wait for ever.
     q, r = jax.lax.map(jnp.linalg.qr, normal)
     q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
     return (math.sqrt(dim) * q.swapaxes(1, 2).reshape(-1, dim)).astype(dtype)
