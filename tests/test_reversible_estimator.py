@@ -73,7 +73,7 @@ def estimates(estimator, theta, key):
 @pytest.mark.parametrize(
     "kwargs",
     [
-        pytest.param({"meta_loss": "fresh", "loss_ceiling": 1.6}, marks=pytest.mark.slow),
+        {"meta_loss": "fresh", "loss_ceiling": 1.6},
         pytest.param({"meta_loss": "validation"}, marks=pytest.mark.slow),
         {"meta_loss": "validation", "reduction": "last"},
         pytest.param({"meta_loss": "train", "reduction": "last"}, marks=pytest.mark.slow),

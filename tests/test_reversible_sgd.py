@@ -640,7 +640,7 @@ def test_parameters_that_are_not_real_floats_are_refused(dtype):
 
 
 # In double precision Python's numbers are of another type than the parameters.
-@pytest.mark.parametrize("precise", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("precise", [False, True])
 def test_python_numbers_may_stand_for_arrays(precise):
     with jax.enable_x64(precise):
         _compare_python_numbers_with_arrays()
