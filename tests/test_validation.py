@@ -1,5 +1,6 @@
 """Validation during meta-training: a curve for each task, and the best theta beside the last."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,11 @@ import pytest
 
 import launch.validation
 import learned_opt
+from launch.config import Config
+from launch.config import optimizer as choose_optimizer
 from launch.evaluation import SEED
 from launch.evaluation.aggregates import log_loss
+from launch.evaluation.runs import Runner, Starts
 from launch.suites import suite
 from launch.validation import METRIC, SEED_OFFSET, Best, validation
 from meta_train import evaluate
@@ -83,3 +87,28 @@ def test_off_by_default_and_refused_where_it_has_no_sense():
         jobs.changed(validation="smok")
     with pytest.raises(ValueError, match=r"`validation` is for .*eval_every=0; set them"):
         jobs.changed(validation="smoke", eval_every=0)
+
+
+def test_held_back_batches_count_where_theta_is_trained_on_them(monkeypatch):
+    """The mean of what is found without, and of the log-loss of the validation split at the end."""
+    small = suite("smoke")
+    for name in list(small.tasks)[1:]:
+        del small.tasks[name]
+    monkeypatch.setattr(launch.validation, "suite", lambda name: small)
+    ((name, config),) = small.tasks.items()
+    base = Config(validation="smoke", eval_seeds=2, task=config, optimizer=choose_optimizer("sgdm"))
+    optimizer = base.optimizer.make()
+    theta = optimizer.init(jax.random.key(0))
+    inner = dataclasses.replace(base.inner, meta_loss="validation")
+    trained, both = (
+        float(validation(c, None)(theta)[METRIC])
+        for c in (base, dataclasses.replace(base, inner=inner))
+    )
+    starts = Starts(config.make())
+    keys = starts.keys(SEED + SEED_OFFSET, 2)
+    runs = Runner(starts, optimizer, 2, shared=True)(
+        theta, keys, small.horizons[0], ("validation",)
+    )
+    held_back = log_loss(runs.scores["validation"]["loss"], np.asarray(starts.constant(keys)))
+    np.testing.assert_allclose(both, (trained + held_back.mean()) / 2, rtol=1e-4)
+    assert abs(held_back.mean() - trained) > 1e-3
