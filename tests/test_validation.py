@@ -92,10 +92,10 @@ def test_off_by_default_and_refused_where_it_has_no_sense():
 def test_held_back_batches_count_where_theta_is_trained_on_them(monkeypatch):
     """The mean of what is found without, and of the log-loss of the validation split at the end."""
     small = suite("smoke")
-    for name in list(small.tasks)[1:]:
+    for name in set(small.tasks) - {"smoke_mlp"}:
         del small.tasks[name]
     monkeypatch.setattr(launch.validation, "suite", lambda name: small)
-    ((name, config),) = small.tasks.items()
+    config = small.tasks["smoke_mlp"]
     base = Config(validation="smoke", eval_seeds=2, task=config, optimizer=choose_optimizer("sgdm"))
     optimizer = base.optimizer.make()
     theta = optimizer.init(jax.random.key(0))
