@@ -220,11 +220,15 @@ class _Seen(NamedTuple):
     cosines: tuple[jax.Array, jax.Array]
 
 
+def _unbiased(shared, momenta) -> tuple[jax.Array, ...]:
+    """The two momenta, bias-corrected."""
+    return tuple(m / w for m, w in zip(momenta, shared["weights"][:2], strict=True))
+
+
 def _corrected(shared, momenta, square) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """The two momenta, bias-corrected, and one over the root of the second moment."""
-    *weights, weight = shared["weights"]
-    root = jax.lax.rsqrt(square / weight + _EPS)
-    return tuple(m / w for m, w in zip(momenta, weights, strict=True)), root
+    root = jax.lax.rsqrt(square / shared["weights"][2] + _EPS)
+    return _unbiased(shared, momenta), root
 
 
 def _remember(shared, arrays):
@@ -304,6 +308,12 @@ def _mixed(shared, first, second, gradient):
     return (1 - own) * ((1 - slow) * first + slow * second) + own * gradient
 
 
+def _raw(shared, arrays):
+    """The direction before it is made orthogonal: not over the root of the second moment."""
+    grad, *momenta = arrays
+    return [_mixed(shared, *_unbiased(shared, momenta), limited(grad, 2))], []
+
+
 def _direction(shared, grad, *moments):
     """Of Adam's kind."""
     corrected, root = _corrected(shared, moments[:-1], moments[-1])
@@ -346,13 +356,8 @@ def _step(learning_rate, decay, orthogonal, controls, seen, param, grad, time):
     moments = (*tensors.momenta, tensors.square)
     arrays = (param, grad, *moments)
     if orthogonal is not None and _is_matrix(param.shape[1:]):
-        spread = {
-            k: x.reshape(-1, *[1] * (param.ndim - 1))
-            for k, x in shared.items()
-            if k in ("slow", "own")
-        }
-        corrected = _corrected(shared, *tensors[:2])[0]
-        flat = orthogonal(_mixed(spread, *corrected, limited(grad, 2)))
+        (raw,), _ = map_and_sum(_raw, shared, (grad, *tensors.momenta))
+        flat = orthogonal(raw)
         sums = map_and_sum(_squares, shared, (grad, *moments, flat))[1]
         own, others = (_log_root(x / grad[0].size) for x in sums)
         shared |= {"scale": jnp.exp(own - others), "share": jax.nn.sigmoid(controls[6] + 1)}

@@ -140,17 +140,19 @@ def fake(tmp_path, monkeypatch):
     delattr(flags.FLAGS, "preset")
 
 
+def interrupt(folder, pattern, count):
+    """Stops this process, as a scheduler does, once there are so many such files."""
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_three_by_three_interrupted_and_continued(fake, capsys):
     folder, run = fake
 
-    def interrupt():
-        deadline = time.monotonic() + 60
-        while len(list(folder.glob("*/begun"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, args=(folder, "*/begun", 2))
     thread.start()
     assert run("--jobs=2") == 75
     thread.join()
@@ -230,13 +232,7 @@ SEARCH = ("--vary=cfg.meta.learning_rate=0.01..10", "--seeds=2", "--search=14")
 def test_a_search_is_the_same_whatever_interrupts_it_and_however_many_jobs(fake, capsys):
     folder, run = fake
 
-    def interrupt():
-        deadline = time.monotonic() + 60
-        while len(list(folder.glob("*/sweep_status.json"))) < 11 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, args=(folder, "*/sweep_status.json", 11))
     thread.start()
     assert run("--jobs=2", shared=SEARCH) == 75
     thread.join()

@@ -44,6 +44,7 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 } | {NO_MATRICES: ("adam_controller", {"matrices": False})}
 # Of the time of a step over Adam's.
 LIMITS = {
+    ("adam_controller", "digits"): 1.7,
     (NO_MATRICES, "digits"): 1.7,
     (NO_MATRICES, "million"): 1.7,
     ("adam_controller", "million"): 2.2,
