@@ -1,16 +1,19 @@
 """Orthogonal matrices that are safe to draw under ``vmap`` and on several devices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def orthogonal(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+def orthogonal(key: jax.Array, shape: tuple[int, int], dtype: Any = float) -> jax.Array:
     """A uniformly distributed orthogonal matrix; of another shape, its columns or rows are.
 
     To rounding that of ``jax.nn.initializers.orthogonal``: see ``orthonormal_columns``.
 
     Args:
       shape: rows and columns.
+      dtype: of the matrix; by default of floats, so double precision where JAX has that on.
     """
     rows, columns = shape
     found = orthonormal_columns(jax.random.normal(key, (max(shape), min(shape)), dtype))

@@ -268,3 +268,10 @@ def test_orthogonal_weights_are_those_of_jax(shape):
     )
     inner = ours.T @ ours if shape[0] >= shape[1] else ours @ ours.T
     np.testing.assert_allclose(inner, np.eye(min(shape)), atol=2e-6)
+
+
+def test_orthogonal_weights_are_double_where_floats_are(x64):
+    ours = orthogonal(jax.random.key(3), (9, 9))
+    assert ours.dtype == jnp.float64
+    np.testing.assert_allclose(ours, jax.random.orthogonal(jax.random.key(3), 9), atol=1e-14)
+    assert orthogonal(jax.random.key(3), (9, 9), jnp.float32).dtype == jnp.float32
