@@ -9,8 +9,8 @@ runs under every optimizer, at the horizon it was trained for and at 5 times it;
 
 On a suite of tasks (docs/evaluation.md): ten baselines, each at its best setting for each task, at
 one setting for the whole suite and at its default; aggregates with 95% intervals, paired
-differences, and `suite.csv`, `suite.json`, `suite.png` and `suite.html`. NAME is an architecture,
-evaluated untrained.
+differences, and `suite.csv`, `suite.json`, `suite.md`, `suite.png` and `suite.html`. NAME is an
+architecture, evaluated untrained.
 
 What is done is kept in WORKDIR/evaluation.parts: run the same command again to continue an
 interrupted evaluation, or with one more optimizer to run only that. A result is used again only if

@@ -385,6 +385,44 @@ def test_what_is_written(evaluated, tmp_path):
     assert "is above" in said and "adam (one rate) +" in said and "[" in said
 
 
+def test_tables_to_paste_have_every_difference(evaluated, tmp_path):
+    """Markdown tables: a row for each of the others, and numbers that are those of the JSON."""
+    run, tasks = evaluated
+    entries = run()
+    entries += [e._replace(optimizer="a|b") for e in entries if not e.column]
+    summary = report.summarize(entries, tasks)
+    report.write_markdown(summary, tmp_path / "x.md")
+    first, second = (tmp_path / "x.md").read_text().strip().split("\n\n")
+    lines = [line.strip("| ").split(" | ") for line in first.split("\n")]
+    assert lines[0] == [
+        "sgdm (untrained) minus",
+        "6 steps, training",
+        "6 steps, test",
+        "20 steps, training",
+        "20 steps, test",
+    ]
+    assert {len(line) for line in lines} == {5} and second.startswith("| a&#124;b minus")
+    for label, *cells in lines[2:]:
+        for cell, (horizon, split) in zip(
+            cells, [(h, s) for h in ("6", "20") for s in ("train", "test")], strict=True
+        ):
+            (found,) = [
+                d[split]
+                for d in summary["horizons"][horizon]["differences"]
+                if d["ours"] == "sgdm (untrained)" and d["other"] == label.replace("&#124;", "|")
+            ]
+            numbers = [float(x) for x in re.findall(r"[-+.\d]+", cell)]
+            expected = [found["estimate"], found["low"], found["high"]]
+            assert numbers == pytest.approx(expected, abs=0.0051)
+    assert len(lines) == 2 + 4  # Adam's three columns and the other without a rate.
+    assert [report._short(x) for x in (-0.25, 0.254, -1.254, 2.0)] == [
+        "-.25",
+        "+.25",
+        "-1.25",
+        "+2.00",
+    ]
+
+
 def test_text_is_narrow_and_says_all():
     """Names of any length, sentences of any length, and no interval on two lines."""
     interval = Interval(-0.123, -1.0, 0.5)

@@ -67,9 +67,10 @@ def evaluate(
     replaced = report.replaced(summary["asked"], workdir / "suite.json")
     report.write_csv(entries, workdir / "suite.csv")
     report.write_json(summary, workdir / "suite.json")
+    report.write_markdown(summary, workdir / "suite.md")
     figure.plot(summary, title, workdir / "suite.png")
     page.write(summary, title, about, workdir / "suite.html")
     print(title, report.table(summary), sep="\n")
     print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
-    print(f"wrote suite.csv, suite.json, suite.png and suite.html in {workdir}")
+    print(f"wrote suite.csv, suite.json, suite.md, suite.png and suite.html in {workdir}")
     return summary

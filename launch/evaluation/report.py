@@ -331,6 +331,41 @@ def write_csv(entries: Sequence[Entry], path: Path) -> None:
     whole(path, write, newline="")
 
 
+def write_markdown(summary: dict[str, Any], path: Path) -> None:
+    """A table for every optimizer without a rate, to paste: ``[baseline, horizon x split]``.
+
+    Each entry is the paired difference of log-losses, this optimizer minus the other, and its
+    interval.
+    """
+    horizons = summary["horizons"].values()
+    heads = [
+        f"{int(horizon):,} steps, {name}"
+        for horizon in summary["horizons"]
+        for name in ("training", "test")
+    ]
+    found: dict[str, dict[str, list[Interval]]] = {}
+    for d in (d for at in horizons for d in at["differences"]):
+        row = found.setdefault(d["ours"], {}).setdefault(d["other"], [])
+        row += [Interval(**d[split]) for split in ("train", "test")]
+    lines = []
+    for ours, rows in found.items():
+        lines += [_row([f"{ours} minus", *heads]), _row(["---"] * (len(heads) + 1))]
+        for other, row in rows.items():
+            numbers = [[_short(x) for x in interval] for interval in row]
+            lines.append(_row([other, *(f"{x} [{low}, {high}]" for x, low, high in numbers)]))
+        lines.append("")
+    whole(path, lambda file: file.write("\n".join(lines)))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _short(number: float) -> str:
+    """With its sign and two decimals, without a zero before the point: ``-.25``."""
+    return f"{number:+.2f}".replace("+0.", "+.").replace("-0.", "-.")
+
+
 def write_json(summary: dict[str, Any], path: Path) -> None:
     """All of it; numbers that are not finite are null."""
     whole(path, lambda file: file.write(strict_json.dumps(summary)))
