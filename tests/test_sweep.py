@@ -74,6 +74,9 @@ def test_draws_are_by_the_logarithm_and_stay_when_more_are_asked_for():
         (["cfg.num_steps=3,3"], None, "each value once"),
         (["cfg.num_stepz=3"], None, "--vary gives cfg.num_stepz=3.*has no field 'num_stepz'"),
         (["cfg.meta.learning_rate=0"], None, "--vary gives cfg.meta.learning_rate=0, which is ref"),
+        # By the function that makes it, not by the configuration.
+        (["cfg.optimizer.momentum=0.5,1.5"], None, "--vary gives cfg.optimizer.momentum=1.5, whi"),
+        (["cfg.optimizer=adam", "cfg.optimizer.b2=0.9,2"], None, "--vary gives .*b2=2, which is"),
         (["cfg.meta.learning_rate=1..2"], None, "is for --random=N and --search=N"),
         (["cfg.meta.learning_rate=2..1"], 3, "0 < LOW < HIGH"),
         (["cfg.meta.learning_rate=a..b"], 3, "0 < LOW < HIGH"),
@@ -261,7 +264,7 @@ def test_a_search_is_the_same_whatever_interrupts_it_and_however_many_jobs(fake,
 
 def test_what_a_search_learns_from():
     """Scores of settings, the worst where a seed diverged; each is tried once."""
-    vary = ["cfg.meta.learning_rate=1e-4..1", "cfg.optimizer.momentum=0.0,0.5"]
+    vary = ["cfg.meta.learning_rate=1e-4..1", "cfg.optimizer.momentum=0.25,0.5"]
 
     def found(seed, count=36):
         search, settings, lost = Search(changed(seed=seed), vary, 2, count), [], []
@@ -304,12 +307,12 @@ def test_wrong_searches_are_refused_before_anything_runs(vary, message):
 
 def test_a_search_ends_where_all_is_tried_and_stops_where_a_run_fails(fake, capsys):
     folder, run = fake
-    search = Search(SMALL, ["cfg.num_steps=1..3", "cfg.optimizer.momentum=0,0.5"], 1, 20)
+    search = Search(SMALL, ["cfg.num_steps=1..3", "cfg.optimizer.momentum=0.25,0.5"], 1, 20)
     seen = []
     while runs := search.ask():
         seen += [tuple(run.values.values()) for run in runs]
         search.tell([1.0] * len(runs))
-    assert sorted(seen) == [(x, y) for x in "123" for y in ("0", "0.5")]
+    assert sorted(seen) == [(x, y) for x in "123" for y in ("0.25", "0.5")]
     for words, message in (
         (("--random=3",), "--random=3 and --search=14"),
         (("--index=0",), "--index=0 and --search=14"),

@@ -144,7 +144,12 @@ def _config(base: Config, setting: dict[str, str], seed: int) -> Config:
     node, _ = choices.take_words(words, "cfg")
     try:
         choices.check_plain(cfg.Config, node, "cfg")
-        return choices.apply_words(base, node, "cfg")
+        config = choices.apply_words(base, node, "cfg")
+        # What functions refuse, as their own code knows it, before any run starts.
+        if config.trains == "optimizer":
+            config.optimizer.make()
+        config.meta.make(config.num_steps)
+        return config
     except ValueError as error:
         at = ", ".join(f"{name}={value}" for name, value in setting.items())
         raise ValueError(f"--vary gives {at}, which is refused: {error}") from None
