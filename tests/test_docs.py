@@ -103,6 +103,8 @@ def parsed(module, words):
     command = importlib.import_module(module)
     known = flags.FLAGS.flags_by_module_dict()
     own = {"workdir", "data_dir", "import", "quiet", *(flag.name for flag in known.get(module, []))}
+    # Two commands have a flag `seeds`, which absl takes for that of the one imported last.
+    own |= {held.name for held in vars(command).values() if isinstance(held, flags.FlagHolder)}
     # Paths are defined by one function, so absl does not know whose they are.
     paths = [flag.name for flag in known["launch.path_flags"]]
     own |= {name for name in paths if f'"{name}"' in inspect.getsource(command)}
