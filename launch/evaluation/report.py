@@ -352,7 +352,9 @@ def write_markdown(summary: dict[str, Any], path: Path) -> None:
         lines += [_row([f"{ours} minus", *heads]), _row(["---"] * (len(heads) + 1))]
         for other, row in rows.items():
             numbers = [[_short(x) for x in interval] for interval in row]
-            lines.append(_row([other, *(f"{x} [{low}, {high}]" for x, low, high in numbers)]))
+            # No interval is torn apart where a page is narrow.
+            cells = [f"{x} [{low},\u00a0{high}]" for x, low, high in numbers]
+            lines.append(_row([other, *cells]))
         lines.append("")
     whole(path, lambda file: file.write("\n".join(lines)))
 
