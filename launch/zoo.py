@@ -7,7 +7,7 @@ looking at their data; nothing is trained.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from launch import command_line
@@ -152,9 +152,10 @@ def _suites() -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", f"{len(found.tasks)}", steps
 
 
-def markdown(rows: Iterator[tuple[str, ...]]) -> str:
+def markdown(rows: Iterable[Sequence[str]]) -> str:
     """A table whose first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    cells = ([cell.replace("|", "&#124;") for cell in row] for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     head = "|" + "---|" * (lines[0].count("|") - 1)
     return "\n".join([lines[0], head, *lines[1:]])
 

@@ -25,6 +25,7 @@ from launch.evaluation.kept import whole
 from launch.evaluation.runs import part_edges
 from launch.evaluation.suite import COLUMNS, TUNED, Entry
 from launch.normalization import normalized, record_of
+from launch.zoo import markdown
 from meta_train import strict_json
 from meta_train.inner import CEILING
 from tasks import SPLITS, Split, TaskConfig
@@ -33,6 +34,8 @@ from tasks import SPLITS, Split, TaskConfig
 REFERENCE = "adam"
 # Characters of a line of text, and of the optimizer's name in a table.
 LINE, LABEL = 120, 36
+# Splits of tables to paste, and their names there.
+SHOWN = {"train": "training", "test": "test"}
 RATIOS = np.linspace(1.0, 4.0, 61)
 
 
@@ -337,30 +340,19 @@ def write_markdown(summary: dict[str, Any], path: Path) -> None:
     Each entry is the paired difference of log-losses, this optimizer minus the other, and its
     interval.
     """
-    horizons = summary["horizons"].values()
-    heads = [
-        f"{int(horizon):,} steps, {name}"
-        for horizon in summary["horizons"]
-        for name in ("training", "test")
-    ]
-    found: dict[str, dict[str, list[Interval]]] = {}
-    for d in (d for at in horizons for d in at["differences"]):
-        row = found.setdefault(d["ours"], {}).setdefault(d["other"], [])
-        row += [Interval(**d[split]) for split in ("train", "test")]
-    lines = []
-    for ours, rows in found.items():
-        lines += [_row([f"{ours} minus", *heads]), _row(["---"] * (len(heads) + 1))]
-        for other, row in rows.items():
-            numbers = [[_short(x) for x in interval] for interval in row]
+    heads = [f"{int(h):,} steps, {name}" for h in summary["horizons"] for name in SHOWN.values()]
+    tables: dict[str, dict[str, list[str]]] = {}
+    for d in (d for found in summary["horizons"].values() for d in found["differences"]):
+        row = tables.setdefault(d["ours"], {}).setdefault(d["other"], [d["other"]])
+        for split in SHOWN:
+            estimate, low, high = map(_short, Interval(**d[split]))
             # No interval is torn apart where a page is narrow.
-            cells = [f"{x} [{low},\u00a0{high}]" for x, low, high in numbers]
-            lines.append(_row([other, *cells]))
-        lines.append("")
-    whole(path, lambda file: file.write("\n".join(lines)))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+            row.append(f"{estimate} [{low},\u00a0{high}]")
+    texts = [
+        markdown([[f"{ours} minus", *heads], *rows.values()]) + "\n"
+        for ours, rows in tables.items()
+    ]
+    whole(path, lambda file: file.write("\n".join(texts)))
 
 
 def _short(number: float) -> str:
