@@ -21,6 +21,7 @@ from launch.job import Job, build, say_compiling
 from launch.lease import Lease, claim
 from launch.pending import Finished, Pending
 from launch.saves import Saves
+from launch.stall import StallLimit
 from launch.stopping import StopSignals
 from launch.validation import Best
 from launch.workdir import checkpoint_steps
@@ -60,9 +61,17 @@ class Outcome(NamedTuple):
     unsaved: str = ""
 
 
-def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
+def run(
+    config: Config, workdir: Path, data_dir: str | None = None, stall_seconds: float = 0
+) -> Outcome:
     """Trains until ``config.num_steps``, until SIGTERM, SIGUSR1 or SIGINT asks to stop, or until
     no particle was finite for ``config.nonfinite_patience`` outer steps in a row.
+
+    Args:
+      config: the job.
+      workdir: its folder.
+      data_dir: folder of prepared data sets.
+      stall_seconds: of several processes; see ``StallLimit``.
 
     Raises:
       ValueError: if the configuration is wrong, starts from an optimizer that does not fit, or
@@ -86,8 +95,8 @@ def run(config: Config, workdir: Path, data_dir: str | None = None) -> Outcome:
 
     with contextlib.ExitStack() as held:
         lease = processes.first_does(partial(claim_folder, held))
-        with StopSignals() as stop:
-            return _run(job, spec, surroundings, workdir, lease, stop)
+        with StopSignals() as stop, StallLimit(stall_seconds) as stall:
+            return _run(job, spec, surroundings, workdir, lease, stop, stall)
 
 
 def _run(
@@ -97,6 +106,7 @@ def _run(
     workdir: Path,
     lease: Lease | None,
     stop: StopSignals,
+    stall: StallLimit,
 ) -> Outcome:
     config = job.config
     # Of several processes only the first has the files; what it reads, it tells the others.
@@ -191,6 +201,7 @@ def _run(
     evaluated = False
     while step < config.num_steps and not (stopping() or rows.hopeless):
         pending.wait_for_room()
+        stall.moved(step)
         evaluates = config.eval_every > 0 and (step + 1) % config.eval_every == 0
         if evaluates:  # A copy, as a step takes its state's memory.
             before = np.array(devices.first_replica(state.theta))
@@ -221,6 +232,7 @@ def _run(
                 save(step, state)
     preempted = stopping() and step < config.num_steps
     stop.heard()
+    stall.moved(step)
     processes.first_does(lambda: lease.refuse_if_lost() if lease else None)
     with pending.apart():
         rows.write(pending)

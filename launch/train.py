@@ -43,6 +43,13 @@ _INDEX = flags.DEFINE_integer(
 _WAIT = flags.DEFINE_integer(
     "wait_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
 )
+# The default is far beyond a step, an evaluation or a checkpoint, compiling included.
+_STALL = flags.DEFINE_integer(
+    "stall_seconds",
+    1800,
+    "Of several processes: how long a step may take before all end, as one hangs; 0: for ever.",
+    lower_bound=0,
+)
 
 
 def main(config: Config) -> int:
@@ -73,7 +80,7 @@ def main(config: Config) -> int:
     with hosts.ending_together(lost=EXIT_PREEMPTED):
         processes.first_does(lambda: writable_folder("--workdir", given))
         workdir = user_path("--workdir", given)
-        outcome = run(config, workdir, DATA_DIR.value)
+        outcome = run(config, workdir, DATA_DIR.value, _STALL.value)
     if code := exit_code(outcome):
         return code
     if processes.is_first():

@@ -20,6 +20,7 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 300
 # Of what a process says to all, bytes; the rest of a longer message is cut off.
 _WORDS = 2000
+_POSTED = "learned_opt/posted/"
 
 T = TypeVar("T")
 
@@ -81,6 +82,24 @@ def all_say(words: str) -> list[str]:
     data = words.encode()[:_WORDS].ljust(_WORDS, b"\0")
     said = multihost_utils.process_allgather(np.frombuffer(data, np.uint8))
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in np.asarray(said)]
+
+
+def post(words: str) -> None:
+    """Leaves words where all processes find them, in place of its last ones; waits for none."""
+    _board().key_value_set(f"{_POSTED}{jax.process_index()}", words, allow_overwrite=True)
+
+
+def posted() -> dict[int, str]:
+    """What each process posted last; of those that posted."""
+    found = _board().key_value_dir_get(_POSTED)
+    return dict(sorted((int(key.rpartition("/")[2]), words) for key, words in found))
+
+
+def _board():
+    """JAX's own store; it has no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def together(fn: Callable[[], T]) -> T:

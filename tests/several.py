@@ -4,16 +4,20 @@ python -m tests.several FOLDER PORT COUNT INDEX NAME...
 """
 
 import sys
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from launch import config as cfg
-from launch import loop
+from launch import hosts, loop
+from launch.stopping import EXIT_PREEMPTED
 from meta_train import devices, processes
 from tasks import TaskMixture
 from tests import jobs
 
+STALL_SECONDS = 20
 # Sums over particles come in another order on other devices, and Adam divides what is left of it
 # by its own size: plain descent shows that nothing else differs.
 PES = jobs.changed(
@@ -41,13 +45,21 @@ JOBS = {
     "pes": PES,
     "hybrid": HYBRID,
     "mixture": MIXTURE,
+    "hangs": PES,
     "odd": jobs.changed(PES, estimator=cfg.estimator("pes", num_particles=10, truncation=4)),
 }
 
 
 def run(name, folder, num_devices):
     """Runs that job, or continues it."""
-    return loop.run(jobs.changed(JOBS[name], num_devices=num_devices), Path(folder) / name)
+    config = jobs.changed(JOBS[name], num_devices=num_devices)
+    return loop.run(config, Path(folder) / name, stall_seconds=STALL_SECONDS)
+
+
+def stand_still():
+    """From its fourth step on, in the last process."""
+    if jax.process_index() == jax.process_count() - 1:
+        loop.Pending.add = lambda self, step, metrics: step < 4 or time.sleep(600)
 
 
 def main():
@@ -56,8 +68,11 @@ def main():
     processes.join(f"127.0.0.1:{port}", int(count), int(index), 60)
     here = Path(folder) if index == "0" else Path(folder) / "never_made"
     for name in names:
+        if name == "hangs":
+            stand_still()
         try:
-            run(name, here, 0)
+            with hosts.ending_together(lost=EXIT_PREEMPTED):
+                run(name, here, 0)
         except processes.AgreedError as error:
             print(f"refused: {error}")
     print(processes.first_has({"x": np.array([-0.0, float(index)])})["x"])

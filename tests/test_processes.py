@@ -1,6 +1,7 @@
 """One job in several processes: the same draws, the same trajectory, one folder."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -180,6 +181,26 @@ def wait_for_rows(workdir, number, started):
     while not path.exists() or path.read_bytes().count(b"\n") < number:
         assert time.monotonic() < deadline and all(p.poll() is None for p in started)
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_all(tmp_path):
+    """Within the limit of ``several``; each says where all are."""
+    started = start_all(
+        2, lambda port, i: ["tests.several", tmp_path, str(port), "2", str(i), "hangs"], 1
+    )
+    codes, printed = ended(started)
+    assert codes == [EXIT_PREEMPTED] * 2
+    limit = f"the job has stood still for {several.STALL_SECONDS} s (--stall_seconds)"
+    assert any(limit in said for said in printed)
+    for said in printed:  # The later one may hear first that the other has ended.
+        if limit not in said:
+            assert "lost another one" in said
+            continue
+        assert re.search(r"process 0 on \S+ is after .*, waiting for JAX\n", said)
+        assert re.search(
+            r"process 1 on \S+ is after outer step 3 in _run \(.*loop.py:\d+\)\n", said
+        )
 
 
 @pytest.mark.slow
