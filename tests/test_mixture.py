@@ -184,7 +184,9 @@ def test_a_program_a_part_is_one_program(drawn):
         for found, expected in zip(history, results[0][1], strict=True):
             assert found.keys() == expected.keys()
             for name in found:
-                np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
+                # The spread is the root of a difference that is rounding where all parts agree.
+                atol = 1e-3 if "spread" in name else 1e-6
+                np.testing.assert_allclose(found[name], expected[name], 1e-3, atol, err_msg=name)
 
 
 def mixed_config(**mixing):
