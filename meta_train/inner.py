@@ -92,7 +92,8 @@ def inner_training(
         )
     if scale == "log":
         with jax.ensure_compile_time_eval():
-            _constant_of(task, task.sample(jax.random.key(0)))
+            # As one program: operation by operation it would be dozens.
+            _sound(jax.jit(lambda: _constant_of(task, task.sample(jax.random.key(0))))())
     if run_weight is not None:
         check_positive(run_weight=run_weight)
 
@@ -106,7 +107,7 @@ def inner_training(
             instance, params, opt_state, jnp.zeros([], jnp.int32), jnp.asarray(horizon, jnp.int32)
         )
         if scale == "log":
-            return start._replace(constant_loss=_constant_of(task, instance))
+            return start._replace(constant_loss=_sound(_constant_of(task, instance)))
         return start
 
     def step(theta, state, key):
@@ -166,14 +167,18 @@ def log_share(loss: jax.Array, constant_loss: jax.Array) -> jax.Array:
 
 
 def _constant_of(task: Task, instance: Any) -> jax.Array:
-    """The constant predictor's loss; NaN in place of one that is no finite number above 0.
-
-    Raises:
-      ValueError: on such a one, where it is not traced, and on what is no real float scalar.
-    """
+    """The constant predictor's loss; raises ``ValueError`` on what is no real float scalar."""
     constant: Any = task.constant_loss(instance) if task.constant_loss else None
     check_loss("task.constant_loss", constant)
-    constant = jnp.asarray(constant)
+    return jnp.asarray(constant)
+
+
+def _sound(constant: jax.Array) -> jax.Array:
+    """It, or NaN in place of one that is no finite number above 0.
+
+    Raises:
+      ValueError: on such a one, where it is not traced.
+    """
     is_sound = jnp.isfinite(constant) & (constant > 0)
     if not isinstance(is_sound, jax.core.Tracer) and not is_sound:
         raise ValueError(
