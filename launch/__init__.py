@@ -42,7 +42,7 @@ def _end(number, frame):
         with contextlib.suppress(Exception):  # It may be in the middle of a print.
             stream.flush()
     if number == signal.SIGINT:
-        os.write(2, b"\nInterrupted.\n")
+        os.write(2, b"\nInterrupted; run again to continue.\n")
         os._exit(130)  # 128 + SIGINT, as shells say it.
     os.write(2, f"\n{signal.Signals(number).name}: stopped; run again to continue.\n".encode())
     os._exit(75)  # EX_TEMPFAIL, "try again", for schedulers that requeue.

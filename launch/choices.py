@@ -101,7 +101,7 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
     things = kind.things()
     if name in things:
         return _class_of(kind, things[name])
-    module, colon, attribute = name.partition(":")
+    module, colon, _ = name.partition(":")
     if not colon:
         raise ValueError(
             f"must be one of {', '.join(sorted(things))}, or MODULE:NAME for one of your own, "
@@ -112,7 +112,7 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
             f"is {name!r}, which is not part of this library. Import {module} first "
             f"(on the command line: --import={module})."
         )
-    thing = _attribute(name, module, attribute)
+    thing = attribute_of(name)
     if not callable(thing):
         raise ValueError(
             f"names {name!r}, a {type(thing).__name__}, which must be a function or a {kind.base} "
@@ -126,7 +126,13 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
     return _class_of(kind, thing)
 
 
-def _attribute(name: str, module: str, attribute: str) -> Any:
+def attribute_of(name: str) -> Any:
+    """What ``MODULE:NAME`` names; imports the module.
+
+    Raises:
+      ValueError: if there is no such module, or it has none of that name.
+    """
+    module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

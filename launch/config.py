@@ -234,11 +234,17 @@ class Config:
 
     def horizons(self) -> Horizons:
         """The distribution of episode lengths."""
-        from meta_train.checks import check_multiple
         from meta_train.estimators.horizons import fixed_horizon, log_uniform_horizons
 
         inner, multiple = self.inner, self.estimator.horizon_multiple
-        check_multiple(inner.horizon, multiple)
+        if inner.horizon % multiple:
+            near = max(1, round(inner.horizon / multiple)) * multiple
+            raise ValueError(
+                "`inner.horizon` must be a multiple of the estimator's `truncation` (what it works "
+                f"through at once), got inner.horizon={inner.horizon} and {multiple}; after its "
+                "end an episode would idle to the end of its truncation. Set "
+                f"inner.horizon={near}, or another truncation."
+            )
         if not inner.min_horizon:
             return fixed_horizon(inner.horizon)
         return log_uniform_horizons(inner.min_horizon, inner.horizon, multiple)

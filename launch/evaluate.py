@@ -7,10 +7,10 @@ On one task: training losses, and the task's score on its test split at the end,
 runs under every optimizer, at the horizon it was trained for and at 5 times it; writes
 `evaluation.json` and `evaluation.png`.
 
-On a suite of tasks (docs/evaluation.md): ten baselines, each at its best setting for each task, at
-one setting for the whole suite and at its default; aggregates with 95% intervals, paired
-differences, and `suite.csv`, `suite.json`, `suite.md`, `suite.png` and `suite.html`. NAME is an
-architecture, evaluated untrained.
+On a suite of tasks (docs/evaluation.md), or MODULE:NAME, one of yours: ten baselines, each at its
+best setting for each task, at one setting for the whole suite and at its default; aggregates with
+95% intervals, paired differences, and `suite.csv`, `suite.json`, `suite.md`, `suite.png` and
+`suite.html`. NAME is an architecture, evaluated untrained.
 
 What is done is kept in WORKDIR/evaluation.parts: run the same command again to continue an
 interrupted evaluation, or with one more optimizer to run only that. A result is used again only if
@@ -50,7 +50,9 @@ _OPTIMIZER = define_paths(
     "Folder of a trained optimizer, or the name of one in the package; may be given several times. "
     "With --suite also the name of an architecture, which is evaluated untrained.",
 )
-_SUITE = flags.DEFINE_string("suite", None, "Suite of tasks (docs/tasks.md) to evaluate on.")
+_SUITE = flags.DEFINE_string(
+    "suite", None, "Suite of tasks (docs/tasks.md) to evaluate on, or MODULE:NAME for one of yours."
+)
 _HORIZONS = flags.DEFINE_list(
     "horizons",
     None,
@@ -110,7 +112,7 @@ def main(config: EvaluationConfig) -> int:
         f"Compiling and running {count} programs: {len(paths)} trained and {len(BASELINES)} swept "
         f"baselines, each at {' and '.join(f'{h:,}' for h in horizons)} inner steps ..."
     )
-    results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir, DATA_DIR.value)
+    results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir)
     write(results, workdir, facts, task, paths)
     plot(results, workdir / "evaluation.png", facts, task)
     print(table(results, facts, task))
@@ -130,24 +132,20 @@ def main(config: EvaluationConfig) -> int:
 
 def _suite(config: EvaluationConfig, name: str) -> int:
     """The evaluation on a suite."""
-    from launch.suites import SUITES, suite
+    from launch.suites import find_suite
 
     if config.task is not None:
         raise ValueError("--suite and --cfg.task exclude each other, got both; leave one out.")
     given_workdir = required_workdir()
-    if name not in SUITES:
-        raise ValueError(
-            f"--suite must be one of {', '.join(SUITES)}, got {name!r}.{suggest(name, SUITES)}"
-        )
+    found = find_suite(name)
     import learned_opt
     from launch.compiled_programs import keep_compiled_programs
     from launch.evaluation.baselines import BASELINES
     from launch.evaluation.on_suite import evaluate
     from launch.evaluation.suite import contender
-    from launch.trained import beyond, check_folder, reading, reads_of
+    from launch.trained import beyond, check_folder, reading, reads_of, seen
     from learned_opt.paths import writable_folder
 
-    found = suite(name)
     horizons = _suite_horizons(found.horizons)
     baselines = _suite_baselines(list(BASELINES))
     contenders, limits = {}, []
@@ -159,6 +157,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         trained = None if one.untrained else learned_opt.load_config(given)["training"]
         said = [
             *(beyond(trained.get("horizon"), horizons) if trained else ()),
+            *(seen(trained, found) if trained else ()),
             *reading(reads_of(one.optimizer)),
         ]
         limits += [f"{label}: {' '.join(said)}"] if said else []

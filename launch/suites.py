@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launch.choices import suggest
+from launch.choices import attribute_of, suggest
 from launch.config import task
 
 if TYPE_CHECKING:
@@ -313,18 +313,20 @@ SUITES = tuple(_SUITES)
 
 
 class Suite(NamedTuple):
-    """Tasks that belong together.
+    """Tasks that belong together; one of your own is ``--suite=MODULE:NAME``.
 
     Attributes:
       name: of the suite.
-      tasks: name -> task.
+      tasks: name -> task, as ``launch.config.task`` or ``zoo_task`` make them.
       horizons: numbers of inner steps: the shortest and the longest where it is trained on, those
         at which it is judged where it is not.
+      rescaled: whether every second instance has its weights in other units.
     """
 
     name: str
     tasks: dict[str, TaskConfig]
     horizons: tuple[int, ...]
+    rescaled: bool = False
 
 
 @functools.cache
@@ -351,12 +353,50 @@ def suite(name: str) -> Suite:
     Raises:
       ValueError: if there is none.
     """
-    if name not in _SUITES:
-        raise ValueError(
-            f"the suite must be one of {', '.join(SUITES)}, got {name!r}.{suggest(name, SUITES)}"
-        )
+    if not isinstance(name, str) or name not in _SUITES:
+        meant = suggest(str(name), SUITES)
+        raise ValueError(f"the suite must be one of {', '.join(SUITES)}, got {name!r}.{meant}")
     spec = _SUITES[name]
     found = {member: zoo_task(member) for member in spec.tasks}
     if spec.reparametrized:
         found = {member: task("reparametrized", base=config) for member, config in found.items()}
-    return Suite(name, found, spec.horizons)
+    return Suite(name, found, spec.horizons, spec.reparametrized)
+
+
+def find_suite(name: str) -> Suite:
+    """The suite called ``name``, or the ``Suite`` that ``MODULE:NAME`` names.
+
+    Raises:
+      ValueError: if there is none, or it is no sound one; for the flag ``--suite``.
+    """
+    if ":" not in name:
+        if name not in SUITES:
+            raise ValueError(
+                f"--suite must be one of {', '.join(SUITES)}, or MODULE:NAME for one of your own, "
+                f"got {name!r}.{suggest(name, SUITES)}"
+            )
+        return suite(name)
+    try:
+        found = attribute_of(name)
+    except ValueError as error:
+        raise ValueError(f"--suite {error}") from None
+    if not isinstance(found, Suite):
+        raise ValueError(
+            f"--suite names {name!r}, a {type(found).__name__}, which must be a "
+            "launch.suites.Suite (name, tasks, horizons)."
+        )
+    from tasks import TaskConfig
+
+    is_sound = isinstance(found.tasks, dict) and found.tasks
+    if not is_sound or not all(isinstance(x, TaskConfig) for x in found.tasks.values()):
+        raise ValueError(
+            f"--suite names {name!r}, whose `tasks` must be a dict of one or more tasks by name, "
+            f"each from launch.config.task or launch.suites.zoo_task, got {found.tasks!r}."
+        )
+    whole = all(isinstance(h, int) and h > 0 for h in found.horizons)
+    if not whole or not found.horizons or sorted(set(found.horizons)) != list(found.horizons):
+        raise ValueError(
+            f"--suite names {name!r}, whose `horizons` must be whole numbers above 0 in increasing "
+            f"order, got {found.horizons!r}."
+        )
+    return found

@@ -108,7 +108,14 @@ def ending(config: Config, workdir: Path, outcome: "Outcome") -> str:
     lines.append(f"{config.trains:<13}{exported}")
     best = workdir / f"{config.trains}_best"
     if best.exists():
-        lines.append(f"best         {best} (of its evaluations on --cfg.validation)")
+        judged = [
+            (row["eval/validation"], row["step"]) for row in rows if row.get("eval/validation")
+        ]
+        loss, step = min(judged, default=(math.nan, 0))
+        lines.append(
+            f"best         {best} (of outer step {step:,}: {loss:.4g} on {config.validation}, the "
+            f"lowest of {len(judged)})"
+        )
     lines += [
         f"metrics      {workdir / 'metrics.jsonl'}",
         f"checkpoints  {workdir / 'checkpoints'}",

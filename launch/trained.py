@@ -1,8 +1,12 @@
 """Folders of trained optimizers, as words on the command line."""
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from launch.choices import suggest
+
+_WRAPPERS = ("reparametrized", "batch_fraction")
 
 
 def check_folder(flag: str, given: str, or_a_name: bool) -> None:
@@ -32,7 +36,9 @@ def check_folder(flag: str, given: str, or_a_name: bool) -> None:
     else:
         beside = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
         hint = suggest(given, [*beside, *names, *learned_opt.available()])
-    what = f", or one of {', '.join(names)}" if or_a_name else ""
+    shipped = ", ".join(learned_opt.available())
+    what = f", one in the package ({shipped})"
+    what += f", or an architecture: one of {', '.join(names)}" if or_a_name else ""
     reason = "is the folder of a job" if inside else "is no folder"
     raise ValueError(
         f"{flag} must be the folder of a trained optimizer{what}, got {given!r}, which {reason}."
@@ -71,6 +77,57 @@ def limits(
         "The baselines have a constant learning rate, the best of a sweep; it has no rate to tune.",
         *reading(reads),
     ]
+
+
+def seen(training: dict[str, Any], suite: Any) -> list[str]:
+    """What of a suite had a part in the training, so that the suite is no test of it.
+
+    Args:
+      training: how it was trained, from its ``config.json``.
+      suite: a ``launch.suites.Suite``.
+    """
+    from launch.choices import to_dict
+
+    config = (training.get("provenance") or {}).get("config") or {}
+    said = []
+    if config.get("validation") == suite.name:
+        said.append(
+            f"It was judged by this suite in training (--cfg.validation={suite.name}), and may be "
+            "the best of many by it: this is no test of it."
+        )
+    parts = _parts(training.get("task"))
+    tasks = {name: _plain(to_dict(config)) for name, config in suite.tasks.items()}
+    of_tasks = [name for name, task in tasks.items() if task in parts]
+    of_data = sorted(_datasets(parts) & _datasets(tasks.values()))
+    if of_tasks:
+        said.append(f"It was trained on tasks of this suite: {', '.join(of_tasks)}.")
+    if of_data:
+        said.append(f"It was trained on data of this suite: {', '.join(of_data)}.")
+    return said
+
+
+def _parts(task: Any) -> list[Any]:
+    """The tasks of a recorded one, without what only changes their units or batches."""
+    if not isinstance(task, dict):
+        return []
+    return [_plain(part) for part in task.get("tasks", [task]) if isinstance(part, dict)]
+
+
+def _plain(task: dict[str, Any]) -> dict[str, Any]:
+    while isinstance(task.get("base"), dict) and task.get("name") in _WRAPPERS:
+        task = task["base"]
+    return json.loads(json.dumps(task))
+
+
+def _datasets(tasks: Iterable[Any]) -> set[str]:
+    found: set[str] = set()
+    for task in tasks:
+        for key, value in task.items():
+            if key == "dataset" and isinstance(value, str):
+                found |= set(value.split(","))
+            elif isinstance(value, dict):
+                found |= _datasets([value])
+    return found
 
 
 def beyond(trained: int | None, horizons: list[int]) -> list[str]:

@@ -168,6 +168,12 @@ loss and its gradient on one batch. The constant's loss is that of the best cons
 the training split (for language models the unigram entropy; where nothing is predicted, the loss of
 the start; for training as a task, that of networks that never move), the mean over instances.
 
+In the suites `train_small` and `train_wide` every second instance has its weights in other units
+(the task `reparametrized`); the table is of the plain tasks. In Python
+`launch.suites.zoo_task(NAME)` and `launch.suites.suite(NAME).tasks` are configurations, whose
+`make()` is the task; `launch.normalization.normalized(loss, config)` puts a loss on the scale
+below. [A suite of your own](extend.md#a-suite-and-data).
+
 Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, each split at its own
 best rate, the mean of two seeds, or of six where instances differ. `python -m launch.tuned_adam`
 finds it for the tasks not run yet. `launch.normalization` puts losses between the two: 1 is the

@@ -29,6 +29,8 @@ class Span(NamedTuple):
 
 
 ABOVE_ZERO, AT_LEAST_ZERO = Span(0, excluded=True), Span(0)
+# Beyond these, losses of float32 parameters overflow at the start.
+SCALES, NOISES = Span(0, 1e3, excluded=True), Span(0, 1e15)
 SHARE = Span(0, 1)
 
 

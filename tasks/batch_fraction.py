@@ -1,12 +1,14 @@
 """Any task of examples with batches that are really smaller: more noise in the same shapes."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tasks.arguments import ABOVE_ZERO, check_numbers
-from tasks.base import Task
+from tasks.base import Task, TaskConfig
 from tasks.wrapper import Wrapper, wrapped
 
 
@@ -39,10 +41,14 @@ class BatchFraction(Wrapper):
           ValueError: if the task has no batches of examples, or fractions do not divide them.
         """
         task = self.base.make(data_dir)
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda: task.batch(task.sample(key), key, "train"))
-        size: int = getattr(self.base, "batch_size", 0)
-        if not all(leaf.shape[:1] == (size,) for leaf in jax.tree.leaves(shapes)):
+        base: Any = self.base
+        size: int = getattr(base, "batch_size", 0)
+        # Asked of another size too: a batch that is no list of examples may be as long by chance.
+        if not size or not all(
+            leaf.shape[:1] == (number,)
+            for number in (size, size + 1)
+            for leaf in _batch_of(dataclasses.replace(base, batch_size=number), data_dir)
+        ):
             raise ValueError(
                 f"`base` must be a task whose batches are `batch_size` examples, got {self.base}."
             )
@@ -68,3 +74,9 @@ class BatchFraction(Wrapper):
             return jax.tree.map(lambda leaf: leaf[index], found)
 
         return at._replace(sample=sample, batch=batch)
+
+
+def _batch_of(config: TaskConfig, data_dir: str | None) -> list[jax.ShapeDtypeStruct]:
+    """The shapes of a training batch's arrays."""
+    task, key = config.make(data_dir), jax.random.key(0)
+    return jax.tree.leaves(jax.eval_shape(lambda: task.batch(task.sample(key), key, "train")))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import ABOVE_ZERO, check_count, check_names, check_numbers
+from tasks.arguments import SCALES, check_count, check_names, check_numbers
 from tasks.base import Task, TaskConfig
 from tasks.data.bundled import TEXTS, load_texts
 from tasks.data.symbols import VOCABULARY
@@ -41,7 +41,7 @@ class LanguageModel(TaskConfig):
     def __post_init__(self):
         check_names(TEXTS, dataset=self.dataset)
         check_count(length=self.length, batch_size=self.batch_size)
-        check_numbers(ABOVE_ZERO, init_scale=self.init_scale)
+        check_numbers(SCALES, init_scale=self.init_scale)
 
     def module(self) -> nn.Module:
         """The network: one-hot symbols ``[N, length, 96]`` -> logits of the same shape."""

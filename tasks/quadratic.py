@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import AT_LEAST_ZERO, Span, check_count, check_number
-from tasks.base import Task
+from tasks.arguments import NOISES, Span, check_count, check_name, check_number
+from tasks.base import SPLITS, Task
 from tasks.initializers import orthogonal
 
 
@@ -13,8 +13,8 @@ def quadratic_family(
 ) -> Task:
     """``L(x) = 1/2 (x - c)^T H (x - c)`` with ``H`` and ``c`` drawn per instance.
 
-    ``H`` has a random rotation and eigenvalues log-spaced from ``1 / condition`` to 1;
-    ``c ~ N(0, I)``; ``x`` starts at 0. A batch shifts ``c`` by the mean of ``batch_size``
+    ``H`` has a random rotation and eigenvalues log-spaced from ``1 / condition`` to 1 (one alone
+    is 1); ``c ~ N(0, I)``; ``x`` starts at 0. A batch shifts ``c`` by the mean of ``batch_size``
     draws of ``N(0, noise^2 I)`` on ``train``; ``validation`` and ``test`` are noiseless.
 
     Args:
@@ -28,8 +28,8 @@ def quadratic_family(
     """
     check_count(dim=dim, batch_size=batch_size)
     check_number(Span(1), condition=condition)
-    check_number(AT_LEAST_ZERO, noise=noise)
-    eigenvalues = jnp.logspace(-jnp.log10(condition), 0.0, dim)
+    check_number(NOISES, noise=noise)
+    eigenvalues = jnp.logspace(-jnp.log10(condition), 0.0, dim) if dim > 1 else jnp.ones(1)
 
     def sample(key):
         key_rotation, key_center = jax.random.split(key)
@@ -45,6 +45,7 @@ def quadratic_family(
 
     def batch(instance, key, split):
         del instance
+        check_name(SPLITS, split=split)
         scale = noise / jnp.sqrt(batch_size) if split == "train" else 0.0
         return scale * jax.random.normal(key, (dim,))
 
@@ -54,6 +55,7 @@ def quadratic_family(
         return 0.5 * offset @ instance["hessian"] @ offset
 
     def score(params, instance, split):
+        check_name(SPLITS, split=split)
         value = loss(params, instance, jnp.zeros(dim), None)
         if split == "train":  # The mean over batches.
             value += 0.5 * noise**2 / batch_size * jnp.trace(instance["hessian"])

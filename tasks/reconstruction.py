@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import ABOVE_ZERO, check_count, check_names, check_numbers
+from tasks.arguments import SCALES, check_count, check_names, check_numbers
 from tasks.base import Params, Task
 from tasks.data.pool import as_float, load_pool
 from tasks.instances import Options
@@ -22,7 +22,7 @@ def check_reconstruction(
     """Raises ``ValueError`` on a value out of range, or a name that is none."""
     check_names(None, dataset=dataset)
     activation_names(activation)
-    check_numbers(ABOVE_ZERO, init_scale=init_scale)
+    check_numbers(SCALES, init_scale=init_scale)
     check_count(batch_size=batch_size)
 
 

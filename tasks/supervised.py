@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.arguments import (
-    ABOVE_ZERO,
+    SCALES,
     SHARE,
     check_count,
     check_flag,
@@ -114,7 +114,7 @@ def check_supervised(
     check_name(LOSSES, loss=loss)
     check_count(batch_size=batch_size)
     check_numbers(SHARE, label_noise=label_noise)
-    check_numbers(ABOVE_ZERO, init_scale=init_scale)
+    check_numbers(SCALES, init_scale=init_scale)
     check_flag(standardize=standardize)
 
 

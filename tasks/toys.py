@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tasks.arguments import AT_LEAST_ZERO, check_count, check_names, check_number
-from tasks.base import Task
+from tasks.arguments import NOISES, check_count, check_name, check_names, check_number
+from tasks.base import SPLITS, Task
 from tasks.instances import Options
 
 
@@ -53,7 +53,7 @@ def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.1) -> T
     """
     check_names(FUNCTIONS, function=function)
     check_count(2, dim=dim)
-    check_number(AT_LEAST_ZERO, noise=noise)
+    check_number(NOISES, noise=noise)
     names = tuple(function.split(","))
     options = Options({"function": names})
 
@@ -68,18 +68,23 @@ def toy(*, function: str = "rosenbrock", dim: int = 10, noise: float = 0.1) -> T
 
     def batch(instance, key, split):
         del instance
+        check_name(SPLITS, split=split)
         return (noise if split == "train" else 0.0) * jax.random.normal(key, (dim,))
 
     def loss(params, instance, batch, key):
         del key
         return value(params, instance) + batch @ params
 
+    def score(params, instance, split):
+        check_name(SPLITS, split=split)
+        return {"loss": value(params, instance)}
+
     return Task(
         sample=sample,
         init=lambda instance, key: instance["start"],
         batch=batch,
         loss=loss,
-        score=lambda params, instance, split: {"loss": value(params, instance)},
+        score=score,
         unit="value of the function",
         constant_loss=lambda instance: value(instance["start"], instance),
     )

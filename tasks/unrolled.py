@@ -71,22 +71,26 @@ def unrolled(base: Task, rule: Rule, *, steps: int, runs: int) -> Task:
 
         return jnp.mean(jax.vmap(one)(*batch))
 
+    def score_keys():
+        return jax.random.split(jax.random.key(0), -(-SCORE_RUNS // runs))
+
     def score(params, instance, split):
-        keys = jax.random.split(jax.random.key(0), -(-SCORE_RUNS // runs))
-        found = jax.vmap(lambda k: loss(params, instance, batch(instance, k, split), k))(keys)
+        found = jax.vmap(lambda k: loss(params, instance, batch(instance, k, split), k))(
+            score_keys()
+        )
         return {"loss": jnp.mean(found)}
 
     @functools.cache
     def resting():
-        def one(key):
-            keys = jax.random.split(key, 3)
-            own = base.sample(keys[0])
-            examples = base.batch(own, keys[2], "train")
-            return base.loss(base.init(own, keys[1]), own, examples, key)
+        def mean(key):  # The same as `loss` where nothing moves.
+            def one(own, weights, batches):
+                unmoved = jax.vmap(lambda examples: base.loss(weights, own, examples, key))
+                return jnp.mean(unmoved(jax.tree.map(lambda x: x[1:], batches)))
+
+            return jnp.mean(jax.vmap(one)(*batch((), key, "train")))
 
         with jax.ensure_compile_time_eval():
-            found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SCORE_RUNS * 4))
-            return jnp.mean(found)
+            return jnp.mean(jax.jit(jax.vmap(mean))(score_keys()))
 
     return Task(
         sample=lambda key: (),

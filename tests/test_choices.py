@@ -174,7 +174,10 @@ def test_what_a_preset_set_carries_over_where_it_fits():
             "be rising at the end. Give --cfg.meta.warmup=100, or --cfg.num_steps=10000 or more.",
         ),
         (["meta=sgd", "meta.b1=0.5"], "--cfg.meta has no field 'b1'"),
-        (["inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
+        (
+            ["inner.horizon=21"],
+            "`inner.horizon` must be a multiple of the estimator's `truncation`",
+        ),
         (["trains=network"], "--cfg.trains=network needs inner.horizon=1"),
         (
             ["trains=network", "inner.horizon=1", "estimator.truncation=1", "inner.scale=log"],

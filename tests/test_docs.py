@@ -75,16 +75,20 @@ ALL_COMMANDS = sorted(
 )
 
 
+# The blocks of docs/extend.md; the third stands alone.
+MODULES = ("mytask", "mysuite", "own_data", "mylopt")
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder to work in, with the modules that pages show."""
-    task, optimizer = blocks(ROOT / "docs/extend.md", "python")
-    (tmp_path / "mytask.py").write_text(task)
-    (tmp_path / "mylopt.py").write_text(optimizer)
+    modules = dict(zip(MODULES, blocks(ROOT / "docs/extend.md", "python"), strict=True))
+    for name in ("mytask", "mysuite", "mylopt"):
+        (tmp_path / f"{name}.py").write_text(modules[name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("mytask", "mylopt"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 

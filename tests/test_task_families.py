@@ -128,6 +128,22 @@ def test_a_fraction_of_a_batch_is_a_smaller_batch():
             "`base` must be a task whose batches",
         ),
         (lambda: BatchFraction(Linear(batch_size=6)).make(), "`fractions` of the batch size, 6"),
+        # A batch of eight numbers, which are no examples.
+        (
+            lambda: BatchFraction(cfg.task("quadratic", dim=8, batch_size=8)).make(),
+            "`base` must be a task whose batches are `batch_size` examples",
+        ),
+        (
+            lambda: cfg.task("quadratic", noise=1e38).make(),
+            "`noise` must be a finite number from 0 to",
+        ),
+        (lambda: toy(noise=1e38), "`noise` must be a finite number from 0 to"),
+        (
+            lambda: Linear(init_scale=(1e38,)).make(),
+            "`init_scale` must be finite numbers from 0 to",
+        ),
+        (lambda: mlp_classifier(dataset="prose"), "got the text 'prose'; texts are for language"),
+        (lambda: mlp_classifier(dataset="../x"), "`dataset` must be the name of a data set"),
         (lambda: Reparametrized(kind="row"), "`kind` must be one of tensor, global, got 'row'"),
         (
             lambda: Reparametrized(spread=-1.0),
@@ -235,6 +251,14 @@ def test_training_as_a_task_is_training():
     found = jax.jit(jax.vmap(lambda k: task.loss(still, (), task.batch((), k, "train"), k)))(keys)
     error = 4 * np.std(found) * (1 / 100 + 1 / 128) ** 0.5
     np.testing.assert_allclose(task.constant_loss(()), np.mean(found), atol=error)
+    # It is of the very runs that are scored.
+    score = jax.jit(lambda theta: task.score(theta, (), "train")["loss"])(still)
+    np.testing.assert_allclose(task.constant_loss(()), score, rtol=1e-5)
+
+
+def test_a_single_dimension_has_curvature_one():
+    task = cfg.task("quadratic", dim=1, condition=100.0).make()
+    np.testing.assert_allclose(task.sample(KEY)["hessian"], [[1.0]], rtol=1e-6)
 
 
 def test_quadratics_and_toys_start_where_they_say():

@@ -272,7 +272,10 @@ def test_wandb_run_holds_the_metrics(reference):
 REFUSED = [
     (["--cfg.estimator=pess"], "--cfg.estimator must be one of artbp, bptt"),
     (["--preset=nope"], "--preset must be one of controller, default, demo"),
-    (["--cfg.inner.horizon=21"], "`horizon` must be a positive multiple of `truncation`"),
+    (
+        ["--cfg.inner.horizon=21"],
+        "`inner.horizon` must be a multiple of the estimator's `truncation`",
+    ),
     (
         ["--cfg.estimator=guided_es", "--cfg.estimator.num_surrogates=9999"],
         "`num_surrogates` must be at most the size of theta",
@@ -622,7 +625,8 @@ def test_interrupted_while_importing(module, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output, errors.strip()) == (130, "", "Interrupted.")
+    said = "Interrupted; run again to continue."
+    assert (process.returncode, output, errors.strip()) == (130, "", said)
     assert not (tmp_path / "job").exists()
 
 

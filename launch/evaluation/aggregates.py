@@ -121,7 +121,7 @@ def steps_to(loss: float, steps: np.ndarray, losses: np.ndarray) -> float:
 def speed_up(loss: float, horizon: int, steps: np.ndarray, losses: np.ndarray) -> float:
     """How many times the steps of ``horizon`` Adam needs for ``loss``, 0 if it is not finite.
 
-    Where Adam never gets there, the longest it ran: a bound from below.
+    Where Adam never gets there (``is_bound``), the longest it ran: a bound from below.
 
     Args:
       steps, losses: Adam's ``envelope``.
@@ -129,6 +129,23 @@ def speed_up(loss: float, horizon: int, steps: np.ndarray, losses: np.ndarray) -
     if not np.isfinite(loss):
         return 0.0
     return min(steps_to(loss, steps, losses), float(steps[-1])) / horizon
+
+
+def is_bound(loss: float, losses: np.ndarray) -> bool:
+    """Whether a speed-up is only a bound, as Adam's ``losses`` end above a finite ``loss``."""
+    return bool(np.isfinite(loss) and losses[-1] > loss)
+
+
+def smoothed(curve: np.ndarray) -> np.ndarray:
+    """Means of a tenth of the curve up to each point: single batches are low by luck."""
+    width = max(1, len(curve) // 10)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.array([curve[max(0, i - width) : i].mean() for i in range(1, len(curve) + 1)])
+
+
+def reached_by(step: float, steps: np.ndarray, losses: np.ndarray) -> float:
+    """The lowest loss of an ``envelope`` up to a step; the first one where that is before it."""
+    return float(losses[max(0, int(np.searchsorted(steps, step, side="right")) - 1)])
 
 
 def profile(times: np.ndarray, ratios: np.ndarray) -> np.ndarray:

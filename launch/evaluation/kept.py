@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import sysconfig
 import threading
 import zipfile
 import zlib
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import numpy as np
+import optax
 
 import learned_opt
 from meta_train import strict_json
@@ -51,10 +54,40 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
     return arrays
 
 
+# What of this library decides results; reports and figures do not.
+_OURS = ("learned_opt", "meta_train", "tasks")
+_RUNNING = ("runs", "baselines", "optlist", "suite", "one_task", "aggregates", "__init__")
+
+
+def source() -> str:
+    """A digest of the code that decides results: this library's, and modules that are of neither
+    it nor an installed package, as somebody's own tasks and optimizers are.
+    """
+    root = Path(__file__).parent.parent.parent
+    ours = [path for name in _OURS for path in (root / name).rglob("*.py")]
+    ours += [Path(__file__).with_name(f"{name}.py") for name in _RUNNING]
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    names = (*_OURS, "launch")
+    found = {
+        Path(file)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] not in names
+        and str(file := getattr(module, "__file__", None) or "").endswith(".py")
+        and not str(file).startswith((*installed, str(root / "launch")))
+    }
+    digest = hashlib.sha256()
+    for path in [*sorted(ours), *sorted(found)]:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
+
+
 def software() -> dict[str, Any]:
-    """What of the process decides results besides their own settings."""
+    """What of the process decides results besides their own settings and data."""
     return {
+        "source": source(),
         "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
         "x64": jax.config.values["jax_enable_x64"],
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "device": jax.devices()[0].device_kind,

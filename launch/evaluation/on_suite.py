@@ -51,9 +51,19 @@ def evaluate(
     about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
     about.append(
         f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
-        "asked for; with another they may differ."
+        "asked for, and may differ with another; >= where Adam never got there in more than a "
+        "quarter of the runs. The score is relative to the fastest here."
     )
+    if found.rescaled:
+        about.append(
+            "Every second instance has its weights in other units (the task `reparametrized`); "
+            "the losses of Adam that the normalized ones refer to are of the plain tasks."
+        )
     about += [*limits, *report.warnings(summary)]
+    about.append(
+        "Below, each optimizer is compared with Adam and with the best row of each column; all "
+        "other pairs are in suite.md and suite.html."
+    )
     said = [*report.claims(summary), *report.claims(summary, "test")]
     summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
     summary["asked"] = {

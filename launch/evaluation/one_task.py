@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 import learned_opt
 from launch.evaluation import SEED
 from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software, whole
+from launch.held_arrays import digest_of_arrays
 from meta_train import strict_json
 from meta_train.evaluate import (
     BASELINES,
@@ -44,7 +45,6 @@ def evaluate(
     horizons: Sequence[int],
     num_seeds: int,
     workdir: Path,
-    data_dir: str | None = None,
 ) -> Results:
     """The runs of every optimizer and baseline at every horizon.
 
@@ -53,13 +53,12 @@ def evaluate(
       facts: what the task is, from ``choices.to_dict``.
       optimizers: label -> folder of a trained optimizer.
       workdir: keeps each result in ``evaluation.parts``, from which a second call continues.
-      data_dir: where the task's data lie.
     """
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
     weights = {name: digest_of_optimizer(path) for name, path in optimizers.items()}
     shared = {
         "task": facts,
-        "data_dir": data_dir,
+        "data": digest_of_arrays(task),
         "seeds": num_seeds,
         "first_seed": SEED,
         **software(),

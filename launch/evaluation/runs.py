@@ -64,8 +64,11 @@ class Starts:
         return jax.jit(jax.vmap(one))
 
     @cached_property
-    def constant(self) -> Callable[[jax.Array], jax.Array]:
-        """``keys [runs] ->`` the loss of a constant predictor ``[runs]``."""
+    def constant(self) -> Callable[[jax.Array], Any]:
+        """``keys [runs] ->`` the loss of a constant predictor ``[runs]``.
+
+        It raises ``ValueError`` where one is no finite number above 0, unless traced.
+        """
         loss = self.task.constant_loss
         if loss is None:
             raise ValueError(
@@ -76,7 +79,20 @@ class Starts:
         def one(key):
             return loss(self.task.sample(jax.random.split(jax.random.split(key)[0])[0]))
 
-        return jax.jit(jax.vmap(one))
+        constants = jax.jit(jax.vmap(one))
+
+        def checked(keys):
+            if isinstance(keys, jax.core.Tracer):
+                return constants(keys)
+            found = np.asarray(constants(keys))
+            if not (np.isfinite(found) & (found > 0)).all():
+                raise ValueError(
+                    "`task.constant_loss` must be finite and above 0, as losses are averaged as "
+                    f"shares of it, got {found}; shift or mend it."
+                )
+            return found
+
+        return checked
 
     @cached_property
     def score(self) -> Callable[[Any, Any, Split], dict[str, jax.Array]]:
@@ -223,6 +239,9 @@ class Runner:
         if not hasattr(self, "_program"):  # Ahead, so that no run's time is that of compiling.
             lowered = self._block.lower(thetas, state, keys, jnp.int32(1))
             self._program = lowered.compile(compiler_options=_options(self._quick))
+            # A program's first call takes tens of milliseconds more; it takes a state's memory.
+            copy = jax.tree.map(jnp.copy, state)
+            jax.block_until_ready(self._program(thetas, copy, keys, jnp.int32(1)))
         return self._program
 
 

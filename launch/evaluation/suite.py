@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import learned_opt
 from launch.choices import to_dict
@@ -24,6 +23,7 @@ from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, theta_of
 from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
 from launch.evaluation.runs import Runner, Starts
+from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
 from learned_opt.pretrained import trained_folder
 from meta_train.evaluate import SELECTION_OFFSET
@@ -123,8 +123,8 @@ class _Ground:
     """A task of the suite with all that was compiled for it."""
 
     def __init__(self, name: str, config: TaskConfig, data_dir: str | None, num_seeds: int):
-        self.name, self.facts = name, to_dict(config)
-        self.starts = Starts(config.make(data_dir))
+        self.name, self.starts = name, Starts(config.make(data_dir))
+        self.facts = {"task": to_dict(config), "data": digest_of_arrays(self.starts.task)}
         if self.starts.task.score is None or self.starts.task.constant_loss is None:
             raise ValueError(
                 f"the task {name!r} of a suite must have a `score` and a `constant_loss`, got "
@@ -181,8 +181,7 @@ class SuiteEvaluation:
         self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
         self._quick = self._horizons[-1] <= QUICK_UP_TO
-        self._shared = {"data_dir": data_dir, "quick": self._quick, **software()}
-        self._shared |= {"optax": optax.__version__}
+        self._shared = {"quick": self._quick, **software()}
 
     def run(self) -> list[Entry]:
         """Everything, from what is kept where it is."""
@@ -258,7 +257,7 @@ class SuiteEvaluation:
         else:
             baseline = self._baselines[name]
             optimizer = {"baseline": baseline.builder, "arguments": baseline.arguments}
-        return self._shared | {"task": ground.facts, "horizon": horizon} | optimizer
+        return self._shared | ground.facts | {"horizon": horizon} | optimizer
 
     def _sweep(
         self, ground: _Ground, name: str, settings: Sequence[Setting], horizon: int

@@ -1,13 +1,15 @@
 """Image data sets, held on the device as one array a split."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tasks.arguments import check_name
 from tasks.base import SPLITS, Split
-from tasks.data.bundled import IMAGES
+from tasks.data.bundled import IMAGES, TEXTS
 from tasks.data.splits import Raw
 
 
@@ -26,6 +28,7 @@ class ImageData(NamedTuple):
 
     def batch(self, key: jax.Array, split: Split, size: int) -> tuple[jax.Array, jax.Array]:
         """``size`` examples drawn with replacement: float32 images in 0..1, int32 labels."""
+        check_name(SPLITS, split=split)
         labels = self.labels[split]
         # One draw of bits where `randint` takes three; the modulo's bias is below 1e-4.
         index = jax.random.bits(key, (size,), jnp.uint32) % jnp.uint32(labels.shape[0])
@@ -62,6 +65,13 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
 
 def _stored(name: str, data_dir: str | None) -> tuple[Raw, int]:
     """Through TFDS, with a validation split."""
+    if not re.fullmatch(r"\w+(/\w[\w.-]*)?", name):
+        raise ValueError(f"`dataset` must be the name of a data set, got {name!r}.")
+    if name in TEXTS:
+        raise ValueError(
+            f"`dataset` must be images or a table here, got the text {name!r}; texts are for "
+            f"language models (rnn_lm, transformer_lm)."
+        )
     try:
         from tasks.data import stored  # TFDS takes seconds to import, and only readers need it.
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.arguments import check_names
+from tasks.arguments import check_name, check_names
 from tasks.base import SPLITS, Split
 from tasks.data.bundled import TABLES
 from tasks.data.images import ImageData, load_images
@@ -44,6 +44,7 @@ class Pool(NamedTuple):
 
         Where data sets differ in size, the smaller are filled up with examples of weight 0.
         """
+        check_name(SPLITS, split=split)
         sizes = self.sizes[split]
         if len(sizes) == 1:
             return as_float(self.inputs[split]), self.targets[split], None
@@ -54,6 +55,7 @@ class Pool(NamedTuple):
         return as_float(self.inputs[split][index]), self.targets[split][index], weights
 
     def _place(self, which: jax.Array | int, split: Split) -> tuple[jax.Array, jax.Array]:
+        check_name(SPLITS, split=split)
         sizes = np.array(self.sizes[split], np.uint32)
         starts = np.cumsum(sizes, dtype=np.uint32) - sizes
         return jnp.asarray(starts)[which], jnp.asarray(sizes)[which]

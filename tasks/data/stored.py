@@ -6,6 +6,7 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tasks.data.bundled import IMAGES, TABLES
 from tasks.data.digits import DIGEST, Digits, digest
 from tasks.data.splits import Raw
 
@@ -97,7 +98,8 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         '  pip install tensorflow-datasets tensorflow && python -c "import tensorflow_datasets '
         f"as tfds; tfds.builder('{name}', data_dir='{data_dir}', "
         "file_format='array_record').download_and_prepare()\"\n"
-        "and pass that folder as --data_dir. The data set 'digits' needs no download."
+        "and pass that folder as --data_dir. These need no download: digits, "
+        f"{', '.join([*IMAGES, *TABLES])}."
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.arguments import check_name
 from tasks.base import SPLITS, Split
 
 VOCABULARY = 96  # Printable ASCII in order from the space, and one symbol for all the rest.
@@ -49,12 +50,14 @@ class Text(NamedTuple):
 
     def windows(self, which: jax.Array | int, split: Split, length: int, most: int) -> jax.Array:
         """At most ``most`` windows spread evenly over a split: int32 ``[n, length]``."""
+        check_name(SPLITS, split=split)
         count = min(most, min(self.sizes[split]) // length)
         start, number = self._place(which, split)
         first = start + (number - length) // max(1, count - 1) * jnp.arange(count)
         return self.symbols[split][first[:, None] + jnp.arange(length)]
 
     def _place(self, which: jax.Array | int, split: Split) -> tuple[jax.Array, jax.Array]:
+        check_name(SPLITS, split=split)
         sizes = np.array(self.sizes[split], np.int32)
         starts = np.cumsum(sizes, dtype=np.int32) - sizes
         return jnp.asarray(starts)[which], jnp.asarray(sizes)[which]

@@ -60,6 +60,24 @@ def test_no_factorization_by_lapack(name):
     assert not re.findall(LAPACK, str(jax.make_jaxpr(everything)(jax.random.key(0))))
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_an_unknown_split_is_refused(name):
+    task = make_task(name)
+
+    def drawn(key, split):
+        instance = task.sample(key)
+        return task.batch(instance, key, split)
+
+    def scored(key, split):
+        instance = task.sample(key)
+        return task.score(task.init(instance, key), instance, split)
+
+    for function in (drawn, scored):
+        for wrong in ("tset", None, 0):
+            with pytest.raises(ValueError, match="`split` must be one of train, validation, test"):
+                jax.eval_shape(functools.partial(function, split=wrong), jax.random.key(0))
+
+
 def by_split(function):
     return {split: function(split) for split in SPLITS}
 

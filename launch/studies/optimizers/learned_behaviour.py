@@ -212,7 +212,7 @@ def lengths(task, controller, theta, setting) -> dict[int, np.ndarray]:
 def log_losses(task: Task, losses: np.ndarray) -> np.ndarray:
     """``[..., seeds, steps]`` to the log-loss of the last tenth, ``[..., seeds]``."""
     starts = Starts(task)
-    constants = starts.constant(starts.keys(SEED, losses.shape[-2]))
+    constants = jnp.asarray(starts.constant(starts.keys(SEED, losses.shape[-2])))
     tail = losses[..., -max(1, losses.shape[-1] // 10) :].mean(axis=-1)
     return np.asarray(log_share(jnp.asarray(tail), constants), np.float64)
 
