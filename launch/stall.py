@@ -51,15 +51,14 @@ class StallLimit:
         self._over.set()
 
     def _watch(self) -> None:
-        # Several times within the limit: what the others have of this one when they end is recent.
         next_post = 0.0
         # Where the first process is gone there is no store, and JAX ends this one.
         with contextlib.suppress(RuntimeError):
             while not self._over.wait(1):
                 now = time.monotonic()
                 if now >= next_post:
+                    # What the others have of this one when they end is to be recent.
                     processes.post(self._where())
-                    # Often enough for what the others have of this one when they end.
                     next_post = now + min(self._seconds / 5, 10)
                 if now - self._at[1] > self._seconds:
                     self._end()
