@@ -103,9 +103,18 @@ def _curves(name: str, arrays: Arrays) -> Curves:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The task in a line, from ``choices.to_dict``."""
-    values = ((k, v) for k, v in facts.items() if k != "name")
-    return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values)})"
+    """The task in a line, from ``choices.to_dict``, without what it does not have."""
+    values = {k: _in_words(v) for k, v in facts.items() if k != "name" and v not in _NOTHING}
+    return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values.items())})"
+
+
+_NOTHING = (None, False, "", "none", [], ())
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value:
+        return describe(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def table(results: Results, facts: dict[str, Any], task: Task, beside: Sequence[str] = ()) -> str:

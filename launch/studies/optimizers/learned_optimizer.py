@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from launch import config as cfg
 from launch.choices import to_dict
+from launch.evaluation.one_task import describe
 from launch.job import Job, build
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
@@ -173,9 +174,8 @@ def result(
     data = {"inner_steps": inner_steps} | {
         field: by_name(curves, field) for field in MetaCurves._fields
     }
-    facts = ", ".join(f"{name} {value}" for name, value in to_dict(setting.task).items())
     caption = (
-        f"task: {facts}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
+        f"{describe(to_dict(setting.task))}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
         f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
     )
     return Result(claims(curves), table, draw(inner_steps, curves, colors), data, caption)
