@@ -108,7 +108,7 @@ def describe(facts: dict[str, Any]) -> str:
     return f"{facts['name']} ({', '.join(f'{k} {v}' for k, v in values.items())})"
 
 
-_NOTHING = (None, False, "", "none", [], ())
+_NOTHING: tuple[Any, ...] = (None, False, "", "none", [], ())
 
 
 def _in_words(value: Any) -> str:

@@ -175,8 +175,8 @@ def result(
         field: by_name(curves, field) for field in MetaCurves._fields
     }
     caption = (
-        f"{describe(to_dict(setting.task))}; T = {HORIZON}; mean training loss of {EVALUATIONS} runs under "
-        f"theta itself; line: median, band: range of {setting.num_seeds} seeds"
+        f"{describe(to_dict(setting.task))}; T = {HORIZON}; mean training loss of {EVALUATIONS} "
+        f"runs under theta itself; line: median, band: range of {setting.num_seeds} seeds"
     )
     return Result(claims(curves), table, draw(inner_steps, curves, colors), data, caption)
 
