@@ -1,6 +1,7 @@
 """MkDocs hook: a page of the site for each file of ``examples/``, which has no second copy.
 
-And the build fails on a page that would fetch anything from elsewhere.
+A picture is a link to itself. And the build fails on a page that would fetch anything from
+elsewhere.
 """
 
 import ast
@@ -27,6 +28,11 @@ def on_page_markdown(markdown, page, config, files):
     for path in EXAMPLES.iterdir():
         markdown = markdown.replace(f"](../examples/{path.name})", f"](examples/{path.stem}.md)")
     return markdown
+
+
+def on_page_content(html, page, config, files):
+    """A figure is a link to itself, as pages show it smaller than it is."""
+    return re.sub(r'(<img\b[^>]*\bsrc="([^"]+\.png)"[^>]*>)', r'<a href="\2">\1</a>', html)
 
 
 def on_post_page(output, page, config):

@@ -211,19 +211,25 @@ def messages(cls: type | None = None) -> Iterator[None]:
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
     except OSError as error:
-        if error.errno in _DISK:
-            where = f" at {error.filename}" if error.filename else ""
-            print(
-                f"error: the disk cannot be written{where} ({error.strerror}); make room, and run "
-                "the same command again.",
-                file=sys.stderr,
-            )
+        if words := of_full_disk(error):
+            print(f"error: {words}", file=sys.stderr)
             sys.exit(EXIT_DISK)
         if not isinstance(error, BrokenPipeError):
             raise
         # Who reads the output has gone (`| head`); Python would write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def of_full_disk(error: OSError) -> str:
+    """What to say of a disk that cannot be written; empty if it is another error."""
+    if error.errno not in _DISK:
+        return ""
+    where = f" at {error.filename}" if error.filename else ""
+    return (
+        f"the disk cannot be written{where} ({error.strerror}); make room, and run the same "
+        "command again."
+    )
 
 
 class _Forgiving:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from launch import command_line
 from launch.choices import to_dict
 from launch.config import Config, flattened
 
@@ -232,6 +233,9 @@ def _say_end(error: Exception, lost: int) -> int:
     if isinstance(error, ValueError):
         print(f"error: {me}: {error}", file=sys.stderr)
         return 2
+    if isinstance(error, OSError) and (words := command_line.of_full_disk(error)):
+        print(f"error: {me}: {words}", file=sys.stderr)
+        return command_line.EXIT_DISK
     traceback.print_exception(error)
     return 1
 

@@ -31,14 +31,14 @@ class Lease:
     are no locks, or locks that other machines do not see, the line does.
 
     Attributes:
-      lost: who took the folder over, which happens to a process that was suspended for long;
-        empty if nobody.
+      lost: what happened to the folder: who took it over, which happens to a process that was
+        suspended for long, or that it was removed or renamed; empty if nothing.
     """
 
     def __init__(self, path: Path, file: Any):
         self._path, self._file = path, file
         self._owner = _this_process() | {"token": secrets.token_hex(8)}
-        self._beats = 0
+        self._beats, self._looked = 0, 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self.lost = ""
@@ -56,13 +56,18 @@ class Lease:
         if not self.lost:
             self._write(released=True)
 
+    def is_lost(self, seconds: float = 0.0) -> bool:
+        """Whether it is lost, as was found out at most so many seconds ago."""
+        if time.monotonic() - self._looked >= seconds:
+            self._check()
+        return bool(self.lost)
+
     def refuse_if_lost(self) -> None:
-        """Raises ``ValueError`` if another process has the folder."""
-        if self.lost:
+        """Raises ``ValueError`` if it is lost."""
+        if self.is_lost():
             raise ValueError(
-                f"`workdir` {self._path.parent} was taken over by {self.lost} while "
-                "this process was suspended; this one ends and has saved nothing since. Let the "
-                "other finish."
+                f"`workdir` {self._path.parent} was {self.lost}; this process ends, and has saved "
+                "nothing since."
             )
 
     def _beat(self) -> None:
@@ -73,10 +78,28 @@ class Lease:
             self._write(released=False)
 
     def _check(self) -> None:
+        self._looked = time.monotonic()
+        if not self._path.parent.is_dir():
+            self.lost = "removed or renamed while this process wrote to it"
+            return
         found = _read(self._path)
-        # A file that cannot be read, or was removed, is nobody's.
         if found and found.get("token") != self._owner["token"]:
-            self.lost = _name(found)
+            self.lost = (
+                f"taken over by {_name(found)} while this process was suspended, or its lock was "
+                "removed; let the other finish"
+            )
+        elif not found and not self._path.exists():
+            self._lock_again()
+
+    def _lock_again(self) -> None:
+        """Somebody removed the file: it is written again, unless another process was faster."""
+        with contextlib.suppress(OSError):
+            number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            with contextlib.suppress(OSError):  # A file system without locks.
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.dup2(number, self._file.fileno())
+            os.close(number)
+            self._write(released=False)
 
     def _write(self, released: bool) -> None:
         self._beats += 1

@@ -159,7 +159,7 @@ def _run(
         if processes.several():  # Machines that round differently would drift apart unseen.
             theta = np.ascontiguousarray(host_state.theta).tobytes()
             processes.same(theta=f"{zlib.crc32(theta):08x} at outer step {step}")
-        if saves:
+        if saves and not (lease and lease.is_lost()):
             saves.save(
                 step,
                 host_state,
@@ -178,6 +178,7 @@ def _run(
         name, theta = f"{job.trainable.name}_initial", devices.first_replica(state.theta)
         export(workdir / name, job.theta_tree(theta), 0)
         save(0, state)
+        stall.moved(0)
         # So that there are no metrics without a checkpoint.
         if problem := processes.first_says(saves.wait() if saves else ""):
             tracker.close(0.0)
@@ -187,7 +188,7 @@ def _run(
     ask = devices.anywhere(job.num_devices) if processes.several() else None
 
     def wants_to_stop() -> bool:
-        return stop.requested or bool(lease and lease.lost)
+        return stop.requested or bool(lease and lease.is_lost(1.0))
 
     def stopping() -> bool:
         return rows.told_to_stop if ask else wants_to_stop()
@@ -197,6 +198,7 @@ def _run(
         say_compiling(job)
         train_step = job.step.lower(state).compile()
         devices.trim_memory()
+        stall.moved(step)
     pending = Pending(devices.max_in_flight())
     evaluated = False
     while step < config.num_steps and not (stopping() or rows.hopeless):
@@ -225,6 +227,7 @@ def _run(
                 evaluated = True
                 metrics |= jax.block_until_ready(job.evaluate(theta))
                 best.offer(step, theta, metrics)
+            stall.moved(step)
         if step % config.checkpoint_every == 0:
             with pending.apart():
                 # Before the checkpoint, so that no checkpoint is ahead of the metrics.

@@ -61,7 +61,12 @@ class StallLimit:
                     processes.post(self._where())
                     next_post = now + min(self._seconds / 5, 10)
                 if now - self._at[1] > self._seconds:
-                    self._end()
+                    self._say()
+                    # Without the first process JAX ends the others in its own words.
+                    words = 2 * _LAST_WORDS if processes.is_first() else _LAST_WORDS
+                    if not self._over.wait(words) and time.monotonic() - self._at[1] > words:
+                        os._exit(EXIT_PREEMPTED)
+                    os.write(2, b"note: the job goes on.\n")
 
     def _where(self) -> str:
         """The outer step, the line of this library that the job is in, and whether JAX has it."""
@@ -77,15 +82,13 @@ class StallLimit:
             place += ", waiting for JAX"
         return f"on {this_host()} is after outer step {self._at[0]} {place}"
 
-    def _end(self) -> None:
+    def _say(self) -> None:
         lines = [
             f"error: the job has stood still for {self._seconds:g} s (--stall_seconds), so this "
             "process ends, as all others will.",
             *(f"  process {index} {where}" for index, where in processes.posted().items()),
             "Those that wait for JAX may wait for the others: look at the rest. Run the same "
-            "command in each again, and the job continues from its last checkpoint.",
+            "command in each again, and the job continues from its last checkpoint; if it was at "
+            "work, as in a long evaluation, with a larger --stall_seconds.",
         ]
         os.write(2, "\n".join([*lines, ""]).encode())
-        # Without the first process JAX ends the others in its own words.
-        time.sleep(2 * _LAST_WORDS if processes.is_first() else _LAST_WORDS)
-        os._exit(EXIT_PREEMPTED)

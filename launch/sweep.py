@@ -68,6 +68,12 @@ _METRIC = flags.DEFINE_string(
 
 
 def main(config: Config) -> int:
+    if (_METRIC.value or "").startswith("eval/") and not _is_evaluated(config):
+        raise ValueError(
+            f"--metric={_METRIC.value} is measured every --cfg.eval_every outer steps, got "
+            f"eval_every={config.eval_every} and num_steps={config.num_steps}; set eval_every from "
+            "1 to num_steps, or leave --metric out."
+        )
     given = None if _PLAN.value else required_workdir()
     if _SEARCH.value:
         _check_search()
@@ -164,6 +170,10 @@ def _codes(runs: list["Run"], workdir: Path) -> dict[str, int | None]:
     return {run.name: processes.status(workdir / run.name) for run in runs}
 
 
+def _is_evaluated(config: Config) -> bool:
+    return 0 < config.eval_every <= config.num_steps
+
+
 def _metric(config: Config, runs: list["Run"], workdir: Path) -> str:
     """What is compared.
 
@@ -172,9 +182,10 @@ def _metric(config: Config, runs: list["Run"], workdir: Path) -> str:
     """
     from launch.sweeps import results
 
-    metric = _METRIC.value or ("eval/final_loss" if config.eval_every else "meta_loss")
+    evaluated = _is_evaluated(config)
+    metric = _METRIC.value or ("eval/final_loss" if evaluated else "meta_loss")
     if len(config.task.parts) > 1 and not _METRIC.value:
-        metric = "eval/validation" if config.validation else "meta_loss"
+        metric = "eval/validation" if config.validation and evaluated else "meta_loss"
     codes = _codes(runs, workdir)
     known = results.metrics(workdir / name for name, code in codes.items() if code == 0)
     if known and metric not in known:
@@ -189,17 +200,27 @@ def _metric(config: Config, runs: list["Run"], workdir: Path) -> str:
 def _compare(config: Config, runs: list["Run"], workdir: Path, failed: dict[str, int]) -> int:
     from launch.sweeps import results
 
+    codes = _codes(runs, workdir)
+    if failed and 0 not in codes.values():  # What is there may be of runs that were done.
+        _say_failed(failed, workdir)
+        return 1
     metric = _metric(config, runs, workdir)
-    settings = results.summarize(runs, workdir, metric, _codes(runs, workdir))
+    settings = results.summarize(runs, workdir, metric, codes)
     results.write(runs, settings, metric, workdir)
     results.plot(settings, metric, workdir / "sweep.png")
     print(results.table(settings, metric))
     print(f"\nwrote sweep.csv, sweep.json and sweep.png in {workdir}")
+    _say_failed(failed, workdir)
+    return 1 if failed else 0
+
+
+def _say_failed(failed: dict[str, int], workdir: Path) -> None:
     for name, code in failed.items():
         log = workdir / name / "log.txt"
-        said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        lines = log.read_text(errors="replace").strip().split("\n")
+        begins = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        said = " ".join(lines[begins[-1] if begins else -1 :]).removeprefix("error: ")
         print(f"error: {name} ended with exit code {code}: {said} ({log})", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _shared_words() -> list[str]:

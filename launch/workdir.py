@@ -63,6 +63,7 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
             try:
                 record = _checked(checkpoints.job(step), step)
                 host_state = None if like is None else checkpoints.restore(step, like)
+                _check_step(host_state, step)
             except UnreadableError as error:
                 beginning.unreadable[step] = str(error)
                 continue
@@ -82,6 +83,15 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
             "Put its checkpoints/ back, or give another --workdir to start afresh."
         )
     return beginning
+
+
+def _check_step(host_state: Any, step: int) -> None:
+    """Raises ``UnreadableError`` if the state is not of the outer step that its folder says."""
+    found = getattr(host_state, "step", None)
+    if found is not None and int(found) != step:
+        raise UnreadableError(
+            f"checkpoint {step} holds outer step {int(found)}: its folder was renamed or copied"
+        )
 
 
 def _checked(record: Any, step: int) -> dict[str, Any]:

@@ -50,7 +50,25 @@ class Journal:
         self._waiting: collections.deque[bytes] = collections.deque()
         self.problem = ""
         # Unbuffered: an entry is in the hands of the system when `append` returns.
-        self._file = path.open("ab", buffering=0)
+        self._file = self._open(path)
+
+    @staticmethod
+    def _open(path):
+        return path.open("a+b", buffering=0)
+
+    def _write_again(self, path: Path) -> None:
+        """Somebody removed the file, or put another in its place: all of it is written anew."""
+        os.lseek(self._file.fileno(), 0, os.SEEK_SET)
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            while block := self._file.read(_BLOCK):
+                file.write(block)
+        if path.exists():
+            path.rename(unused(path.with_name(path.name + ".damaged")))
+        os.replace(temporary, path)
+        self._file.close()
+        self._file = self._open(path)
+        print(f"warning: {path} was removed or replaced; it is written again.", file=sys.stderr)
 
     @staticmethod
     def _salvage(path, mark, salvage) -> tuple[int, int]:
@@ -76,6 +94,14 @@ class Journal:
     def flush(self) -> str:
         """Writes what could not be written before; returns ``problem``."""
         self.problem = ""
+        path = Path(self._file.name)
+        try:
+            if not path.exists() or not os.path.samestat(
+                path.stat(), os.fstat(self._file.fileno())
+            ):
+                self._write_again(path)
+        except OSError as error:
+            self.problem = f"{path}: {error.strerror}"
         while self._waiting and not self.problem:
             entry = self._waiting[0]
             try:

@@ -176,7 +176,7 @@ def test_what_a_preset_set_carries_over_where_it_fits():
         (["meta=sgd", "meta.b1=0.5"], "--cfg.meta has no field 'b1'"),
         (
             ["inner.horizon=21"],
-            "`inner.horizon` must be a multiple of the estimator's `truncation`",
+            "inner.horizon must be a multiple of the estimator's `truncation`",
         ),
         (["trains=network"], "--cfg.trains=network needs inner.horizon=1"),
         (

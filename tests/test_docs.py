@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
@@ -95,8 +94,9 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def user(folder):
     """The same with a trained optimizer and a job's metrics."""
-    theta = learned_opt.learnable_adam(0.1).init(jax.random.key(0))
-    learned_opt.save(folder / "runs/demo/optimizer", "adam", {"learning_rate": 0.1}, theta)
+    # What the demo trains: it reads the loss, the parameters and the length of the run.
+    _, theta = learned_opt.load("controller")
+    learned_opt.save(folder / "runs/demo/optimizer", "adam_controller", {}, theta)
     (folder / "runs/mine").mkdir()
     (folder / "runs/mine/metrics.jsonl").write_text('{"step": 1, "meta_loss": 2.0}\n')
     return folder

@@ -22,7 +22,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import learned_opt
-from launch import choices, command_line, lease, loop, workdir
+from launch import choices, command_line, hosts, lease, loop, workdir
 from launch import config as cfg
 from launch.command_line import EXIT_DISK
 from launch.stopping import EXIT_PREEMPTED
@@ -243,6 +243,86 @@ def tracked(folder, mode="offline"):
     )
 
 
+# What others do to the folder while a job runs.
+
+
+def test_a_journal_that_is_removed_or_replaced_is_written_again(tmp_path, capfd):
+    path = tmp_path / "log"
+    log = journal.Journal(path, None, lambda data: journal.Salvage(b"", True))
+    log.append(b"one\n")
+    path.unlink()
+    log.append(b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n" and log.mark()["bytes"] == 8
+    path.rename(tmp_path / "elsewhere")
+    path.write_bytes(b"of somebody else")
+    log.append(b"three\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert (tmp_path / "log.damaged").read_bytes() == b"of somebody else"
+    assert capfd.readouterr().err.count("was removed or replaced; it is written again.") == 2
+    shutil.rmtree(tmp_path)
+    log.append(b"four\n")
+    assert log.problem == f"{path}: No such file or directory"
+    log.close()
+
+
+def test_a_lock_that_is_removed_is_made_again_and_a_folder_that_is_gone_is_lost(tmp_path):
+    with lease.claim(tmp_path / "job") as mine:
+        (tmp_path / "job" / "lock").unlink()
+        assert not mine.is_lost() and (tmp_path / "job" / "lock").exists()
+        with (
+            pytest.raises(ValueError, match="is in use by another process"),
+            lease.claim(tmp_path / "job"),
+        ):
+            pass
+        assert not mine.is_lost()
+        (tmp_path / "job").rename(tmp_path / "moved")
+        assert mine.is_lost()
+        with pytest.raises(ValueError, match="was removed or renamed while this process wrote"):
+            mine.refuse_if_lost()
+
+
+def test_a_job_whose_folder_is_removed_ends_and_leaves_nothing(tmp_path):
+    """Nor does it write into the folder of a job that begins there."""
+    process = script(
+        """
+        add = loop.Pending.add
+
+        def counted(self, step, metrics):
+            if step == 30:
+                while list(Path(sys.argv[1]).glob("checkpoints/*tmp*")):
+                    time.sleep(0.01)  # What is half-written would go on where it was.
+                Path(sys.argv[1]).rename(sys.argv[2])
+            add(self, step, metrics)
+
+        loop.Pending.add = counted
+        jobs.run(Path(sys.argv[1]), num_steps=200)
+        """,
+        tmp_path / "job",
+        tmp_path / "moved",
+    )
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1 and "was removed or renamed while this process wrote" in said
+    assert not (tmp_path / "job").exists() and jobs.rows(tmp_path / "moved")
+
+
+def test_a_checkpoint_under_another_name_is_set_aside(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(loop, "build", jobs.toy)
+    jobs.run(tmp_path / "whole", num_steps=20)
+    jobs.run(tmp_path / "job", num_steps=12)
+    (tmp_path / "job/checkpoints/12").rename(tmp_path / "job/checkpoints/19")
+    jobs.run(tmp_path / "job", num_steps=20)
+    said = capfd.readouterr().err
+    assert "checkpoint 19 holds outer step 12: its folder was renamed or copied" in said
+    assert jobs.rows(tmp_path / "job") == jobs.rows(tmp_path / "whole")
+    assert (tmp_path / "job/damaged/19").is_dir()
+
+
+def test_a_full_disk_is_said_by_every_process(capsys):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/config.json")
+    assert hosts._say_end(error, 75) == EXIT_DISK
+    assert "cannot be written at runs/mine/config.json (No space left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault", ["killed", "deleted"])
 def test_wandb_is_lost_and_the_job_is_not(fault, tmp_path, capfd):
     tracker = tracked(tmp_path)
@@ -397,8 +477,9 @@ def test_a_process_whose_folder_was_taken_over_ends(quick, tmp_path, monkeypatch
         job = jobs.toy(config)
 
         def evaluate(theta):
-            of_another_machine(tmp_path / "lock")
-            time.sleep(0.2)
+            for _ in range(5):  # It shows signs of life too; one may be written over.
+                of_another_machine(tmp_path / "lock")
+                time.sleep(0.04)
             return job.evaluate(theta)
 
         return job._replace(evaluate=evaluate)

@@ -274,7 +274,7 @@ REFUSED = [
     (["--preset=nope"], "--preset must be one of controller, default, demo"),
     (
         ["--cfg.inner.horizon=21"],
-        "`inner.horizon` must be a multiple of the estimator's `truncation`",
+        "inner.horizon must be a multiple of the estimator's `truncation`",
     ),
     (
         ["--cfg.estimator=guided_es", "--cfg.estimator.num_surrogates=9999"],

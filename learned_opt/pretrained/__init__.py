@@ -1,5 +1,6 @@
 """Trained optimizers that come with the package, by name."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def trained_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
-def optimizer(name: str | os.PathLike, num_steps: Any) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    name: str | os.PathLike, num_steps: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """A trained optimizer as an optax transformation.
 
         tx = learned_opt.optimizer("controller", num_steps=1000)
@@ -55,9 +58,11 @@ def optimizer(name: str | os.PathLike, num_steps: Any) -> optax.GradientTransfor
 
     is_path = isinstance(name, str | os.PathLike) and bool(str(name).strip())
     if not is_path or not trained_folder(name).is_dir():
+        close = difflib.get_close_matches(str(name), _SUMMARIES, 1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
             f"`name` must be one of {', '.join(_SUMMARIES)}, or the folder of a trained optimizer, "
-            f"got {name!r}."
+            f"got {name!r}.{meant}"
         )
     learned, theta = load(name)
     return learned.bind(theta, num_steps)
