@@ -31,7 +31,7 @@ if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     raise ImportError(_message)
 
 
-def _end(number, frame):
+def end(number, frame):
     """Ends a command at once, without a traceback, while it imports, compiles or computes.
 
     Whatever the commands write is whole at any moment, so there is nothing to tidy up. The train
@@ -52,4 +52,4 @@ def _end(number, frame):
 # for what it starts in the background is obeyed.)
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     if _command and signal.getsignal(_number) is not signal.SIG_IGN:
-        signal.signal(_number, _end)
+        signal.signal(_number, end)

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from launch import command_line
+from launch import command_line, stopping
 from launch.choices import to_dict
 from launch.config import Config, flattened
 
@@ -64,7 +64,9 @@ def join(
 
     devices.configure_cpu_devices(config.num_devices)
     host = f"[{place.host}]" if ":" in place.host else place.host
-    processes.join(f"{host}:{place.port}", place.size, place.rank, wait_seconds, place.local_device)
+    where = f"{host}:{place.port}"
+    with stopping.heard_at_once():  # JAX waits where Python hears of no signal.
+        processes.join(where, place.size, place.rank, wait_seconds, place.local_device)
     devices.check_equal_processes()
 
 

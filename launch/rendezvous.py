@@ -6,6 +6,7 @@ Everything waits for a limited time, and says what it waits for.
 import contextlib
 import errno
 import json
+import selectors
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from meta_train import strict_json
 # Seconds between two notes on what is waited for, and between two attempts to connect.
 _NOTE_SECONDS, _RETRY_SECONDS = 30.0, 0.2
 _LINE = 1 << 20  # Bytes that a process may say at most.
+_HELLO_SECONDS = 10.0  # In which it says all of it.
 _GREETING = "learned-opt"
 # Facts that differ are named, up to so many.
 _NAMED = 5
@@ -63,50 +65,104 @@ class _Limit:
             print(f"waiting for {what} ({now - self._began:.0f} s) ...", file=sys.stderr)
 
 
+class _Visitor:
+    """Who has connected: ``hello`` is what it said once it has said all of it."""
+
+    def __init__(self, peer: socket.socket):
+        self.peer, self.data, self.since = peer, b"", time.monotonic()
+        self.hello: dict[str, Any] | None = None
+
+    def hear(self) -> bool:
+        """Reads what there is; whether it is still there, and makes sense."""
+        try:
+            block = self.peer.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.data += block
+        if self.hello is None and self.data.endswith(b"\n"):
+            self.hello = _hello(_parsed(self.data))
+            return self.hello is not None
+        return bool(block) and len(self.data) < _LINE
+
+
 def _receive_all(place: Place, own: dict[str, Any], limit: _Limit) -> None:
     """The first process: hears everyone, answers everyone."""
-    heard, said, problem = {}, {0: own}, ""
+    visitors: list[_Visitor] = []
+    problem = ""
     with contextlib.ExitStack() as opened:
+        opened.callback(_close, visitors)
+        selector = opened.enter_context(selectors.DefaultSelector())
         listening = opened.enter_context(_listen(place.port))
-        while not problem and len(said) < place.size:
-            absent = [str(i) for i in range(place.size) if i not in said]
-            names = f"process{'es' if len(absent) > 1 else ''} {', '.join(absent[:10])}"
-            names += f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-            if limit.left <= 0:
-                problem = (
-                    f"{names} of {place.size} did not come to {place.host}:{place.port} within "
-                    f"{limit.seconds:.0f} s (--wait_seconds); see what they print, and whether "
-                    "they can reach this host and port."
-                )
+        listening.setblocking(False)
+        selector.register(listening, selectors.EVENT_READ)
+        while not problem:
+            # Whoever has gone, or has not said in time what it is, makes room for another.
+            seconds = min(1.0, max(0.0, limit.left))
+            complete = len({v.hello["index"] for v in visitors if v.hello} | {0}) == place.size
+            events = [key for key, _ in selector.select(0.0 if complete else seconds)]
+            gone = [key.data for key in events if key.data and not key.data.hear()]
+            late = time.monotonic() - _HELLO_SECONDS
+            gone += [v for v in visitors if not v.hello and v.since < late and v not in gone]
+            for visitor in gone:
+                selector.unregister(visitor.peer)
+                visitor.peer.close()
+                visitors.remove(visitor)
+            if any(key.fileobj is listening for key in events):
+                with contextlib.suppress(OSError):  # It has gone, or there are too many for now.
+                    peer = listening.accept()[0]
+                    peer.setblocking(False)
+                    visitors.append(_Visitor(peer))
+                    selector.register(peer, selectors.EVENT_READ, visitors[-1])
+            hellos = [v.hello for v in visitors if v.hello]
+            problem = _misnumbered(place, own, hellos)
+            absent = sorted(set(range(1, place.size)) - {hello["index"] for hello in hellos})
+            if complete and not absent and not gone:
                 break
-            limit.note(f"{names} of {place.size} at port {place.port} of {this_host()}")
-            listening.settimeout(min(1.0, max(0.01, limit.left)))
-            try:
-                peer = opened.enter_context(listening.accept()[0])
-            except TimeoutError:
-                continue
-            hello = _heard(peer)
-            if hello is None:
-                continue  # Somebody's probe.
-            heard[peer] = hello["index"]
-            if hello["index"] in said or not 0 < hello["index"] < place.size:
-                before = said.get(hello["index"], own)["host"]
-                problem = (
-                    f"process {hello['index']} of {hello['count']} came from {hello['host']}, but "
-                    f"there is one from {before} already, of {place.size}; give each process a "
-                    "--process_id of its own, and all the same --num_processes."
-                )
-            said[hello["index"]] = hello
-        problem = problem or difference(list(said.values()))
+            if absent and not problem:
+                names = f"process{'es' if len(absent) > 1 else ''} "
+                names += ", ".join(map(str, absent[:10]))
+                names += f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+                limit.note(f"{names} of {place.size} at port {place.port} of {this_host()}")
+                if limit.left <= 0:
+                    problem = (
+                        f"{names} of {place.size} did not come to {place.host}:{place.port} within "
+                        f"{limit.seconds:.0f} s (--wait_seconds); see what they print, and whether "
+                        "they can reach this host and port."
+                    )
+        heard = [visitor for visitor in visitors if visitor.hello]
+        problem = problem or difference([own, *(v.hello for v in heard if v.hello)])
         answer = strict_json.dumps({"problem": problem}).encode() + b"\n"
-        for peer in heard:
+        for visitor in heard:
             with contextlib.suppress(OSError):
-                peer.sendall(answer)
+                visitor.peer.settimeout(5.0)
+                visitor.peer.sendall(answer)
                 # They close first, so that the port is free for JAX at once.
-                peer.settimeout(5.0)
-                peer.recv(1)
+                visitor.peer.recv(1)
     if problem:
         raise ValueError(problem)
+
+
+def _close(visitors: list[_Visitor]) -> None:
+    for visitor in visitors:
+        visitor.peer.close()
+
+
+def _misnumbered(place: Place, own: dict[str, Any], hellos: list[dict[str, Any]]) -> str:
+    """A process of a number that another one has, or that there is not; empty if there is none."""
+    there = {0: own}
+    for hello in hellos:
+        before = there.get(hello["index"])
+        if before is not None or not 0 < hello["index"] < place.size:
+            host = (before or own)["host"]
+            return (
+                f"process {hello['index']} of {hello['count']} came from {hello['host']}, but "
+                f"there is one from {host} already, of {place.size}; give each process a "
+                "--process_id of its own, and all the same --num_processes."
+            )
+        there[hello["index"]] = hello
+    return ""
 
 
 def difference(said: list[dict[str, Any]]) -> str:
@@ -202,19 +258,18 @@ def is_loopback(host: str) -> bool:
     return all(address.startswith("127.") or address == "::1" for address in found)
 
 
-def _heard(peer: socket.socket) -> dict[str, Any] | None:
-    peer.settimeout(10.0)
-    hello = _line(peer)
-    if hello is None or hello.get("is") != _GREETING:
+def _hello(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a process says it is; None if it is somebody's probe."""
+    if found is None or found.get("is") != _GREETING:
         return None
     try:
         return {
-            "index": int(hello["index"]),
-            "count": int(hello["count"]),
-            "host": str(hello["host"]),
-            "facts": {str(k): str(v) for k, v in hello["facts"].items()},
+            "index": int(found["index"]),
+            "count": int(found["count"]),
+            "host": str(found["host"]),
+            "facts": {str(k): str(v) for k, v in found["facts"].items()},
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -227,7 +282,14 @@ def _line(peer: socket.socket) -> dict[str, Any] | None:
             if not block:
                 return None
             data += block
+    except OSError:
+        return None
+    return _parsed(data)
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
         found = json.loads(data)
-    except (OSError, ValueError):
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

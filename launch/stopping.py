@@ -6,7 +6,9 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import launch
 
 # A job that a signal stopped after saving; EX_TEMPFAIL, "try again", for schedulers that requeue.
 EXIT_PREEMPTED = 75
@@ -91,6 +93,33 @@ class StopSignals:
             os.write(self._write, b"\0")
         self._thread.join()
         os.close(self._write)
+
+
+@contextlib.contextmanager
+def heard_at_once() -> Iterator[None]:
+    """Signals end the process, as a command's do, also within one long call into C++."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch():
+        while True:
+            for number in os.read(read, 64):
+                if number in _SIGNALS:
+                    launch.end(number, None)
+                if number == 0:
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.write(write, b"\0")
+        thread.join()
+        os.close(read)
+        os.close(write)
 
 
 def _say(line: str) -> None:

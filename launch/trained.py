@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from launch.choices import suggest
+from meta_train import strict_json
 
 _WRAPPERS = ("reparametrized", "batch_fraction")
 
@@ -116,7 +117,7 @@ def _parts(task: Any) -> list[Any]:
 def _plain(task: dict[str, Any]) -> dict[str, Any]:
     while isinstance(task.get("base"), dict) and task.get("name") in _WRAPPERS:
         task = task["base"]
-    return json.loads(json.dumps(task))
+    return json.loads(strict_json.dumps(task))
 
 
 def _datasets(tasks: Iterable[Any]) -> set[str]:

@@ -23,6 +23,8 @@ class Span(NamedTuple):
         return bool(above and single <= np.float32(self.upper) and np.isfinite(single))
 
     def __str__(self) -> str:
+        if self.upper < math.inf and self.excluded:
+            return f"above {self.lower} and at most {self.upper:g}"
         if self.upper < math.inf:
             return f"from {self.lower} to {self.upper}"
         return f"above {self.lower}" if self.excluded else f"of at least {self.lower}"

@@ -1,7 +1,11 @@
 """Which of several processes this is, and what they ask of each other before JAX joins them."""
 
+import contextlib
+import json
+import math
 import socket
 import threading
+import time
 
 import jax
 import pytest
@@ -158,6 +162,78 @@ def test_what_is_no_process_of_ours_is_not_counted():
         threading.Thread(target=lambda: other.accept()[0].sendall(b"HTTP/1.1 400\n")).start()
         (said,) = meet([second], [{}])
     assert "something else answers there" in said
+
+
+def connected(place):
+    """A connection to the first process, as soon as it listens."""
+    for _ in range(300):
+        try:
+            return socket.create_connection((place.host, place.port), timeout=5)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise ConnectionRefusedError
+
+
+def hello(index, count):
+    said = {"is": "learned-opt", "index": index, "count": count, "host": "far", "facts": {}}
+    return json.dumps(said).encode() + b"\n"
+
+
+def test_strangers_at_the_port_keep_nobody_waiting():
+    """Silent ones, one that speaks slowly, deep and endless JSON, numbers that are none, probes."""
+    found = places(2)
+    held = []
+
+    def disturb():
+        held.extend(connected(found[0]) for _ in range(20))
+        for peer, words in zip(
+            held,
+            (
+                b"[" * 300_000 + b"\n",
+                hello(math.inf, 2).replace(b"Infinity", b"1e999"),
+                b'{"is": "learned-opt", "index": Infinity, "count": 2}\n',
+                b"GET / HTTP/1.1\r\n\r\n",
+                b'{"is": ',
+            ),
+            strict=False,
+        ):
+            peer.sendall(words)
+        with contextlib.suppress(OSError):  # They have met.
+            for _ in range(200):
+                socket.create_connection((found[0].host, found[0].port), timeout=5).close()
+
+    began = time.monotonic()
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    assert meet(found, [{}] * 2, seconds=20.0) == [None] * 2
+    assert time.monotonic() - began < 8
+    for peer in held:
+        peer.close()
+    disturber.join()
+
+
+def test_a_process_that_went_away_is_missed_and_may_come_again():
+    """As one that was stopped and started anew while the others wait."""
+    found = places(3)
+    first = threading.Thread(target=lambda: ended.extend(meet(found[:1], [{}], seconds=20.0)))
+    ended: list[str | None] = []
+    first.start()
+    with connected(found[0]) as gone:
+        gone.sendall(hello(1, 3))
+        time.sleep(0.2)
+    assert meet(found[1:], [{}] * 2) == [None] * 2
+    first.join()
+    assert ended == [None]
+
+    found = places(3)
+    first = threading.Thread(target=lambda: ended.extend(meet(found[:1], [{}], seconds=1.5)))
+    first.start()
+    with connected(found[0]) as gone:
+        gone.sendall(hello(1, 3))
+        time.sleep(0.2)
+    (said,) = meet(found[2:], [{}])
+    first.join()
+    assert said == ended[-1] and said.startswith("process 1 of 3 did not come")
 
 
 def test_a_first_process_elsewhere_that_resolves_to_this_machine():

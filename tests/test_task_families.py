@@ -140,7 +140,7 @@ def test_a_fraction_of_a_batch_is_a_smaller_batch():
         (lambda: toy(noise=1e38), "`noise` must be a finite number from 0 to"),
         (
             lambda: Linear(init_scale=(1e38,)).make(),
-            "`init_scale` must be finite numbers from 0 to",
+            "`init_scale` must be finite numbers above 0 and at most 1000",
         ),
         (lambda: mlp_classifier(dataset="prose"), "got the text 'prose'; texts are for language"),
         (lambda: mlp_classifier(dataset="../x"), "`dataset` must be the name of a data set"),
