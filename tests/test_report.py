@@ -115,6 +115,18 @@ def test_a_job_of_this_moment(tmp_path):
     assert "no rows yet" in said and "None yet." in said and "Not evaluated yet" in said
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_a_stopped_job_is_not_said_to_go_on(released, tmp_path, monkeypatch):
+    row = {"meta_loss": 1.0, "total_inner_steps": 8}
+    rows = [row | {"step": n, "time/wall_seconds": float(n)} for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text(json.dumps({"num_steps": 10}))
+    (tmp_path / "lock").write_text(json.dumps({"released": released}) + " " * 90 + "\n")
+    written(monkeypatch, f"--workdir={tmp_path}")
+    text = (tmp_path / "report.html").read_text()
+    assert ("stopped; the same command continues it" in text) == released
+
+
 def test_time_left_is_that_of_the_late_rows(tmp_path):
     rows = [{"step": 10, "time/wall_seconds": 500.0}]
     rows += [{"step": 10 + i, "time/wall_seconds": 500 + 2.0 * i} for i in range(1, 11)]

@@ -102,6 +102,8 @@ def _overview(jobs: Sequence[JobFolder]) -> str:
             return "no rows yet"
         if total and job.step >= total:
             return "finished"
+        if job.has_ended:
+            return "stopped; the same command continues it"
         left, ago = job.seconds_left(), _duration(job.seconds_since_row or 0)
         return f"last row {ago} ago" + (f"; {_duration(left)} left" if left is not None else "")
 

@@ -32,6 +32,7 @@ class JobFolder(NamedTuple):
       checkpoints: oldest first.
       evaluations: ``evaluation.json`` and ``suite.json`` found below the folder, by their path.
       seconds_since_row: how long ago the last row was written; None without one.
+      has_ended: whether the process that wrote it last has ended by itself, as its lock says.
     """
 
     name: str
@@ -43,6 +44,7 @@ class JobFolder(NamedTuple):
     checkpoints: list[CheckpointFile]
     evaluations: dict[str, dict[str, Any]]
     seconds_since_row: float | None
+    has_ended: bool = False
 
     @property
     def step(self) -> int:
@@ -96,7 +98,7 @@ def read(path: Path, name: str, now: float) -> JobFolder:
     return JobFolder(
         name, path, rows, max(0, lines - len(rows)), config, environment,
         _checkpoints(path), _evaluations(path),
-        age if rows else None,
+        age if rows else None, bool((_json(path / "lock") or {}).get("released")),
     )  # fmt: skip
 
 
