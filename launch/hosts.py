@@ -77,6 +77,8 @@ def facts(config: Config) -> dict[str, str]:
     versions = {f"the version of {name}": v for name, v in provenance.versions().items()}
     commit = {"the commit": str(provenance.commit())}
     settings = {name: repr(value) for name, value in environment.deciding_settings().items()}
+    # Of wrong ones a process dies when the others wait for it already.
+    settings["XLA_FLAGS"] = repr(os.environ.get("XLA_FLAGS", ""))
     fields = {f"--cfg.{name}": repr(v) for name, v in flattened(to_dict(config)).items()}
     return versions | commit | settings | fields
 
@@ -117,7 +119,7 @@ def _slurm_place(environ: Mapping[str, str]) -> Place | None:
     """In a task of SLURM's; None outside, or where there is one task."""
     if "SLURM_JOB_ID" not in environ:
         return None
-    tasks, nodes = (int(environ.get(name) or 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    tasks, nodes = (_whole(environ, n, None) or 1 for n in ("SLURM_NTASKS", "SLURM_NNODES"))
     if max(tasks, nodes) == 1:
         return None
     missing = [name for name in _SLURM if not environ.get(name)]
@@ -134,17 +136,17 @@ def _slurm_place(environ: Mapping[str, str]) -> Place | None:
         r"\[(\w+).*", r"\1", re.split(r",(?![^\[]*\])", environ["SLURM_STEP_NODELIST"])[0]
     )
     # JAX's own choice, so that what is said of it elsewhere holds here.
-    port = _port(environ, int(environ["SLURM_JOB_ID"]) % 2**12 + 61440)
+    port = _port(environ, int(_whole(environ, "SLURM_JOB_ID", None) or 0) % 2**12 + 61440)
     on_one = max(
-        map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")))
+        map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE") or "1"))
     )
     here = environ.get("SLURMD_NODENAME", first)
     place = Place(
         first,
         port,
         tasks,
-        int(environ["SLURM_PROCID"]),
-        int(environ["SLURM_LOCALID"]) if on_one > 1 else None,
+        int(_whole(environ, "SLURM_PROCID", None) or 0),
+        _whole(environ, "SLURM_LOCALID", None) if on_one > 1 else None,
         elsewhere=here != first,
     )
     _check_index("SLURM_PROCID", place)

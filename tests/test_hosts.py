@@ -75,6 +75,10 @@ def test_the_place_of_a_process(environ, flags, place):
         ({"JAX_COORDINATOR_PORT": "70000"}, ("h", 2, 0), "between 1 and 65535, got 70000"),
         ({}, ("h:1", 2, 2), "--process_id must be between 0 and 1, .* got 2"),
         *(
+            (SLURM | {name: "x"}, (None,) * 3, f"{name} must be a whole number, got 'x'")
+            for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")
+        ),
+        *(
             ({k: v for k, v in SLURM.items() if k != name}, (None,) * 3, f"{name} is missing.*srun")
             for name in ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
         ),
@@ -123,6 +127,13 @@ def test_processes_that_differ_are_told_in_what():
         assert "process 2 on" in said
         assert f"the version of jax is 0.0 there, {jax.__version__} in process 0" in said
         assert "--cfg.seed is 1 there, 0 in process 0" in said
+
+
+def test_flags_of_xla_are_compared(monkeypatch):
+    ours = hosts.facts(cfg.Config())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_nonsense=1")
+    for said in meet(places(2), [ours, hosts.facts(cfg.Config())]):
+        assert "XLA_FLAGS is '--xla_nonsense=1' there" in said
 
 
 def test_everyone_hears_who_did_not_come():
