@@ -1,13 +1,8 @@
 """Folders of trained optimizers, as words on the command line."""
 
-import json
-from collections.abc import Iterable
 from typing import Any
 
 from launch.choices import suggest
-from meta_train import strict_json
-
-_WRAPPERS = ("reparametrized", "batch_fraction")
 
 
 def check_folder(flag: str, given: str, or_a_name: bool) -> None:
@@ -87,7 +82,8 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
       training: how it was trained, from its ``config.json``.
       suite: a ``launch.suites.Suite``.
     """
-    from launch.choices import to_dict
+    from launch.config import read_task
+    from launch.zoo import datasets_of
 
     config = (training.get("provenance") or {}).get("config") or {}
     said = []
@@ -96,39 +92,19 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
             f"It was judged by this suite in training (--cfg.validation={suite.name}), and may be "
             "the best of many by it: this is no test of it."
         )
-    parts = _parts(training.get("task"))
-    tasks = {name: _plain(to_dict(config)) for name, config in suite.tasks.items()}
-    of_tasks = [name for name, task in tasks.items() if task in parts]
-    of_data = sorted(_datasets(parts) & _datasets(tasks.values()))
+    try:
+        parts = read_task(training["task"], "config.json").parts
+    except (KeyError, ValueError):  # Not recorded, or a task of somebody's that is not imported.
+        parts = ()
+    trained = {part.unwrapped for part in parts}
+    of_tasks = [name for name, task in suite.tasks.items() if task.unwrapped in trained]
+    known = {name for part in parts for name in datasets_of(part)}
+    of_data = sorted(known & {name for task in suite.tasks.values() for name in datasets_of(task)})
     if of_tasks:
         said.append(f"It was trained on tasks of this suite: {', '.join(of_tasks)}.")
     if of_data:
         said.append(f"It was trained on data of this suite: {', '.join(of_data)}.")
     return said
-
-
-def _parts(task: Any) -> list[Any]:
-    """The tasks of a recorded one, without what only changes their units or batches."""
-    if not isinstance(task, dict):
-        return []
-    return [_plain(part) for part in task.get("tasks", [task]) if isinstance(part, dict)]
-
-
-def _plain(task: dict[str, Any]) -> dict[str, Any]:
-    while isinstance(task.get("base"), dict) and task.get("name") in _WRAPPERS:
-        task = task["base"]
-    return json.loads(strict_json.dumps(task))
-
-
-def _datasets(tasks: Iterable[Any]) -> set[str]:
-    found: set[str] = set()
-    for task in tasks:
-        for key, value in task.items():
-            if key == "dataset" and isinstance(value, str):
-                found |= set(value.split(","))
-            elif isinstance(value, dict):
-                found |= _datasets([value])
-    return found
 
 
 def beyond(trained: int | None, horizons: list[int]) -> list[str]:

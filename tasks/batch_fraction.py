@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tasks.arguments import ABOVE_ZERO, check_numbers
-from tasks.base import Task, TaskConfig
+from tasks.base import Task
 from tasks.wrapper import Wrapper, wrapped
 
 
@@ -46,8 +46,11 @@ class BatchFraction(Wrapper):
         # Asked of another size too: a batch that is no list of examples may be as long by chance.
         if not size or not all(
             leaf.shape[:1] == (number,)
-            for number in (size, size + 1)
-            for leaf in _batch_of(dataclasses.replace(base, batch_size=number), data_dir)
+            for number, of in (
+                (size, task),
+                (size + 1, dataclasses.replace(base, batch_size=size + 1).make(data_dir)),
+            )
+            for leaf in _batch_of(of)
         ):
             raise ValueError(
                 f"`base` must be a task whose batches are `batch_size` examples, got {self.base}."
@@ -76,7 +79,7 @@ class BatchFraction(Wrapper):
         return at._replace(sample=sample, batch=batch)
 
 
-def _batch_of(config: TaskConfig, data_dir: str | None) -> list[jax.ShapeDtypeStruct]:
+def _batch_of(task: Task) -> list[jax.ShapeDtypeStruct]:
     """The shapes of a training batch's arrays."""
-    task, key = config.make(data_dir), jax.random.key(0)
+    key = jax.random.key(0)
     return jax.tree.leaves(jax.eval_shape(lambda: task.batch(task.sample(key), key, "train")))

@@ -25,7 +25,7 @@ from launch.evaluation.optlist import OPTLIST
 from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
 from launch.suites import suite
 from meta_train import evaluate
-from tasks import quadratic_family
+from tasks import TaskMixture, quadratic_family
 
 TASK = quadratic_family(dim=4, noise=0.05)
 
@@ -159,12 +159,13 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_what_a_suite_had_to_do_with_training_is_said():
-    task = {"name": "reparametrized", "base": to_dict(suites.zoo_task("smoke_mlp"))}
+    config = cfg.task("reparametrized", base=suites.zoo_task("smoke_mlp"))
+    task, both = to_dict(config), to_dict(TaskMixture((config, cfg.task("quadratic"))))
     chosen = {"provenance": {"config": {"validation": "smoke"}}}
     smoke = suites.suite("smoke")
     (judged,) = trained.seen(chosen, smoke)
     assert "--cfg.validation=smoke" in judged and "no test of it" in judged
-    for on in (task, {"name": "mixture", "tasks": [task]}):
+    for on in (task, both):
         assert trained.seen({"task": on}, smoke) == [
             "It was trained on tasks of this suite: smoke_mlp.",
             "It was trained on data of this suite: digits.",
