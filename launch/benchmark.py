@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -264,6 +264,23 @@ def _check_flags() -> None:
             )
 
 
+def _lines_of(command: list[str]) -> Iterator[dict]:
+    """What a child measures, line by line."""
+    machine = {"machine": platform.processor() or platform.machine()}
+    # From where this package is, which `-m` looks into before anything else.
+    package = Path(__file__).parent.parent
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=package
+        ) as child,
+    ):
+        yield from (json.loads(line) | machine for line in child.stdout or () if line[0] == "{")
+        if child.wait():
+            said.seek(0)
+            sys.exit(f"{' '.join(command[1:])} failed:\n{said.read()}")
+
+
 def main(argv) -> None:
     if argv:
         raise ValueError(f"Unexpected arguments {argv}; every option is --name=value.")
@@ -277,7 +294,7 @@ def main(argv) -> None:
         (case,) = _CASES.value
         about = {"case": case, "cores": len(os.sched_getaffinity(0))}
         for row in CASES[case](_DEVICES.value):
-            print(strict_json.dumps(about | row))
+            print(strict_json.dumps(about | row), flush=True)
         return
     missed = []
     cores = [int(c) for c in _CORES.value] if _CORES.value else sorted({1, available})
@@ -288,18 +305,10 @@ def main(argv) -> None:
             given = {"optimizers": _OPTIMIZERS.value, "runs": _RUNS.value}
             command += [f"--{flag}={','.join(v)}" for flag, v in given.items() if v is not None]
             command += [f"--into={Path(_INTO.value).absolute()}"] if _INTO.value else []
-            # From where this package is, which `-m` looks into before anything else.
-            package = Path(__file__).parent.parent
-            child = subprocess.run(command, capture_output=True, text=True, cwd=package)
-            if child.returncode:
-                sys.exit(f"case {case} on {count} cores failed:\n{child.stderr}")
-            machine = {"machine": platform.processor() or platform.machine()}
-            for line in child.stdout.splitlines():
-                if line.startswith("{"):
-                    row = json.loads(line) | machine
-                    print(strict_json.dumps(row), flush=True)
-                    if not row.get("holds", row.get("within_limits", True)):
-                        missed.append(row)
+            for row in _lines_of(command):
+                print(strict_json.dumps(row), flush=True)
+                if not row.get("holds", row.get("within_limits", True)):
+                    missed.append(row)
     if missed:
         sys.exit("limits not kept:\n" + "\n".join(map(strict_json.dumps, missed)))
 

@@ -247,6 +247,23 @@ def to_dict(config: Any) -> Any:
     return ({"name": name_of(config)} if named else {}) | values
 
 
+OURS = ("launch", "learned_opt", "meta_train", "tasks")
+
+
+def modules_outside(tree: Any) -> list[str]:
+    """The modules of things that are not of this library, in what ``to_dict`` wrote."""
+    if isinstance(tree, dict):
+        named, _, thing = str(tree.get("name", "")).partition(":")
+        inner = (modules_outside(value) for value in tree.values())
+        named_outside = thing and named.partition(".")[0] not in OURS
+        found = [*([named] if named_outside else []), *(name for names in inner for name in names)]
+    elif isinstance(tree, list):
+        found = [name for value in tree for name in modules_outside(value)]
+    else:
+        found = []
+    return list(dict.fromkeys(found))
+
+
 def from_dict(cls: type, tree: Mapping[str, Any], where: str = "the file") -> Any:
     """Inverse of ``to_dict``. A field that the tree does not have is younger: at its default.
 

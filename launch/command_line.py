@@ -6,9 +6,13 @@ import os
 import re
 import shutil
 import signal
+import site
 import sys
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Keep absl's C++ libraries from logging before the program says anything.
@@ -209,7 +213,7 @@ def messages(cls: type | None = None) -> Iterator[None]:
     except flags.IllegalFlagValueError as error:
         sys.exit(_complain(_wrong_value(str(error))))
     except (ValueError, flags.Error) as error:
-        sys.exit(_complain(re.sub(r"^flag ", "", str(error))))
+        sys.exit(_complain(re.sub(r"^flag ", "", str(error)) + _raised_outside(error)))
     except OSError as error:
         if words := of_full_disk(error):
             print(f"error: {words}", file=sys.stderr)
@@ -219,6 +223,18 @@ def messages(cls: type | None = None) -> Iterator[None]:
         # Who reads the output has gone (`| head`); Python would write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _raised_outside(error: Exception) -> str:
+    """Where code of somebody's own raised it; empty if this library or a package did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = Path(frames[-1].filename) if frames else Path()
+    ours = Path(__file__).parent.parent
+    packages = (*(ours / name for name in choices.OURS), *map(Path, site.getsitepackages()))
+    installed = (*packages, Path(sysconfig.get_path("stdlib")))
+    if not where.is_file() or any(where.is_relative_to(folder) for folder in installed):
+        return ""
+    return f" (raised in {where}, line {frames[-1].lineno})"
 
 
 def of_full_disk(error: OSError) -> str:

@@ -71,10 +71,10 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
     Args:
       summary: of ``on_suite.evaluate``, with ``TRAINED`` and ``UNTRAINED`` among the optimizers.
     """
-    from launch.evaluation.aggregates import Interval
+    from launch.evaluation.aggregates import LEAST_TASKS, Interval
 
     verbs = {-1: "helped", 0: "changed nothing beyond the noise", 1: "did NOT help"}
-    said = []
+    said, few = [], len(summary["tasks"]) < LEAST_TASKS
     for horizon, found in summary["horizons"].items():
         rows = {row["label"]: row for row in found["rows"]}
         (change,) = (
@@ -84,8 +84,10 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
         )
         broken, runs = rows[TRAINED]["diverged"], rows[TRAINED]["runs"]
         also = f" It diverged in {broken} of {runs} runs." if broken else ""
+        verb = "cannot be judged" if few else verbs[change.sign]
+        reason = f" ({len(summary['tasks'])} are too few for a claim)" if few else ""
         said.append(
-            f"Meta-training {verbs[change.sign]} on tasks it never saw, at {horizon} steps: "
+            f"Meta-training {verb} on tasks it never saw{reason}, at {horizon} steps: "
             f"training log-loss {change} against the same rule untrained.{also}"
         )
     return said

@@ -48,7 +48,7 @@ class EvaluationConfig:
 _OPTIMIZER = define_paths(
     "optimizer",
     "Folder of a trained optimizer, or the name of one in the package; may be given several times. "
-    "With --suite also the name of an architecture, which is evaluated untrained.",
+    "With --suite also an architecture, or MODULE:NAME for one of yours: evaluated untrained.",
 )
 _SUITE = flags.DEFINE_string(
     "suite", None, "Suite of tasks (docs/tasks.md) to evaluate on, or MODULE:NAME for one of yours."
@@ -156,7 +156,7 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         contenders[label] = one
         trained = None if one.untrained else learned_opt.load_config(given)["training"]
         said = [
-            *(beyond(trained.get("horizon"), horizons) if trained else ()),
+            *(beyond(trained, horizons) if trained else ()),
             *(seen(trained, found) if trained else ()),
             *reading(reads_of(one.optimizer)),
         ]

@@ -393,8 +393,9 @@ def find_suite(name: str) -> Suite:
             f"--suite names {name!r}, whose `tasks` must be a dict of one or more tasks by name, "
             f"each from launch.config.task or launch.suites.zoo_task, got {found.tasks!r}."
         )
-    whole = all(isinstance(h, int) and h > 0 for h in found.horizons)
-    if not whole or not found.horizons or sorted(set(found.horizons)) != list(found.horizons):
+    given = found.horizons if isinstance(found.horizons, tuple | list) else ()
+    whole = all(type(h) is int and h > 0 for h in given)
+    if not whole or not given or sorted(set(given)) != list(given):
         raise ValueError(
             f"--suite names {name!r}, whose `horizons` must be whole numbers above 0 in increasing "
             f"order, got {found.horizons!r}."

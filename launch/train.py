@@ -7,12 +7,12 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import command_line, hosts
-from launch.choices import to_dict
+from launch.choices import modules_outside, to_dict
 from launch.command_line import DATA_DIR, command, required_workdir
 from launch.config import Config
 
@@ -134,7 +134,8 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
         best = workdir / "optimizer_best"
         # A mixture is no task that an evaluation could take over, and what chose tells nothing.
         apart = "heldout" if config.validation == "validation" else "validation"
-        on = [] if len(config.task.parts) == 1 else [f"--suite={apart}"]
+        alone = len(config.task.parts) == 1 and not config.validation
+        on = [] if alone else [f"--suite={apart}"]
         given = [
             *on,
             f"--optimizer={best if best.exists() else workdir / 'optimizer'}",
@@ -143,7 +144,10 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
         ]
         if DATA_DIR.value:
             given.append(f"--data_dir={DATA_DIR.value}")
-        lines += ["compare it with Adam and SGD:", f"  {command('evaluate')} {shlex.join(given)}"]
+        lines += [
+            "compare it with Adam and others:",
+            f"  {command('evaluate')} {shlex.join(given)}",
+        ]
     if config.trains == "policy":
         given = [f"--policy={workdir / 'policy'}"]
         lines += ["roll it out in Gymnasium:", f"  {command('rollout')} {shlex.join(given)}"]
@@ -152,23 +156,6 @@ def next_steps(config: Config, workdir: Path) -> list[str]:
         given = [f"--workdir={workdir}", f"--from_step={oldest}"]
         lines += ["rebuild it from its log:", f"  {command('replay')} {shlex.join(given)}"]
     return ["", *lines] if lines else []
-
-
-_OURS = ("launch", "learned_opt", "meta_train", "tasks")
-
-
-def modules_outside(tree: Any) -> list[str]:
-    """The modules of things that are not of this library, in what ``to_dict`` wrote."""
-    if isinstance(tree, dict):
-        named, _, thing = str(tree.get("name", "")).partition(":")
-        inner = (modules_outside(value) for value in tree.values())
-        named_outside = thing and named.partition(".")[0] not in _OURS
-        found = [*([named] if named_outside else []), *(name for names in inner for name in names)]
-    elif isinstance(tree, list):
-        found = [name for value in tree for name in modules_outside(value)]
-    else:
-        found = []
-    return list(dict.fromkeys(found))
 
 
 def exit_code(outcome: "Outcome") -> int:

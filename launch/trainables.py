@@ -73,6 +73,8 @@ def trainable_optimizer(config: Config, data_dir: str | None) -> Trainable:
             )
         return found
 
+    before = _began_from(config)
+
     def export(path, theta, step):
         """A trained optimizer for ``learned_opt.load``."""
         arguments = to_dict(config.optimizer)
@@ -81,7 +83,7 @@ def trainable_optimizer(config: Config, data_dir: str | None) -> Trainable:
             arguments.pop("name"),
             arguments,
             jax.tree.map(np.asarray, theta),
-            training=_training(config, step),
+            training=_training(config, step) | before,
         )
 
     def start():
@@ -211,6 +213,16 @@ def start_theta(config: Config) -> Any:
             f"{'; '.join(differences)}. Give --cfg.optimizer what it has there."
         )
     return weights.load(config.init_from)[1]
+
+
+def _began_from(config: Config) -> dict[str, Any]:
+    """How the optimizer was trained that theta starts from, for the model card."""
+    if not config.init_from:
+        return {}
+    try:
+        return {"began_from": weights.load_config(config.init_from)["training"]}
+    except ValueError:  # A job that continues needs it no more, and it may have gone.
+        return {}
 
 
 def _training(config: Config, step: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Folders of trained optimizers, as words on the command line."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from launch.choices import suggest
@@ -20,7 +22,8 @@ def check_folder(flag: str, given: str, or_a_name: bool) -> None:
     from learned_opt.pretrained import trained_folder
 
     folder, names = trained_folder(given), sorted(learned_opt.OPTIMIZERS)
-    if (given in names and or_a_name) or (folder / "theta.safetensors").exists():
+    is_name = given in names or (":" in given and not folder.exists())
+    if (is_name and or_a_name) or (folder / "theta.safetensors").exists():
         return
     inside = [str(path.parent) for path in sorted(folder.glob("optimizer*/theta.safetensors"))]
     if folder.is_dir() and not inside:
@@ -34,7 +37,7 @@ def check_folder(flag: str, given: str, or_a_name: bool) -> None:
         hint = suggest(given, [*beside, *names, *learned_opt.available()])
     shipped = ", ".join(learned_opt.available())
     what = f", one in the package ({shipped})"
-    what += f", or an architecture: one of {', '.join(names)}" if or_a_name else ""
+    what += f", or an architecture: one of {', '.join(names)} or MODULE:NAME" if or_a_name else ""
     reason = "is the folder of a job" if inside else "is no folder"
     raise ValueError(
         f"{flag} must be the folder of a trained optimizer{what}, got {given!r}, which {reason}."
@@ -67,7 +70,7 @@ def limits(
         )
     return [
         first,
-        *beyond(trained, horizons),
+        *beyond(training, horizons),
         f"Nothing is known beyond {max(horizons)} steps, nor of other networks, data sets or batch "
         "sizes: it may diverge there.",
         "The baselines have a constant learning rate, the best of a sweep; it has no rate to tune.",
@@ -85,17 +88,20 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
     from launch.config import read_task
     from launch.zoo import datasets_of
 
-    config = (training.get("provenance") or {}).get("config") or {}
-    said = []
-    if config.get("validation") == suite.name:
+    said: list[str] = []
+    parts: list[Any] = []
+    chain = list(_trainings(training))
+    if any(_config_of(one).get("validation") == suite.name for one in chain):
         said.append(
             f"It was judged by this suite in training (--cfg.validation={suite.name}), and may be "
             "the best of many by it: this is no test of it."
         )
-    try:
-        parts = read_task(training["task"], "config.json").parts
-    except (KeyError, ValueError):  # Not recorded, or a task of somebody's that is not imported.
-        parts = ()
+    for one in chain:
+        # Not recorded, or a task of somebody's that is not imported.
+        with contextlib.suppress(KeyError, ValueError):
+            parts += read_task(one["task"], "config.json").parts
+    if (begin := chain[-1].get("init_from")) and not chain[-1].get("began_from"):
+        said.append(f"It began from {begin}; on what that was trained is not recorded.")
     trained = {part.unwrapped for part in parts}
     of_tasks = [name for name, task in suite.tasks.items() if task.unwrapped in trained]
     known = {name for part in parts for name in datasets_of(part)}
@@ -107,12 +113,36 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
     return said
 
 
-def beyond(trained: int | None, horizons: list[int]) -> list[str]:
-    """Which horizons are longer than that of training."""
-    longer = [f"{h}" for h in horizons if trained and h > trained]
-    if not longer:
+def _trainings(training: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """How it was trained, and what it began from, as far back as that is recorded."""
+    while True:
+        yield training
+        before = training.get("began_from")
+        if not isinstance(before, dict):
+            return
+        training = before
+
+
+def _config_of(training: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the job."""
+    return (training.get("provenance") or {}).get("config") or {}
+
+
+def beyond(training: dict[str, Any], horizons: list[int]) -> list[str]:
+    """Which horizons are longer than those of training, or shorter.
+
+    Args:
+      training: how it was trained, from its ``config.json``.
+    """
+    longest = training.get("horizon")
+    if not longest:
         return []
-    return [f"At {' and '.join(longer)} steps it works outside the {trained} it was trained for."]
+    shortest = (_config_of(training).get("inner") or {}).get("min_horizon") or longest
+    outside = [f"{h:,}" for h in horizons if not shortest <= h <= longest]
+    if not outside:
+        return []
+    known = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    return [f"At {' and '.join(outside)} steps it works outside the {known} it was trained for."]
 
 
 def reading(reads: dict[str, bool]) -> list[str]:

@@ -94,7 +94,8 @@ class Best:
         if METRIC not in metrics:
             return
         loss, theta = float(metrics[METRIC]), np.asarray(theta)
-        if np.all(np.isfinite(theta)) and (self.loss is None or loss < self.loss):
+        finite = np.isfinite(loss) and np.all(np.isfinite(theta))
+        if finite and (self.loss is None or loss < self.loss):
             try:
                 self._export(self._folder, theta, step)
             except OSError as error:

@@ -107,7 +107,7 @@ def _tasks() -> Iterator[tuple[str, ...]]:
     )
     for name, (family, _) in progress(ZOO.items(), desc="tasks", unit="task"):
         found, record = facts(name), record_of(zoo_task(name))
-        adam = record and {split: f"{x['loss']:.4g}" for split, x in record["adam"].items()}
+        adam = record and {split: _tuned(x) for split, x in record["adam"].items()}
         yield (
             f"`{name}`",
             f"`{family}`",
@@ -120,6 +120,14 @@ def _tasks() -> Iterator[tuple[str, ...]]:
             adam["test"] if adam else "not run",
             found.unit,
         )
+
+
+def _tuned(found: dict[str, float]) -> str:
+    """Adam's loss, with a star where a better rate may lie beyond those tried."""
+    from meta_train.evaluate import LEARNING_RATES
+
+    at_edge = not LEARNING_RATES[0] < found["learning_rate"] < LEARNING_RATES[-1]
+    return f"{found['loss']:.4g}{' *' if at_edge else ''}"
 
 
 def _data() -> Iterator[tuple[str, ...]]:
@@ -175,7 +183,8 @@ In the suites `train_small` and `train_wide` every second instance has its weigh
 below. [A suite of your own](extend.md#a-suite-and-data).
 
 Tuned Adam's loss is that after 10,000 steps at the best of 21 constant rates, each split at its own
-best rate, the mean of two seeds, or of six where instances differ. `python -m launch.tuned_adam`
+best rate, the mean of two seeds, or of six where instances differ; a star where that rate is the
+first or the last of them, 0.0001 or 10. `python -m launch.tuned_adam`
 finds it for the tasks not run yet. `launch.normalization` puts losses between the two: 1 is the
 constant, 0 is Adam."""
 SPLITS = """## Data

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt.annealing import annealed
 from learned_opt.arguments import (
     check_between,
     check_count,
@@ -29,8 +30,6 @@ SQUARE_DECAY = 0.99
 LOSS_DECAYS = (0.9, 0.98)
 COSINE_DECAY, SCALE_DECAY = 0.95, 0.98
 NUM_INPUTS = 16
-WARM_UP = 0.03  # Of the run.
-LAST_RATE = 0.01  # Of the first one, at the end of the run and beyond it.
 _DECAYS = (0.1 * math.exp(-8), 0.1 * math.exp(3))  # The smallest and the largest.
 _EPS = 1e-16  # Under roots of squares of gradients: a rule without a scale of its own.
 _TINY = 1e-12
@@ -191,9 +190,7 @@ class _Time:
         self.steps = steps.astype(dtype)
         self.num_steps = jnp.asarray(num_steps, dtype)
         self.done = jnp.minimum(self.steps / self.num_steps, 1)
-        cosine = (1 + jnp.cos(jnp.pi * self.done)) / 2
-        warm_up = jnp.minimum(1, (self.steps + 1) / (WARM_UP * self.num_steps + 1))
-        self.schedule = warm_up * (LAST_RATE + (1 - LAST_RATE) * cosine)
+        self.schedule = annealed(self.steps, self.num_steps)
 
     @property
     def weights(self) -> tuple[jax.Array, ...]:

@@ -42,10 +42,10 @@ def check_sizes(**values: Any) -> None:
             _refuse(name, "one or more whole numbers of at least 1 in parentheses", sizes)
 
 
-def check_one_of(options: Sequence[int], **values: Any) -> None:
-    """Raises ``ValueError`` unless every value is one of these whole numbers."""
+def check_one_of(options: Sequence[int | str], **values: Any) -> None:
+    """Raises ``ValueError`` unless every value is one of these whole numbers or strings."""
     for name, value in values.items():
-        if not _is_whole(value) or value not in options:
+        if not (_is_whole(value) or isinstance(value, str)) or value not in options:
             _refuse(name, f"one of {', '.join(map(str, options))}", value)
 
 

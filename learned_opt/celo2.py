@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import adafactor
-from learned_opt.arguments import check_between, check_count, check_flag, check_within
+from learned_opt.annealing import annealing
+from learned_opt.arguments import check_between, check_count, check_flag, check_one_of, check_within
 from learned_opt.base import LearnedOptimizer, learned_optimizer
 from learned_opt.groups import group_by_shape, stack, unstack
 from learned_opt.limits import limited
@@ -18,6 +19,7 @@ from learned_opt.newton_schulz import orthogonalize
 from learned_opt.small_network import Layers
 from learned_opt.thirty_inputs import GRADIENT_LIMIT, NUM_INPUTS, NUM_OUTPUTS, network_outputs
 
+SCHEDULES = ("constant", "cosine")
 SQUARE_DECAY = 0.95
 _ADAM_DECAYS = (0.9, 0.95)
 _ADAM_EPS = 1e-8
@@ -45,6 +47,7 @@ def celo2_optimizer(
     adam_names: str = "bias|embed",
     adam_rate: float = 20.0,
     orthogonal: bool = True,
+    schedule: str = "constant",
 ) -> LearnedOptimizer:
     """Celo2: a learned direction, orthogonalized for matrices; 347 meta-parameters.
 
@@ -58,9 +61,9 @@ def celo2_optimizer(
     Parameters named as ``adam_names`` says follow Adam instead (decays 0.9 and 0.95, no bias
     correction, ``m / sqrt(v + 1e-8)``) at ``adam_rate`` times the rate.
 
-    ``num_steps`` is not used: give it a schedule by ``optax.chain(tx, optax.scale_by_schedule(f))``
-    with ``f`` from 1 to about 0. A parameter whose gradient is exactly zero moves all the same
-    under the learned rule; ``mask_zero_gradients`` holds it still.
+    ``num_steps`` is read by the schedule cosine alone: the rate rises over the first 3% of the run
+    and falls to 1% at its end, where it stays. A parameter whose gradient is exactly zero moves all
+    the same under the learned rule; ``mask_zero_gradients`` holds it still.
 
     Args:
       hidden_size: width of both hidden layers.
@@ -70,9 +73,10 @@ def celo2_optimizer(
         ``layers_0/bias``; empty: none follow Adam.
       adam_rate: rate of Adam over ``learning_rate``.
       orthogonal: whether directions are orthogonalized.
+      schedule: of the rate: constant, as published, or cosine.
 
     Raises:
-      ValueError: on a size or number out of range, or no regular expression.
+      ValueError: on a size or number out of range, no regular expression, or an unknown schedule.
 
     Source: Moudgil et al. 2026 (arXiv 2602.19142); `celo2.py` and `celo2_optax.py` in
     amoudgl/celo. Differs: gradients of Adam count as at most 1.2e18 (float32), so that no square
@@ -82,6 +86,7 @@ def celo2_optimizer(
     check_between(0, math.inf, learning_rate=learning_rate, adam_rate=adam_rate)
     check_within(0, math.inf, weight_decay=weight_decay)
     check_flag(orthogonal=orthogonal)
+    check_one_of(SCHEDULES, schedule=schedule)
     try:
         if not isinstance(adam_names, str):
             raise TypeError(f"it is a {type(adam_names).__name__}, no string")
@@ -100,7 +105,6 @@ def celo2_optimizer(
         return [bool(adam_names and named.search(name)) for name in names]
 
     def bind(theta, num_steps):
-        del num_steps
         layers = module.apply(theta)
 
         def init_fn(params):
@@ -141,13 +145,19 @@ def celo2_optimizer(
             state = Celo2State(tuple(new for _, new in found), [new for _, new in moved])
             return jax.tree.unflatten(jax.tree.structure(params), steps), state
 
-        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        rule = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        if schedule == "constant":
+            return rule
+        return optax.chain(rule, optax.scale_by_schedule(annealing(num_steps)))
 
     return learned_optimizer(module.init, bind, moves_without_gradient=True)
 
 
 def celo2_base_optimizer(
-    hidden_size: int = 8, learning_rate: float = 1e-3, weight_decay: float = 0.0
+    hidden_size: int = 8,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
 ) -> LearnedOptimizer:
     """Celo2-base: the learned rule of ``celo2_optimizer`` for all parameters, nothing else.
 
@@ -158,14 +168,15 @@ def celo2_base_optimizer(
       hidden_size: width of both hidden layers.
       learning_rate: root mean square of the update.
       weight_decay: share of the parameter removed in a step, over the rate; 0 or more.
+      schedule: of the rate: constant, as published, or cosine.
 
     Raises:
-      ValueError: on a size or number out of range.
+      ValueError: on a size or number out of range, or an unknown schedule.
 
     Source: as ``celo2_optimizer``.
     """
     return celo2_optimizer(
-        hidden_size, learning_rate, weight_decay, adam_names="", orthogonal=False
+        hidden_size, learning_rate, weight_decay, adam_names="", orthogonal=False, schedule=schedule
     )
 
 

@@ -109,6 +109,9 @@ def _task_words(task: Any) -> str | None:
 def _text(key: str, value: Any) -> str:
     if key == "init_from" and not value:
         return "nothing, theta was drawn"
+    if key == "began_from":
+        on = _task_words(value.get("task")) or "a task that was not recorded"
+        return f"an optimizer trained on {on}; all that is known of it is in `config.json`"
     if value is None:
         return "not recorded"
     if key == "task" and isinstance(value, Mapping) and value.get("tasks"):

@@ -43,15 +43,16 @@ def test_an_unknown_case_lists_the_valid_ones():
 def test_a_limit_that_is_not_kept_fails_the_command(line, kept):
     """With a case whose process prints just this line; it starts where this package is."""
     code = f"""
-import os, subprocess
+import os, subprocess, sys
 from launch import benchmark
-child = subprocess.CompletedProcess([], 0, stdout={json.dumps(line)!r}, stderr="")
-def run(command, *args, cwd=".", **kwargs):
-    if "--child" in command:  # `platform` asks for the processor in this way too.
-        os.chdir("/")
-        assert os.path.samefile(os.path.join(cwd, "launch/benchmark.py"), benchmark.__file__)
-    return child
-subprocess.run = run
+class Child(subprocess.Popen):
+    def __init__(self, command, *args, cwd=None, **kwargs):
+        if "--child" in command:  # `platform` asks for the processor in this way too.
+            os.chdir("/")
+            assert os.path.samefile(os.path.join(cwd, "launch/benchmark.py"), benchmark.__file__)
+            command = [sys.executable, "-c", {f"print({json.dumps(line)!r})"!r}]
+        super().__init__(command, *args, cwd=cwd, **kwargs)
+subprocess.Popen = Child
 benchmark.cli()
 """
     flags = ["--cases=reversible", "--cores=1"]

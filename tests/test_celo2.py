@@ -81,8 +81,38 @@ def test_recorded_updates(name):
         ("adam_rate", np.nan),
         ("adam_names", "("),
         ("adam_names", 3),
+        ("schedule", "linear"),
+        ("schedule", None),
     ],
 )
 def test_bad_arguments(argument, bad):
     with pytest.raises(ValueError, match=rf"^`{argument}` must be .*got "):
         learned_opt.celo2_optimizer(**{argument: bad})
+
+
+def test_the_rate_falls_along_a_cosine():
+    """Up for 3% of the run, down to 1% at its end and beyond, whoever counts the steps."""
+    num_steps, shapes = 50, {"kernel": (3, 4), "a_bias": (4,)}
+    params = {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
+    grads = jax.tree.map(
+        lambda p: np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape), params
+    )
+    constant, cosine = (learned_opt.celo2_optimizer(schedule=s) for s in ("constant", "cosine"))
+    theta = constant.init(jax.random.key(0))
+
+    def steps(optimizer):
+        tx = optimizer.bind(theta, num_steps)
+
+        def step(state, _):
+            updates, state = tx.update(grads, state, params)
+            return state, updates
+
+        return jax.lax.scan(step, tx.init(params), None, num_steps + 5)[1]
+
+    plain, falling = jax.jit(lambda: (steps(constant), steps(cosine)))()
+    t = np.arange(num_steps + 5)
+    share = 0.01 + 0.99 * (1 + np.cos(np.pi * np.minimum(t / num_steps, 1))) / 2
+    share *= np.minimum(1, (t + 1) / (0.03 * num_steps + 1))
+    for name in shapes:
+        expected = plain[name] * share.reshape(-1, *[1] * len(shapes[name]))
+        np.testing.assert_allclose(falling[name], expected, rtol=2e-5)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from learned_opt import weights
 from tests import commands
 
 ROOT = Path(__file__).parent.parent
@@ -230,3 +231,23 @@ def test_a_job_starts_from_an_export(folder, said):
     code, _, error = said["cold"]
     assert code == 2 and "--cfg.optimizer is 'mything:SignDescent' there, 'sgdm' here" in error
     assert not (folder / "cold").exists()
+
+
+def test_an_error_of_ones_own_says_where_it_was_raised(tmp_path, capsys):
+    """What this library or a package refuses says what to do instead."""
+    from launch import command_line
+
+    module = tmp_path / "mine_raises.py"
+    module.write_text("def refuse():\n    raise ValueError('my own fault')\n")
+    names: dict = {}
+    exec(compile(module.read_text(), str(module), "exec"), names)
+    refused = (
+        (names["refuse"], f"my own fault (raised in {module}, line 2)"),
+        (lambda: np.zeros(2).reshape(3), f"(raised in {__file__}, line "),
+        (lambda: weights.load_config(tmp_path), "`path`"),
+    )
+    for refuse, said in refused:
+        with pytest.raises(SystemExit), command_line.messages():
+            refuse()
+        message = capsys.readouterr().err
+        assert said in message and ("(raised in" in message) == ("raised in" in said)

@@ -7,12 +7,15 @@ import importlib
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from launch import config as cfg
 from launch import suites, trained
@@ -57,17 +60,35 @@ def test_bootstrap_covers_the_truth():
     assert 0.88 * 200 <= covered <= 0.99 * 200
     # A difference that is the same in every run has no width; runs differ by far more.
     values = random.normal(size=(6, 4))
-    assert aggregates.paired(values - 0.25, values) == pytest.approx((-0.25,) * 3)
+    same = aggregates.paired(values - 0.25, values)
+    assert same[:3] == pytest.approx((-0.25,) * 3) and same.tasks == 6 and same.sign == -1
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 6, 8, 12, 18])
+def test_differences_of_nothing_are_seldom_claimed(tasks):
+    """Of optimizers that are alike but for chance, at most one time in twenty."""
+    random, repetitions = np.random.default_rng(tasks), 300
+    claimed = 0
+    for repetition in range(repetitions):
+        values = random.normal(size=(tasks, 1)) + 0.3 * random.normal(size=(tasks, 5))
+        found = aggregates.bootstrap(values, seed=repetition)
+        claimed += found.sign != 0
+    assert claimed <= 0.05 * repetitions + 3 * (0.05 * 0.95 * repetitions) ** 0.5
+    assert (claimed > 0) == (tasks >= aggregates.LEAST_TASKS)
+    assert found.tasks == (tasks if tasks > 1 else 5)
+    assert aggregates.bootstrap(values[:1, :1])[1:] == (-np.inf, np.inf, 1)  # One run has none.
 
 
 def test_bootstrap_draws_tasks_and_seeds():
     """The variance of a mean: that of the tasks, and that of the seeds in each."""
-    values = np.arange(4.0)[:, None] * 10 + np.array([-1.0, 1.0])
-    between, within = np.var([0, 10, 20, 30]) / 4, 1.0 / 8
+    values = np.arange(16.0)[:, None] * 10 + np.array([-40.0, 40.0])
+    between, within = np.var(10 * np.arange(16)) / 16, 1600.0 / 32
 
     def width(values):
         found = aggregates.bootstrap(values, lambda x: x.mean(axis=1))
-        return (found.high - found.low) / 2 / 1.96
+        # Its quantiles are those of a normal number at the tails that are taken.
+        t = stats.t.ppf(0.975, found.tasks - 1) * (found.tasks / (found.tasks - 1)) ** 0.5
+        return (found.high - found.low) / 2 / t
 
     assert width(values) == pytest.approx((between + within) ** 0.5, rel=0.1)
     seeds = np.linspace(-1, 1, 16)[None]  # One task: seeds alone.
@@ -132,6 +153,90 @@ def test_own_source_and_data_decide(tmp_path, monkeypatch):
     assert facts("wine") == facts("wine") != facts("breast_cancer")
 
 
+def test_whatever_a_task_from_outside_computes_decides(tmp_path, monkeypatch):
+    """Numbers of a file, of a variable or the environment; not how it is written."""
+    module = tmp_path / "mine_computes.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    module.write_text(
+        "import json, os, numpy as np\n"
+        "from tasks import quadratic_family\n"
+        "ARRAY, NUMBER = np.ones(3), [np.float32(2)]\n"
+        "def make(dim: int = 2):\n"
+        "    task, held = quadratic_family(dim=dim), json.load(open(os.environ['MINE']))\n"
+        "    def loss(params, *given):\n"
+        "        import mine_helper\n"
+        "        factor = ARRAY.sum() * NUMBER[0] * held * float(os.environ['MINE_SIZE'])\n"
+        "        return mine_helper.twice(factor) * task.loss(params, *given)\n"
+        "    return task._replace(loss=loss, score=None)\n"
+    )
+    (tmp_path / "mine_helper.py").write_text("def twice(x): return 2 * x\n")
+    (tmp_path / "held.json").write_text("1.0")
+    monkeypatch.setenv("MINE", str(tmp_path / "held.json"))
+    monkeypatch.setenv("MINE_SIZE", "1")
+    config = cfg.task("mine_computes:make")
+    mine = sys.modules["mine_computes"]
+
+    def digest():
+        return kept.digest_of_task(config.make())
+
+    found = [digest()]
+    assert digest() == found[0]
+    (tmp_path / "held.json").write_text("3.0")
+    found.append(digest())
+    monkeypatch.setattr(mine, "ARRAY", np.full(3, 5.0))
+    found.append(digest())
+    mine.NUMBER[0] = np.float32(7)
+    found.append(digest())
+    monkeypatch.setenv("MINE_SIZE", "11")
+    found.append(digest())
+    monkeypatch.setattr(sys.modules["mine_helper"], "twice", lambda x: 4 * x)
+    found.append(digest())
+    assert len(set(found)) == len(found)
+    with pytest.raises(ValueError, match="the task 'x' of a suite must have a `score`"):
+        command._Ground("x", config, None, 1)
+
+
+def test_a_result_of_which_one_bit_is_wrong_is_computed_again(tmp_path, capsys):
+    made, random = [], np.random.default_rng(0)
+
+    def compute():
+        made.append(1)
+        return {"a": np.arange(700.0), "name": np.array("x")}
+
+    expected = kept.kept(tmp_path, {"of": 1}, compute)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    for place in [0, 40, len(sound) - 1, *random.integers(len(sound), size=60)]:
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        found = kept.kept(tmp_path, {"of": 1}, compute)
+        assert found.keys() == expected.keys()
+        np.testing.assert_array_equal(found["a"], expected["a"])
+    assert len(made) == 64 and capsys.readouterr().err.count("is damaged") == 63
+    assert path.read_bytes() == sound and list(tmp_path.iterdir()) == [path]
+    kept.kept(tmp_path, {"of": 1}, compute)
+    assert len(made) == 64
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="is a folder, where a result is to be kept"):
+        kept.kept(tmp_path, {"of": 1}, compute)
+
+
+def test_results_are_written_by_several_at_once(tmp_path):
+    """Whoever reads finds a whole one."""
+    path = tmp_path / "x.txt"
+
+    def write(number):
+        for _ in range(50):
+            kept.whole(path, lambda file: file.write(f"{number}" * 100_000))
+            assert len(set(path.read_text())) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_suite_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_suite.py").write_text(
@@ -141,6 +246,8 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         "EMPTY = Suite('mine', {}, (5,))\n"
         "ODD = Suite('mine', {'a': 3}, (5,))\n"
         "UNSORTED = Suite('mine', MINE.tasks, (5, 2))\n"
+        "BARE = Suite('mine', MINE.tasks, 10)\n"
+        "TRUE = Suite('mine', MINE.tasks, (True, 2))\n"
         "NUMBER = 3\n"
     )
     found = suites.find_suite("my_suite:MINE")
@@ -149,6 +256,8 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         ("my_suite:EMPTY", "whose `tasks` must be a dict of one or more tasks"),
         ("my_suite:ODD", "whose `tasks` must be a dict of one or more tasks"),
         ("my_suite:UNSORTED", "whose `horizons` must be whole numbers above 0 in increasing order"),
+        ("my_suite:BARE", "whose `horizons` must be whole numbers above 0 in .*, got 10"),
+        ("my_suite:TRUE", "whose `horizons` must be whole numbers above 0 in increasing order"),
         ("my_suite:NUMBER", "a int, which must be a launch.suites.Suite"),
         ("my_suite:MIEN", "but my_suite has none. Did you mean 'MINE'"),
         ("no_such_module:MINE", "names the module 'no_such_module'"),
@@ -172,6 +281,24 @@ def test_what_a_suite_had_to_do_with_training_is_said():
         ]
     assert trained.seen({"task": task}, suites.suite("heldout")) == []
     assert trained.seen({}, smoke) == []
+    # What it began from was trained too, and what that began from.
+    later = {"task": to_dict(cfg.task("quadratic")), "init_from": "there"}
+    for before in ({"task": task}, {"began_from": {"task": task}}):
+        assert trained.seen(later | {"began_from": before}, smoke) == trained.seen(
+            {"task": task}, smoke
+        )
+    assert trained.seen(later | {"began_from": chosen}, smoke) == [judged]
+    (unknown,) = trained.seen(later, smoke)
+    assert "began from there" in unknown and "not recorded" in unknown
+
+
+def test_horizons_outside_those_of_training_are_said():
+    drawn = {"horizon": 2000, "provenance": {"config": {"inner": {"min_horizon": 100}}}}
+    (said,) = trained.beyond(drawn, [20, 100, 2000, 10000])
+    assert said == "At 20 and 10,000 steps it works outside the 100 to 2,000 it was trained for."
+    (said,) = trained.beyond({"horizon": 40}, [20, 40])
+    assert said == "At 20 steps it works outside the 40 it was trained for."
+    assert trained.beyond(drawn, [400]) == [] and trained.beyond({}, [400]) == []
 
 
 @pytest.mark.parametrize("name", ["adam", "schedule_free_adamw"])
@@ -337,7 +464,9 @@ def test_survivors_are_the_best_and_the_next_smaller():
     assert command.survivors(listed[::-1], 2) == (listed[9], listed[8])
     assert command.survivors(listed[::-1], 1) == (listed[9],)
     losses = {"t": {a: np.array([0.0, 3.0]), b: np.array([1.0, 1.0])}}
-    assert command.rank_for_suite(losses, [a, b]) == [b, a]
+    assert command.rank_for_suite(losses) == [b, a]
+    losses["u"] = {c: np.array([0.0, 0.0]), b: np.array([9.0, 9.0])}
+    assert command.rank_for_suite(losses) == [b]  # What all tasks tried.
 
 
 @pytest.fixture
@@ -374,11 +503,11 @@ def test_a_suite_continues_where_it_was_killed(evaluated, monkeypatch, tmp_path)
         assert len(computed) == at
     stop.clear()
     parted = run()
-    assert computed == [6] * 3 + [20] * 3  # A sweep and two reports: each once.
+    assert computed == [6] * 3 + [20] * 4  # Sweeps (one of neighbours) and two reports: each once.
     computed.clear()
     monkeypatch.setattr(command.os, "sched_getaffinity", lambda pid: {0, 1})  # Two at once.
     whole = run(workdir=tmp_path / "whole")
-    assert len(computed) == 6
+    assert len(computed) == 7
     for a, b in zip(parted, whole, strict=True):
         assert a.label == b.label and a.setting == b.setting
         np.testing.assert_array_equal(a.curve, b.curve)
@@ -416,6 +545,39 @@ def test_nothing_is_chosen_on_what_is_reported(evaluated):
             assert e.setting == one
 
 
+@pytest.mark.parametrize("name", ["adam", "optlist"])
+def test_longer_horizons_find_the_best_of_the_whole_sweep(evaluated, monkeypatch, name):
+    """Where it has moved by several steps, on one task alone or on all, though few are tried."""
+    run, _ = evaluated
+    tried = []
+
+    def sweep(self, ground, name, settings, horizon):
+        best = np.log(0.3 / horizon**1.5) - (ground.name == "two")
+        tried.extend((ground.name, horizon, s) for s in settings)
+        return {
+            s: np.full(2, (np.log(s.value or 1) - best) ** 2 + SCORE[s.schedule]) for s in settings
+        }
+
+    SCORE = dict.fromkeys(BASELINES[name].schedules, 1.0) | {BASELINES[name].schedules[-1]: 0.0}
+    reported = []
+    monkeypatch.setattr(command.SuiteEvaluation, "_sweep", sweep)
+    monkeypatch.setattr(
+        command.SuiteEvaluation,
+        "_report",
+        lambda self, ground, name, chosen, horizon: (
+            reported.append((ground.name, horizon, chosen)) or []
+        ),
+    )
+    run(horizons=(6, 60, 600), baselines=(name,), contenders={})
+    ground = {x: SimpleNamespace(name=x) for x in ("one", "two")}
+    for task, horizon, (tuned, one_rate, _) in reported:
+        every = {x: sweep(None, ground[x], name, BASELINES[name].settings, horizon) for x in ground}
+        if name != "optlist" or horizon == 6:  # A list has no neighbours.
+            assert tuned == min(every[task], key=lambda s: every[task][s].mean())
+            assert one_rate == command.rank_for_suite(every)[0]
+    assert len(reported) == 6 and len(set(tried)) < len(tried)
+
+
 def test_what_is_written(evaluated, tmp_path):
     """CSV, JSON, figure and page of a run in which one optimizer diverges."""
     from launch.evaluation import figure
@@ -425,7 +587,7 @@ def test_what_is_written(evaluated, tmp_path):
     bad = np.array([np.inf, np.nan, 1e9])
     diverging = [
         e._replace(
-            optimizer="bad </script>",
+            optimizer=r"bad </script> $\frac$",
             curve=np.full_like(e.curve, np.inf),
             final=bad,
             scores={split: {"loss": bad} for split in e.scores},
@@ -448,7 +610,7 @@ def test_what_is_written(evaluated, tmp_path):
 
     document = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
     labels = {row["label"]: row for row in document["horizons"]["20"]["rows"]}
-    worst = labels["bad </script>"]
+    worst = labels[r"bad </script> $\frac$"]
     assert worst["diverged"] == worst["runs"] == 6
     assert worst["speed_up"]["estimate"] == worst["profile_score"] == 0
     tuned = labels["adam (tuned per task)"]["speed_up"]
@@ -458,7 +620,11 @@ def test_what_is_written(evaluated, tmp_path):
     assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
     assert max(map(len, text.splitlines())) <= report.LINE
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
-    assert "is above" in said and "adam (one rate) +" in said and "[" in said
+    assert "cannot be told from" in said and "adam (one rate) +" in said and "[" in said
+    for d in (d for found in summary["horizons"].values() for d in found["differences"]):
+        d["train"]["tasks"] = aggregates.LEAST_TASKS
+    (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
+    assert "is above adam" in said and "cannot be told" not in said
 
 
 def test_tables_to_paste_have_every_difference(evaluated, tmp_path):

@@ -19,8 +19,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
+from launch import choices, environment, loop, train
 from launch import config as cfg
-from launch import environment, loop, train
 from launch.compiled_programs import keep_compiled_programs
 from launch.job import build, describe
 from launch.lease import claim
@@ -390,7 +390,7 @@ def test_a_finished_job_says_how_it_went_and_what_next(toys, tmp_path, monkeypat
         == []
     )
     outside = {"task": {"name": "mine:waves"}, "x": [{"name": "mlp"}, {"name": "ours:opt"}]}
-    assert train.modules_outside(outside) == ["mine", "ours"]
+    assert choices.modules_outside(outside) == ["mine", "ours"]
 
 
 @pytest.fixture

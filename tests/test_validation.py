@@ -74,6 +74,7 @@ def test_of_equals_the_first_is_kept_and_nothing_that_is_not_finite():
     exported = []
     best = Best(lambda folder, theta, step: exported.append(step), None, None)
     good, bad = jnp.ones(2), jnp.array([1.0, jnp.nan])
+    best.offer(0, good, {METRIC: float("nan")})
     for step, theta, loss in ((1, bad, -9.0), (2, good, 1.0), (3, good, 1.0), (4, good, 0.5)):
         best.offer(step, theta, {METRIC: loss})
     best.offer(5, good, {METRIC: float("nan")})

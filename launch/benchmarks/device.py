@@ -23,6 +23,7 @@ from meta_train import devices, estimators, trainer
 
 SIZES = (16, 64, 256, 1024, 4096, 16384)
 TASKS = "digits,mnist5k_8,patches_8,textures_8"
+PRODUCTS = ("float32", "bfloat16")
 ROUNDS, WARM_UP = 10, 2
 # Dense bfloat16 products a second of one chip, as its maker says.
 RATES = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -34,8 +35,7 @@ def lines(
     """A line a size and precision, in the order of size."""
     devices.configure_cpu_devices(num_devices)
     for size in sizes:
-        for bfloat16 in (False, True):
-            yield _line(_config(size, num_devices, bfloat16), rounds)
+        yield from _lines(size, num_devices, rounds)
 
 
 def _config(size: int, num_devices: int, bfloat16: bool) -> Config:
@@ -48,38 +48,41 @@ def _config(size: int, num_devices: int, bfloat16: bool) -> Config:
     )
 
 
-def _line(config: Config, rounds: int) -> dict[str, Any]:
-    shards = config.estimator.shards.parts
-    count = devices.choose_num_devices(config.num_devices, shards)
-    made = config.optimizer.make()
-    plain = learned_optimizer(made.init, lambda theta, n: optax.sgd(0.1))
-    case, step, memory = _again(config, made, count)
-    floor, _, _ = _again(config, plain, count)
-    times = in_turns({"case": case, "floor": floor}, rounds, WARM_UP, time.perf_counter)
-    seconds = float(np.median(times["case"]))
+def _lines(size: int, num_devices: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Both precisions beside one floor, in turns."""
+    configs = {dtype: _config(size, num_devices, dtype == "bfloat16") for dtype in PRODUCTS}
+    first = configs[PRODUCTS[0]]
+    count = devices.choose_num_devices(num_devices, first.estimator.shards.parts)
+    plain = learned_optimizer(first.optimizer.make().init, lambda theta, n: optax.sgd(0.1))
+    cases = {dtype: _again(each, each.optimizer.make(), count) for dtype, each in configs.items()}
+    cases["floor"] = _again(first, plain, count)
+    times = in_turns(cases, rounds, WARM_UP, time.perf_counter)
     chip = jax.local_devices()[0]
     rate = next((r for name, r in RATES.items() if name in chip.device_kind), None)
-    flops = (step.cost_analysis() or {}).get("flops")
-    # Of a loop, XLA counts the body once; a truncation is one.
-    flops = flops * config.estimator.truncation if flops else None  # type: ignore[attr-defined]
-    peak = (chip.memory_stats() or {}).get("peak_bytes_in_use")
-    return {
-        "device": chip.device_kind,
-        "devices": count,
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "JAX's default",
-        "optimizer_products": "bfloat16" if config.optimizer.bfloat16 else "float32",  # type: ignore[attr-defined]
-        "inner_runs": config.estimator.population.size * config.estimator.population.runs,
-        "inner_steps_per_second": round(config.inner_steps() / seconds),
-        "ms_per_outer_step": round(1e3 * seconds, 2),
-        "ratio_to_floor": round(float(np.median(times["case"] / times["floor"])), 2),
-        "temporary_memory_mb": round(memory.temp_size_in_bytes / 2**20, 1),
-        "peak_memory_mb": round(peak / 2**20) if peak else None,
-        "share_of_chip_rate": flops / seconds / rate if flops and rate else None,
-    }
+    for dtype, config in configs.items():
+        step = cases[dtype][0]
+        seconds, memory = float(np.median(times[dtype])), step.memory_analysis()
+        flops = (step.cost_analysis() or {}).get("flops")
+        # Of a loop, XLA counts the body once; a truncation is one.
+        flops = flops * config.estimator.truncation if flops else None  # type: ignore[attr-defined]
+        yield {
+            "device": chip.device_kind,
+            "devices": count,
+            "matmul_precision": jax.config.values["jax_default_matmul_precision"]
+            or "JAX's default",
+            "optimizer_products": dtype,
+            "inner_runs": config.estimator.population.size * config.estimator.population.runs,
+            "inner_steps_per_second": round(config.inner_steps() / seconds),
+            "ms_per_outer_step": round(1e3 * seconds, 2),
+            "ratio_to_floor": round(float(np.median(times[dtype] / times["floor"])), 2),
+            "state_mb": round(memory.argument_size_in_bytes / 2**20, 1),
+            "temporary_memory_mb": round(memory.temp_size_in_bytes / 2**20, 1),
+            "share_of_chip_rate": flops / seconds / rate if flops and rate else None,
+        }
 
 
-def _again(config: Config, made: Any, count: int) -> tuple[Any, Any, Any]:
-    """``(step, state)`` for ``in_turns``, the compiled step, and its memory."""
+def _again(config: Config, made: Any, count: int) -> tuple[Any, Any]:
+    """The compiled step, and its first state."""
     system = make_system(config, config.task.make(), made)
     context = estimators.Context(devices.default_chunk())
     estimate = config.estimator.make(system, config.horizons(), context)
@@ -88,5 +91,4 @@ def _again(config: Config, made: Any, count: int) -> tuple[Any, Any, Any]:
     step = trainer.make_step(estimate, meta, devices.device_mean)
     state = devices.place(jax.jit(start)(), count, trainer.PARTICLE_AXES)
     mapped: Any = devices.population_map(step, count, trainer.PARTICLE_AXES)
-    compiled = mapped.lower(state).compile()
-    return (compiled, state), compiled, compiled.memory_analysis()
+    return mapped.lower(state).compile(), state

@@ -62,11 +62,24 @@ class Baseline(NamedTuple):
     def settings(self) -> tuple[Setting, ...]:
         """All that are swept: every value under every schedule, and the default."""
         grid = [Setting(v, schedule) for schedule in self.schedules for v in self.values]
-        return tuple(dict.fromkeys([*grid, self.untuned]))
+        every = dict.fromkeys([*grid, self.untuned])
+        return tuple(sorted(every, key=lambda s: (self.schedules.index(s.schedule), s.value)))
 
     def at_edge(self, setting: Setting) -> bool:
         """Whether its value is the smallest or the largest of the sweep; a list has no edge."""
         return setting.schedule != LISTED and setting.value in (self.values[0], self.values[-1])
+
+    def beside(self, setting: Setting) -> tuple[Setting, ...]:
+        """Of the sweep the next smaller and the next larger value under the same schedule, and the
+        same value under the others; of a list none.
+        """
+        if setting.schedule == LISTED:
+            return ()
+        under = [s for s in self.settings if s.schedule == setting.schedule]
+        smaller = [s for s in under if s.value < setting.value]
+        larger = [s for s in under if s.value > setting.value]
+        others = [s for s in self.settings if s.value == setting.value and s != setting]
+        return (*smaller[-1:], *larger[:1], *others)
 
     def optimizer(self) -> LearnedOptimizer:
         """The baseline as a learned optimizer whose theta is a setting, from ``theta_of``."""

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from launch.evaluation.report import LABEL, RATIOS, REFERENCE, shortened
 from launch.evaluation.suite import DEFAULT, ONE_RATE, TUNED
-from launch.studies.shared.plots import BLUE, GREEN, ORANGE, STYLE, VERMILION
+from launch.studies.shared.plots import BLUE, GREEN, ORANGE, STYLE, VERMILION, plain
 
 # Colours and markers of the columns; "" is an optimizer that has no rate to choose.
 COLORS = {"": VERMILION, TUNED: BLUE, ONE_RATE: GREEN, DEFAULT: ORANGE}
@@ -58,7 +58,7 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
         ]
         handles.append(plt.Line2D([], [], color="black", marker="|", ls="", label="test loss"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(plain(title), fontsize=11)
         figure.savefig(path, dpi=130)
         plt.close(figure)
 
@@ -71,7 +71,8 @@ def _intervals(axis: Any, rows: list[dict[str, Any]], horizon: str) -> None:
         axis.plot(of["estimate"], y, MARKERS[row["column"]], color=color, markersize=5)
         axis.plot(row["log_loss"]["test"]["estimate"], y, "|", color="black", markersize=8)
     axis.axvline(0, color="0.6", linewidth=0.8, linestyle="--")
-    axis.set_yticks(range(len(rows)), [shortened(row["label"], LABEL) for row in rows], fontsize=7)
+    labels = [plain(shortened(row["label"], LABEL)) for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=7)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
         label.set_color(COLORS[row["column"]])
     axis.set(
@@ -97,7 +98,7 @@ def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
             where="post",
             color=colors[i % len(colors)],
             linewidth=width,
-            label=f"{shortened(row['label'], LABEL)}: {row['profile_score']:.2f}",
+            label=f"{plain(shortened(row['label'], LABEL))}: {row['profile_score']:.2f}",
         )
     others = [row["profile"] for row in ranked if row not in named]
     if others:

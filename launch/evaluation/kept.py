@@ -1,23 +1,25 @@
 """Results on disk, each found again only under the very settings that decided it."""
 
+import contextlib
 import hashlib
+import io
 import os
 import sys
 import sysconfig
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
 import learned_opt
+from learned_opt.base import LearnedOptimizer
 from meta_train import strict_json
+from tasks import SPLITS, Task
 
 PARTS = "evaluation.parts"  # The folder in the working directory.
 
@@ -28,30 +30,39 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
     """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
 
     Each result is a file of its own, named by a digest of its settings, and appears whole or not
-    at all; one that cannot be read is computed again, and a line on stderr says so.
+    at all; one that is damaged is computed again, and a line on stderr says so.
 
     Args:
       settings: everything that decides the result, as JSON.
       compute: returns arrays of numbers or strings by name.
     """
     text = strict_json.dumps(settings, sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
-    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.part"
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where a result is to be kept; move it away.")
     try:
-        with np.load(path, allow_pickle=False) as found:
-            if str(found["settings"]) == text:
-                return {name: found[name] for name in found.files if name != "settings"}
-        raise ValueError("it is of other settings than its name says")
+        written = path.read_bytes()
     except FileNotFoundError:
-        pass
-    except unreadable as error:
-        print(f"warning: {path} is damaged ({error}); it is computed again.", file=sys.stderr)
+        written = None
+    if written is not None:
+        # NumPy's own checks let some damage pass.
+        digest, content = written[:_DIGEST], written[_DIGEST:]
+        if hashlib.sha256(content).digest() == digest:
+            with np.load(io.BytesIO(content), allow_pickle=False) as found:
+                if str(found["settings"]) == text:
+                    return {name: found[name] for name in found.files if name != "settings"}
+        print(f"warning: {path} is damaged; it is computed again.", file=sys.stderr)
     arrays = compute()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{os.getpid()}.{threading.get_ident()}.tmp.npz"
-    np.savez(temporary, settings=text, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, settings=text, **arrays)  # type: ignore[arg-type]
+    content = buffer.getvalue()
+    with _replacing(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
     return arrays
+
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 # What of this library decides results; reports and figures do not.
@@ -59,9 +70,12 @@ _OURS = ("learned_opt", "meta_train", "tasks")
 _RUNNING = ("runs", "baselines", "optlist", "suite", "one_task", "aggregates", "__init__")
 
 
-def source() -> str:
-    """A digest of the code that decides results: this library's, and modules that are of neither
-    it nor an installed package, as somebody's own tasks and optimizers are.
+def source(with_others: bool = True) -> str:
+    """A digest of the code that decides results: this library's.
+
+    Args:
+      with_others: and that of modules which are of neither it nor an installed package, as
+        somebody's own tasks and optimizers are.
     """
     root = Path(__file__).parent.parent.parent
     ours = [path for name in _OURS for path in (root / name).rglob("*.py")]
@@ -76,22 +90,65 @@ def source() -> str:
         and not str(file).startswith((*installed, str(root / "launch")))
     }
     digest = hashlib.sha256()
-    for path in [*sorted(ours), *sorted(found)]:
+    for path in [*sorted(ours), *(sorted(found) if with_others else ())]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
 
 
-def software() -> dict[str, Any]:
-    """What of the process decides results besides their own settings and data."""
+def software(with_others: bool = True) -> dict[str, Any]:
+    """What of the process decides results besides their own settings and data.
+
+    Args:
+      with_others: as of ``source``.
+    """
     return {
-        "source": source(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "x64": jax.config.values["jax_enable_x64"],
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "source": source(with_others),
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **{name: jax.config.values[f"jax_{name}"] for name in _SETTINGS},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "device": jax.devices()[0].device_kind,
     }
+
+
+# Of JAX, those that change draws or numbers.
+_SETTINGS = (
+    "enable_x64",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "threefry_partitionable",
+)
+
+
+def digest_of_task(task: Task) -> str:
+    """Of all that a task's functions compute, with every number in it, wherever that came from: a
+    file, the environment, a variable of its module.
+    """
+
+    def everything(key):
+        instance = task.sample(key)
+        params, batch = task.init(instance, key), task.batch(instance, key, "train")
+        found: list[Any] = [jax.value_and_grad(task.loss)(params, instance, batch, key)]
+        if task.score:
+            found += [task.score(params, instance, split) for split in SPLITS]
+        return [*found, task.constant_loss(instance) if task.constant_loss else None]
+
+    return _digest_of_program(everything, jax.random.key(0))
+
+
+def digest_of_steps(task: Task, optimizer: LearnedOptimizer, theta: Any, num_steps: int) -> str:
+    """The same of an optimizer's first step on a task."""
+
+    def step(theta, key):
+        params = task.init(task.sample(key), key)
+        transform = optimizer.bind(theta, num_steps)
+        return transform.update(params, transform.init(params), params, value=jnp.float32(1))
+
+    return _digest_of_program(step, theta, jax.random.key(0))
+
+
+def _digest_of_program(function: Callable[..., Any], *arguments: Any) -> str:
+    text = jax.jit(function).lower(*arguments).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_of_optimizer(path: Path) -> str:
@@ -103,7 +160,18 @@ def digest_of_optimizer(path: Path) -> str:
 
 def whole(path: Path, write: Callable[[Any], Any], **options: Any) -> None:
     """A file of text that appears when ``write(file)`` is done; ``options`` are those of open."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", **options) as file:
+    with _replacing(path) as temporary, open(temporary, "w", **options) as file:
         write(file)
-    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of ``path``: nobody reads a half-written one, and
+    several may write at once.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

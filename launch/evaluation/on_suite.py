@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.evaluation import figure, page, report
+from launch.evaluation.aggregates import LEAST_TASKS
 from launch.evaluation.suite import Contender, SuiteEvaluation
 from launch.suites import Suite
 from meta_train.progress import remark
@@ -30,8 +31,9 @@ def evaluate(
       choose_by: the split whose loss they are tuned by.
       limits: sentences to print and write with the results.
     """
+    also = f"{len(contenders)} optimizers and " if contenders else ""
     remark(
-        f"Evaluating {len(contenders)} optimizers and {len(baselines)} swept baselines on "
+        f"Evaluating {also}{len(baselines)} swept baselines on "
         f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
         "compiled for each task first ..."
     )
@@ -60,10 +62,16 @@ def evaluate(
             "the losses of Adam that the normalized ones refer to are of the plain tasks."
         )
     about += [*limits, *report.warnings(summary)]
-    about.append(
-        "Below, each optimizer is compared with Adam and with the best row of each column; all "
-        "other pairs are in suite.md and suite.html."
-    )
+    if len(found.tasks) < LEAST_TASKS:
+        about.append(
+            f"With fewer than {LEAST_TASKS} tasks no difference is claimed, whatever its interval: "
+            "all tasks agree in sign by chance too often."
+        )
+    if contenders:
+        about.append(
+            "Below, each optimizer is compared with Adam and with the best row of each column; "
+            "all its other pairs are in suite.md and suite.html."
+        )
     said = [*report.claims(summary), *report.claims(summary, "test")]
     summary |= {"suite": found.name, "title": title, "about": about, "claims": said}
     summary["asked"] = {

@@ -15,9 +15,20 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 import learned_opt
+from launch.choices import modules_outside
 from launch.evaluation import SEED
-from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software, whole
+from launch.evaluation.kept import (
+    PARTS,
+    Arrays,
+    digest_of_optimizer,
+    digest_of_steps,
+    digest_of_task,
+    kept,
+    software,
+    whole,
+)
 from launch.held_arrays import digest_of_arrays
+from launch.studies.shared.plots import plain
 from meta_train import strict_json
 from meta_train.evaluate import (
     BASELINES,
@@ -55,7 +66,13 @@ def evaluate(
       workdir: keeps each result in ``evaluation.parts``, from which a second call continues.
     """
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
-    weights = {name: digest_of_optimizer(path) for name, path in optimizers.items()}
+    weights = {name: {"weights": digest_of_optimizer(path)} for name, path in optimizers.items()}
+
+    def steps(name, horizon):
+        if not modules_outside(learned_opt.load_config(optimizers[name])):
+            return {}
+        return {"steps": digest_of_steps(task, *trained[name], horizon)}
+
     shared = {
         "task": facts,
         "data": digest_of_arrays(task),
@@ -63,6 +80,8 @@ def evaluate(
         "first_seed": SEED,
         **software(),
     }
+    if modules_outside(facts):
+        shared["program"] = digest_of_task(task)
     sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
     results: Results = {}
     total = len(horizons) * (len(trained) + len(BASELINES))
@@ -71,7 +90,10 @@ def evaluate(
             size: dict[str, Any] = {"num_steps": horizon, "num_seeds": num_seeds, "seed": SEED}
 
             parts: list[tuple[dict[str, Any], Callable[..., Curves]]] = [
-                ({"weights": weights[name]}, partial(evaluate_learned, name, task, *pair))
+                (
+                    weights[name] | steps(name, horizon),
+                    partial(evaluate_learned, name, task, *pair),
+                )
                 for name, pair in trained.items()
             ] + [
                 (sweep | {"baseline": name}, partial(evaluate_baseline, name, task))
@@ -219,19 +241,19 @@ def plot(results: Results, path: Path, facts: dict[str, Any], task: Task) -> Non
             losses = kept.reshape(len(losses), -1, smooth).mean(axis=2)
             steps = np.arange(losses.shape[1]) * smooth
             low, middle, high = np.nanquantile(losses, [0.1, 0.5, 0.9], axis=0)
-            (line,) = axis.plot(steps, middle, label=_label(c))
+            (line,) = axis.plot(steps, middle, label=plain(_label(c)))
             axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(
             yscale="log",
             xlabel="inner step",
-            ylabel=f"training loss ({task.unit})",
+            ylabel=plain(f"training loss ({task.unit})"),
             title=f"horizon {horizon}",
         )
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False, fontsize="small")
     seeds = len(next(iter(results.values()))[0].losses)
     said = f"Task: {describe(facts)}; {seeds} inner runs; line: median, band: middle 80% of runs"
-    figure.suptitle("\n".join(textwrap.wrap(said, 75 * len(results))), fontsize="small")
+    figure.suptitle(plain("\n".join(textwrap.wrap(said, 75 * len(results)))), fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

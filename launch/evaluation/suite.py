@@ -3,12 +3,13 @@
 Nothing is chosen on runs that are reported: those of sweeps have other seeds. At the shortest
 horizon every setting of a baseline is tried. At the next ones, each of which is several times as
 long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
-and the default.
+and the default; then the neighbours of the best, until none is better.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import learned_opt
-from launch.choices import to_dict
+from launch.choices import modules_outside, to_dict
 from launch.evaluation import SEED
 from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, theta_of
-from launch.evaluation.kept import PARTS, Arrays, digest_of_optimizer, kept, software
+from launch.evaluation.kept import (
+    PARTS,
+    Arrays,
+    digest_of_optimizer,
+    digest_of_steps,
+    digest_of_task,
+    kept,
+    software,
+)
 from launch.evaluation.runs import Runner, Starts
 from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
@@ -36,8 +45,8 @@ TUNED, ONE_RATE, DEFAULT = "tuned per task", "one rate", "default"
 COLUMNS = (TUNED, ONE_RATE, DEFAULT)
 CHOOSE_BY: dict[str, Split] = {"training": "train", "validation": "validation"}
 # Runs of each setting in a sweep, and how many of the best are tried again at the second horizon
-# and at later ones.
-SWEEP_SEEDS, KEPT_SETTINGS = 2, (4, 1)
+# and at later ones, before their neighbours.
+SWEEP_SEEDS, KEPT_SETTINGS = 2, (3, 1)
 
 
 class Contender(NamedTuple):
@@ -48,12 +57,14 @@ class Contender(NamedTuple):
       theta: its meta-parameters.
       decides: of what its steps follow from, as JSON.
       untrained: whether theta is a fresh one.
+      outside: whether its code is from outside this package.
     """
 
     optimizer: LearnedOptimizer
     theta: Any
     decides: dict[str, Any]
     untrained: bool = False
+    outside: bool = False
 
 
 class Entry(NamedTuple):
@@ -98,25 +109,32 @@ class Entry(NamedTuple):
 
 def contender(name_or_path: str) -> Contender:
     """A trained optimizer from its folder or by its name in the package, or an untrained one by the
-    name of its architecture.
+    name of its architecture or ``MODULE:NAME``.
 
     Raises:
       ValueError: if it is neither.
     """
     path = trained_folder(name_or_path)
-    if name_or_path in learned_opt.OPTIMIZERS and not path.exists():
+    outside = ":" in name_or_path
+    if (outside or name_or_path in learned_opt.OPTIMIZERS) and not path.exists():
         from launch import config as cfg
 
-        config = cfg.optimizer(name_or_path)
+        try:
+            config = cfg.optimizer(name_or_path)
+        except ValueError as error:
+            raise ValueError(f"--optimizer {error}") from None
         optimizer = config.make()
         decides = {"untrained": to_dict(config), "version": learned_opt.__version__}
-        return Contender(optimizer, optimizer.init(jax.random.key(0)), decides, True)
+        return Contender(optimizer, optimizer.init(jax.random.key(0)), decides, True, outside)
     if not path.is_dir():
         raise ValueError(
             f"--optimizer must be a folder of a trained optimizer, or one of "
             f"{', '.join(learned_opt.OPTIMIZERS)} for an untrained one, got {name_or_path!r}."
         )
-    return Contender(*learned_opt.load(path), {"weights": digest_of_optimizer(path)})
+    outside = bool(modules_outside(learned_opt.load_config(path)))
+    return Contender(
+        *learned_opt.load(path), {"weights": digest_of_optimizer(path)}, False, outside
+    )
 
 
 class _Ground:
@@ -125,12 +143,22 @@ class _Ground:
     def __init__(self, name: str, config: TaskConfig, data_dir: str | None, num_seeds: int):
         self.name, self.starts = name, Starts(config.make(data_dir))
         self.facts = {"task": to_dict(config), "data": digest_of_arrays(self.starts.task)}
+        self.outside = bool(modules_outside(to_dict(config)))
+        if self.outside:
+            self.facts["program"] = digest_of_task(self.starts.task)
         if self.starts.task.score is None or self.starts.task.constant_loss is None:
             raise ValueError(
                 f"the task {name!r} of a suite must have a `score` and a `constant_loss`, got "
                 "none; add them to it, or evaluate on it alone with --cfg.task."
             )
         self.keys = self.starts.keys(SEED, num_seeds)
+        starts = jax.eval_shape(self.starts.begin, self.keys)
+        scores = jax.eval_shape(lambda of, run: self.starts.score(run, of, "test"), *starts)
+        if "loss" not in scores:
+            raise ValueError(
+                f"`score` of the task {name!r} must return its `loss`, by which a suite judges, "
+                f"got {', '.join(sorted(scores)) or 'nothing'}; add it."
+            )
         self._runners: dict[str, Runner] = {}
 
     def runner(self, name: str, make: Callable[[], Runner]) -> Runner:
@@ -181,7 +209,10 @@ class SuiteEvaluation:
         self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
         self._quick = self._horizons[-1] <= QUICK_UP_TO
-        self._shared = {"quick": self._quick, **software()}
+        # Somebody's own code decides the runs it has a part in, and no others.
+        self._shared = {
+            outside: {"quick": self._quick, **software(outside)} for outside in (False, True)
+        }
 
     def run(self) -> list[Entry]:
         """Everything, from what is kept where it is."""
@@ -191,25 +222,12 @@ class SuiteEvaluation:
             for ground in self._grounds
             for name, baseline in self._baselines.items()
         }
-        common = {name: baseline.settings for name, baseline in self._baselines.items()}
         pairs = [(g, name) for g in self._grounds for name in self._baselines]
         alone = [(g, name) for g in self._grounds for name in self._contenders]
-        total = len(self._horizons) * (2 * len(pairs) + len(alone))
+        total = len(self._horizons) * (len(pairs) + len(alone))
         with progress(total=total, desc="evaluation") as bar:
             for stage, horizon in enumerate(self._horizons):
-                jobs = [
-                    lambda g=g, n=n: self._sweep(g, n, candidates[g.name, n], horizon)  # noqa: B023
-                    for g, n in pairs
-                ]
-                swept = dict(
-                    zip([(g.name, n) for g, n in pairs], _all(jobs, bar.update), strict=True)
-                )
-                ranked = {
-                    name: rank_for_suite(
-                        {g.name: swept[g.name, name] for g in self._grounds}, common[name]
-                    )
-                    for name in self._baselines
-                }
+                swept, ranked = self._swept(pairs, candidates, horizon, bar)
                 chosen = {}
                 for where, losses in swept.items():
                     best = min(losses, key=lambda s: float(np.mean(losses[s])))
@@ -235,6 +253,42 @@ class SuiteEvaluation:
                     candidates[where] = tuple(dict.fromkeys(both))
         return entries
 
+    def _swept(
+        self, pairs: Sequence[tuple[_Ground, str]], candidates: dict, horizon: int, bar: Any
+    ) -> tuple[dict[tuple[str, str], dict[Setting, np.ndarray]], dict[str, list[Setting]]]:
+        """The losses of all settings tried on each task, and those that all tasks tried, ranked.
+
+        Args:
+          candidates: (task, baseline) -> the settings to begin with.
+        """
+        swept: dict[tuple[str, str], dict[Setting, np.ndarray]] = {
+            (g.name, name): {} for g, name in pairs
+        }
+        wanted = dict(candidates)
+        while True:
+            new = {
+                (g, n): settings
+                for g, n in pairs
+                if (settings := tuple(s for s in wanted[g.name, n] if s not in swept[g.name, n]))
+            }
+            bar.total += len(new)
+            jobs = [partial(self._sweep, g, n, new[g, n], horizon) for g, n in new]
+            for (g, n), losses in zip(new, _all(jobs, bar.update), strict=True):
+                swept[g.name, n] |= losses
+            ranked = {
+                name: rank_for_suite({g.name: swept[g.name, name] for g in self._grounds})
+                for name in self._baselines
+            }
+            if not new:
+                return swept, ranked
+            wanted = {
+                (task, name): (
+                    *self._baselines[name].beside(min(losses, key=lambda s: losses[s].mean())),
+                    *self._baselines[name].beside(ranked[name][0]),
+                )
+                for (task, name), losses in swept.items()
+            }
+
     def _runner(self, ground: _Ground, name: str) -> Runner:
         def make():
             if name in self._contenders:
@@ -252,12 +306,18 @@ class SuiteEvaluation:
         return ground.runner(f"{name in self._contenders} {name}", make)
 
     def _decides(self, ground: _Ground, name: str, horizon: int) -> dict[str, Any]:
+        outside = ground.outside
         if name in self._contenders:
-            optimizer = self._contenders[name].decides
+            one = self._contenders[name]
+            optimizer = one.decides
+            if one.outside:
+                of = digest_of_steps(ground.starts.task, one.optimizer, one.theta, horizon)
+                optimizer = one.decides | {"steps": of}
+            outside |= one.outside
         else:
             baseline = self._baselines[name]
             optimizer = {"baseline": baseline.builder, "arguments": baseline.arguments}
-        return self._shared | ground.facts | {"horizon": horizon} | optimizer
+        return self._shared[outside] | ground.facts | {"horizon": horizon} | optimizer
 
     def _sweep(
         self, ground: _Ground, name: str, settings: Sequence[Setting], horizon: int
@@ -352,12 +412,12 @@ def _grid(settings: Sequence[Setting], keys: jax.Array) -> tuple[Any, jax.Array]
     return stacked, jnp.tile(keys, len(settings))
 
 
-def rank_for_suite(
-    losses: dict[str, dict[Setting, np.ndarray]], settings: Sequence[Setting]
-) -> list[Setting]:
+def rank_for_suite(losses: dict[str, dict[Setting, np.ndarray]]) -> list[Setting]:
     """Settings that all tasks tried, the best first by the interquartile mean over all runs."""
+    first, *others = losses.values()
+    common = [s for s in first if all(s in found for found in others)]
     return sorted(
-        settings, key=lambda s: interquartile_mean(np.stack([x[s] for x in losses.values()]))
+        common, key=lambda s: interquartile_mean(np.stack([x[s] for x in losses.values()]))
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from launch.run_report.behaviour import Behaviour
 from launch.run_report.folder import JobFolder
-from launch.studies.shared.plots import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, VERMILION
+from launch.studies.shared.plots import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, VERMILION, plain
 
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, "#000000", "#777777")
 DASHES = ("-", "--", ":", "-.")
@@ -79,7 +79,7 @@ def curves(
             DASHES[0 if one else i % len(DASHES)],
             color=COLORS[(i if one else order[job.name]) % len(COLORS)],
             marker="." if len(steps) < 30 else None,
-            label=", ".join(parts),
+            label=plain(", ".join(parts)),
         )
     _finish(axis, len(drawn) if len(jobs) > 1 or len(names) > 1 else 0)
     if not any(np.any(values[np.isfinite(values)]) for *_, values in drawn):
@@ -103,7 +103,7 @@ def histograms(jobs: Sequence[JobFolder], name: str, xlabel: str) -> Figure | No
                 np.linspace(histogram["low"], histogram["high"], len(counts) + 1),
                 color=COLORS[i % len(COLORS)],
                 alpha=alpha,
-                label=label,
+                label=plain(label),
             )
             count += 1
     if not count:
@@ -129,7 +129,7 @@ def behaviour(found: Behaviour) -> dict[str, Figure]:
     ):
         figure, axis = _axis("inner step", ylabel)
         for layer, color, column in zip(found.layers, colors, values.T, strict=True):
-            axis.plot(*thinned(steps, column), color=color, label=layer)
+            axis.plot(*thinned(steps, column), color=color, label=plain(layer))
         _finish(axis, len(found.layers))
         _scale(axis, [values])
         pictures[title] = figure
@@ -138,7 +138,9 @@ def behaviour(found: Behaviour) -> dict[str, Figure]:
     for layer, color, grads, updates in zip(
         found.layers, colors, found.grads.T, found.updates.T, strict=True
     ):
-        axis.plot(grads[::every], updates[::every], ".", color=color, markersize=3, label=layer)
+        axis.plot(
+            grads[::every], updates[::every], ".", color=color, markersize=3, label=plain(layer)
+        )
     _finish(axis, len(found.layers))
     _scale(axis, [found.updates])
     if _spread(found.grads) > 10:
@@ -162,7 +164,9 @@ def comparison(document: dict[str, Any], horizon: str) -> Figure:
         label = line["name"] if rate is None else f"{line['name']}, rate {rate:.2g}"
         middle = np.nanmedian(losses, axis=0)
         axis.plot(
-            *thinned(np.arange(len(middle)), middle), color=COLORS[i % len(COLORS)], label=label
+            *thinned(np.arange(len(middle)), middle),
+            color=COLORS[i % len(COLORS)],
+            label=plain(label),
         )
     _finish(axis, len(lines))
     _scale(axis, [np.asarray(line.get_ydata()) for line in axis.get_lines()])

@@ -175,6 +175,7 @@ def _panel(
 ) -> None:
     """Scores over the values of a field; a line, or just a colour, a setting of the others."""
     from launch.run_report.figures import COLORS
+    from launch.studies.shared.plots import plain
 
     values = list(dict.fromkeys(s.values[name] for s in settings))
     numbers = [_float(value) for value in values]
@@ -191,14 +192,14 @@ def _panel(
         means = np.array([s.mean for s in members])
         errors = np.array([[s.mean - s.low, s.high - s.mean] for s in members]).T
         style = {"color": color, "marker": "o", "linestyle": "-" if joined else "none"}
-        label = label or "mean and 95%"
+        label = plain(label) or "mean and 95%"
         axis.errorbar(x, means, np.nan_to_num(errors), capsize=3, label=label, **style)
         for place, s in zip(x, members, strict=True):
             axis.plot([place] * len(s.scores), s.scores, ".", color=color, alpha=0.4)
     if numeric and min(numbers) > 0 and max(numbers) > 5 * min(numbers):
         axis.set_xscale("log")
     if not numeric:
-        axis.set_xticks(list(places.values()), list(places))
+        axis.set_xticks(list(places.values()), [plain(str(value)) for value in places])
     axis.set_xlabel(_short(name))
 
 

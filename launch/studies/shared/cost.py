@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +48,11 @@ def _lower(estimator: GradientEstimator, theta: Any) -> jax.stages.Lowered:
 def unrolled_scans() -> Iterator[None]:
     """Within it, ``jax.lax.scan`` traces to straight-line code."""
     scan = jax.lax.scan
-    jax.lax.scan = partial(scan, unroll=True)
+
+    def unrolled(*given, **options):
+        return scan(*given, **options | {"unroll": True})  # Flax's layers give one of their own.
+
+    jax.lax.scan = unrolled
     try:
         yield
     finally:

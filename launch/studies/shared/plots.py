@@ -47,6 +47,11 @@ STYLE: Any = {
 }
 
 
+def plain(words: str) -> str:
+    """Words of somebody's own for a figure: a folder called ``$x$`` is no formula."""
+    return words.replace("$", r"\$")
+
+
 def panels(columns: int, size: tuple[float, float], rows: int = 1, **kwargs: Any) -> Any:
     """A figure of ``size`` inches, and its axes."""
     figure = Figure(figsize=size)
