@@ -13,6 +13,8 @@ _FOLDER = Path(__file__).parent
 _SUMMARIES = {
     "controller": "An Adam-like direction with a learned rate for each tensor (391 numbers), "
     "for runs of 100 to 2,000 steps; no rate to give; reads the loss.",
+    "per_parameter": "Celo2: a direction for each parameter from a network (347 numbers), "
+    "orthogonal for matrices, under a cosine; no rate to give; does not read the loss.",
 }
 
 
