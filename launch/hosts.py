@@ -132,9 +132,9 @@ def _slurm_place(environ: Mapping[str, str]) -> Place | None:
         )
     if tasks == 1:
         return None
-    first = re.sub(
-        r"\[(\w+).*", r"\1", re.split(r",(?![^\[]*\])", environ["SLURM_STEP_NODELIST"])[0]
-    )
+    # As in `rack[1-2]node[07-09,12].cluster,big1`: of each bracket the first.
+    nodes_of_first = re.split(r",(?![^\[]*\])", environ["SLURM_STEP_NODELIST"])[0]
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes_of_first)
     # JAX's own choice, so that what is said of it elsewhere holds here.
     port = _port(environ, int(_whole(environ, "SLURM_JOB_ID", None) or 0) % 2**12 + 61440)
     on_one = max(
@@ -154,18 +154,23 @@ def _slurm_place(environ: Mapping[str, str]) -> Place | None:
 
 
 def _host_and_port(address: str, environ: Mapping[str, str]) -> tuple[str, int]:
-    found = re.fullmatch(r"\[?([^\[\]]+?)\]?(?::(\d+))?", address)
-    if found and (found[2] or "JAX_COORDINATOR_PORT" in environ):
-        port = _port(environ, int(found[2]) if found[2] else 0)
-        if not found[2] or port == int(found[2]):
-            return found[1], port
+    # Of IPv6 addresses only those in brackets: `::1:5` may be a host or have a port.
+    found = re.fullmatch(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+))(?::(\d{1,9}))?", address)
+    if found and found[3] and not 0 < int(found[3]) < 2**16:
+        raise ValueError(
+            f"--coordinator_address must have a port between 1 and 65535, got {address!r}."
+        )
+    if found and (found[3] or "JAX_COORDINATOR_PORT" in environ):
+        port = _port(environ, int(found[3]) if found[3] else 0)
+        if not found[3] or port == int(found[3]):
+            return found[1] or found[2], port
         raise ValueError(
             f"--coordinator_address={address} names another port than JAX_COORDINATOR_PORT={port}; "
             "leave one of them out."
         )
     raise ValueError(
-        f"--coordinator_address must be HOST:PORT, got {address!r}; the port may be in "
-        "JAX_COORDINATOR_PORT."
+        f"--coordinator_address must be HOST:PORT, or [ADDRESS]:PORT for IPv6, got {address!r}; "
+        "the port may be in JAX_COORDINATOR_PORT."
     )
 
 

@@ -133,7 +133,8 @@ def _run(
         start_step=step,
         num_steps=config.num_steps,
         project=config.wandb_project,
-        mode=config.wandb_mode,
+        # A finished job that is run again has nothing to tell.
+        mode=config.wandb_mode if step < config.num_steps else "disabled",
         options=wandb_options(config),
         mark=marks.get("metrics.jsonl"),
     )

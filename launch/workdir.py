@@ -51,8 +51,9 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
 
     Raises:
       ValueError: if there are checkpoints but none that can be read, or none at all beside rows
-        of metrics.
+        of metrics; if a folder is where a job has a file, or a file where it has a folder.
     """
+    _check_kinds(workdir)
     beginning = JobStart(0, {}, None, {})
     if not (workdir / "checkpoints").is_dir():
         steps = []
@@ -83,6 +84,22 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
             "Put its checkpoints/ back, or give another --workdir to start afresh."
         )
     return beginning
+
+
+_FILES = ("metrics.jsonl", "replay.log", "config.json")
+_FOLDERS = ("checkpoints", "optimizer", "optimizer_initial", "optimizer_best", "network", "policy")
+
+
+def _check_kinds(workdir: Path) -> None:
+    for name in (*_FILES, *_FOLDERS):
+        path, kind, other = workdir / name, "file", "folder"
+        if name in _FOLDERS:
+            kind, other = other, kind
+        if path.exists() and path.is_file() != (kind == "file"):
+            raise ValueError(
+                f"`workdir` {workdir} has a {other} {name}, where a job has a {kind}; move it "
+                "away, or give another --workdir."
+            )
 
 
 def _check_step(host_state: Any, step: int) -> None:

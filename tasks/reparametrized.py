@@ -1,5 +1,6 @@
 """Any task with its weights in other units: what a learned rate should not depend on."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -53,16 +54,20 @@ class Reparametrized(Wrapper):
             ]
             return jax.tree.unflatten(structure, moved)
 
+        @functools.cache  # Tracing the network takes longer than all else.
+        def num_tensors():
+            params = jax.eval_shape(lambda key: task.init(task.sample(key), key), jax.random.key(0))
+            return len(jax.tree.leaves(params))
+
         def sample(key):
             key_base, key_used, key_scales = jax.random.split(key, 3)
-            instance = task.sample(key_base)
-            shapes = jax.tree.leaves(jax.eval_shape(task.init, instance, key_base))
-            number = len(shapes) if self.kind == "tensor" else 1
+            instance, tensors = task.sample(key_base), num_tensors()
+            number = tensors if self.kind == "tensor" else 1
             logs = jax.random.uniform(
                 key_scales, (number,), minval=-self.spread, maxval=self.spread
             )
             used = jax.random.bernoulli(key_used, self.probability)
-            logs = jnp.broadcast_to(jnp.where(used, logs, 0.0), (len(shapes),))
+            logs = jnp.broadcast_to(jnp.where(used, logs, 0.0), (tensors,))
             return {"base": instance, "log_scales": logs}
 
         at = wrapped(task)

@@ -56,6 +56,12 @@ JAX = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_
             (None,) * 3,
             Place("n1", 61440 + 4, 4, 2, 1, False),
         ),
+        (
+            SLURM | {"SLURM_STEP_NODELIST": "rack[2-3]n[07-09,12].a,b[1-2]"},
+            (None,) * 3,
+            Place("rack2n07.a", 61440 + 4, 4, 2, None, True),
+        ),
+        ({}, ("[fe80::1%eth0]:9", 2, 0), Place("fe80::1%eth0", 9, 2, 0)),
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, (None,) * 3, None),  # As in `srun --pty`.
         ({"SLURM_JOB_ID": "1"}, (None,) * 3, None),
     ],
@@ -69,7 +75,12 @@ def test_the_place_of_a_process(environ, flags, place):
     [
         ({}, ("h:1", None, 0), "--num_processes must be given"),
         ({"JAX_PROCESS_ID": "1"}, (None,) * 3, "--coordinator_address and --num_processes must"),
-        ({}, ("h", 2, 0), "must be HOST:PORT, got 'h'"),
+        *[
+            ({}, (address, 2, 0), "must be HOST:PORT, or .* got ")
+            for address in ("h", "h:5:6", "::1:5", "[::1", "h:", ":5", "a b:5", "h:x")
+        ],
+        ({}, ("h:0", 2, 0), "a port between 1 and 65535, got 'h:0'"),
+        ({}, ("h:70000", 2, 0), "a port between 1 and 65535, got 'h:70000'"),
         ({"JAX_COORDINATOR_PORT": "2"}, ("h:1", 2, 0), "another port than JAX_COORDINATOR_PORT=2"),
         ({"JAX_COORDINATOR_PORT": "x"}, ("h", 2, 0), "JAX_COORDINATOR_PORT must be a whole number"),
         ({"JAX_COORDINATOR_PORT": "70000"}, ("h", 2, 0), "between 1 and 65535, got 70000"),

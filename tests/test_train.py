@@ -19,7 +19,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
-from launch import choices, environment, loop, train
+from launch import choices, environment, loop, train, workdir
 from launch import config as cfg
 from launch.compiled_programs import keep_compiled_programs
 from launch.job import build, describe
@@ -512,6 +512,31 @@ def test_evaluations_are_logged_and_a_resume_goes_on_counting(tmp_path, toys):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["time/wall_seconds"] for line in lines]
     assert seconds == sorted(seconds)
+
+
+def test_a_finished_job_that_is_run_again_begins_no_run_in_wandb(toys, tmp_path, monkeypatch):
+    modes, real = [], loop.Tracker
+
+    def tracker(*given, mode, **options):
+        modes.append(mode)
+        return real(*given, mode="disabled", **options)
+
+    monkeypatch.setattr(loop, "Tracker", tracker)
+    for num_steps in (4, 4, 6):
+        jobs.run(tmp_path, num_steps=num_steps, wandb_mode="offline")
+    assert modes == ["offline", "disabled", "offline"]
+
+
+@pytest.mark.parametrize("name", [*workdir._FILES, *workdir._FOLDERS, "lock"])
+def test_a_folder_where_a_job_has_a_file_is_refused(toys, tmp_path, name):
+    """And a file where it has a folder: before anything is computed or written."""
+    if name in workdir._FOLDERS:
+        (tmp_path / name).write_text("mine")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"^`workdir` .*{name}.* (move it away|give another)"):
+        jobs.run(tmp_path, num_steps=4)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_longer_cosine_job_is_refused_with_the_reason(toys, tmp_path):
