@@ -118,6 +118,7 @@ def _by_rules(
     def update(updates, state, params=None, *, value=None, **extra):
         if value is not None:
             check_loss(value)
+        _check_order(updates, state, params)
         _check_leaves("updates", updates)
         like = updates if params is None else params
         _check_leaves("params", like)
@@ -152,6 +153,15 @@ def _like_before(after, before):
     # A theta of float64 would widen the state, and a loop could not carry it.
     is_float = jnp.issubdtype(jnp.result_type(before), jnp.floating)
     return _cast(after, jnp.result_type(before)) if is_float else after
+
+
+def _check_order(updates: Any, state: Any, params: Any) -> None:
+    found, of_state, of_params = map(jax.tree.structure, (updates, state, params))
+    if params is not None and found == of_state != of_params:
+        raise ValueError(
+            "`update` takes `(updates, state, params)`, got the parameters as `state`; swap the "
+            "last two."
+        )
 
 
 def _check_leaves(argument: str, tree: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+from launch.evaluation.kept import replacing
 from launch.evaluation.report import LABEL, RATIOS, REFERENCE, shortened
 from launch.evaluation.suite import DEFAULT, ONE_RATE, TUNED
 from launch.studies.shared.plots import BLUE, GREEN, ORANGE, STYLE, VERMILION, plain
@@ -59,7 +60,8 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
         handles.append(plt.Line2D([], [], color="black", marker="|", ls="", label="test loss"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         figure.suptitle(plain(title), fontsize=11)
-        figure.savefig(path, dpi=130)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=130, format="png")
         plt.close(figure)
 
 

@@ -57,7 +57,7 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
     buffer = io.BytesIO()
     np.savez(buffer, settings=text, **arrays)  # type: ignore[arg-type]
     content = buffer.getvalue()
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(hashlib.sha256(content).digest() + content)
     return arrays
 
@@ -160,12 +160,12 @@ def digest_of_optimizer(path: Path) -> str:
 
 def whole(path: Path, write: Callable[[Any], Any], **options: Any) -> None:
     """A file of text that appears when ``write(file)`` is done; ``options`` are those of open."""
-    with _replacing(path) as temporary, open(temporary, "w", **options) as file:
+    with replacing(path) as temporary, open(temporary, "w", **options) as file:
         write(file)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of ``path``: nobody reads a half-written one, and
     several may write at once.
     """

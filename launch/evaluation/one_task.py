@@ -24,6 +24,7 @@ from launch.evaluation.kept import (
     digest_of_steps,
     digest_of_task,
     kept,
+    replacing,
     software,
     whole,
 )
@@ -254,7 +255,8 @@ def plot(results: Results, path: Path, facts: dict[str, Any], task: Task) -> Non
     seeds = len(next(iter(results.values()))[0].losses)
     said = f"Task: {describe(facts)}; {seeds} inner runs; line: median, band: middle 80% of runs"
     figure.suptitle(plain("\n".join(textwrap.wrap(said, 75 * len(results)))), fontsize="small")
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
 
 

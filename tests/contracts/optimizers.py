@@ -403,6 +403,9 @@ def test_refusals(name):
         transform.update(params | {"b": [jnp.ones((2, 3))]}, state, params)
     with pytest.raises(ValueError, match="`updates` must have the structure"):
         transform.update(params | {"b": None}, state, params)
+    if name != "per_tensor_sgdm":  # Its state is of the parameters' structure.
+        with pytest.raises(ValueError, match="got the parameters as `state`; swap the last two"):
+            transform.update(params, params, state, value=1.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
