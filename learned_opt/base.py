@@ -156,7 +156,8 @@ def _like_before(after, before):
 
 
 def _check_order(updates: Any, state: Any, params: Any) -> None:
-    found, of_state, of_params = map(jax.tree.structure, (updates, state, params))
+    structures: Any = map(jax.tree.structure, (updates, state, params))
+    found, of_state, of_params = structures
     if params is not None and found == of_state != of_params:
         raise ValueError(
             "`update` takes `(updates, state, params)`, got the parameters as `state`; swap the "

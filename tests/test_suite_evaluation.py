@@ -521,6 +521,26 @@ def test_a_suite_continues_where_it_was_killed(evaluated, monkeypatch, tmp_path)
     assert sorted(computed) == [6] * 2 + [20] * 2
 
 
+def test_few_programs_are_held_at_a_time(evaluated, monkeypatch, tmp_path):
+    """Or a suite of many tasks takes all mappings of memory there are; the results are the same."""
+    run, _ = evaluated
+    expected = run()
+    held, real = [], command.SuiteEvaluation._runner
+
+    def counted(self, *given):
+        found = real(self, *given)
+        held.append(len(self._runners))
+        return found
+
+    monkeypatch.setattr(command, "MOST_RUNNERS", 2)
+    monkeypatch.setattr(command.SuiteEvaluation, "_runner", counted)
+    found = run(workdir=tmp_path / "few")
+    assert max(held) == 2 and len(held) > 8
+    for a, b in zip(expected, found, strict=True):
+        assert a.label == b.label
+        np.testing.assert_array_equal(a.curve, b.curve)
+
+
 def test_nothing_is_chosen_on_what_is_reported(evaluated):
     """The tuned setting is the best of the sweep's own runs; one rate is one for all tasks."""
     run, tasks = evaluated

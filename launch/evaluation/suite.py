@@ -6,7 +6,9 @@ long, those that did best before, the next smaller rate, as the best rate falls 
 and the default; then the neighbours of the best, until none is better.
 """
 
+import gc
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -159,12 +161,6 @@ class _Ground:
                 f"`score` of the task {name!r} must return its `loss`, by which a suite judges, "
                 f"got {', '.join(sorted(scores)) or 'nothing'}; add it."
             )
-        self._runners: dict[str, Runner] = {}
-
-    def runner(self, name: str, make: Callable[[], Runner]) -> Runner:
-        if name not in self._runners:
-            self._runners[name] = make()
-        return self._runners[name]
 
 
 class SuiteEvaluation:
@@ -204,6 +200,8 @@ class SuiteEvaluation:
         self._contenders, self._choose_by = contenders, choose_by
         self._baselines = {name: BASELINES[name] for name in baselines}
         self._folder = workdir / PARTS
+        self._runners: dict[tuple[str, str], Runner] = {}  # The last one asked for is the last.
+        self._lock = threading.Lock()
         self._grounds = [_Ground(n, c, data_dir, num_seeds) for n, c in tasks.items()]
         # Runs that one program advances together, of baselines and others alike.
         self._width = max(num_seeds, LEAST_WIDTH)
@@ -290,20 +288,29 @@ class SuiteEvaluation:
             }
 
     def _runner(self, ground: _Ground, name: str) -> Runner:
-        def make():
-            if name in self._contenders:
-                found = self._contenders[name].optimizer
-                return Runner(ground.starts, found, self._num_seeds, shared=True, quick=self._quick)
-            baseline = self._baselines[name]
-            return Runner(
-                ground.starts,
-                baseline.optimizer(),
-                self._width,
-                evaluated=EVALUATED.get(baseline.builder),
-                quick=self._quick,
-            )
+        """What runs an optimizer on a task; of those asked for long ago it is made again."""
+        key = (ground.name, name)
+        with self._lock:
+            runner = self._runners.pop(key, None) or self._make_runner(ground, name)
+            if len(self._runners) >= MOST_RUNNERS:
+                for old in list(self._runners)[: MOST_RUNNERS // 2]:
+                    del self._runners[old]
+                gc.collect()
+            self._runners[key] = runner
+            return runner
 
-        return ground.runner(f"{name in self._contenders} {name}", make)
+    def _make_runner(self, ground: _Ground, name: str) -> Runner:
+        if name in self._contenders:
+            found = self._contenders[name].optimizer
+            return Runner(ground.starts, found, self._num_seeds, shared=True, quick=self._quick)
+        baseline = self._baselines[name]
+        return Runner(
+            ground.starts,
+            baseline.optimizer(),
+            self._width,
+            evaluated=EVALUATED.get(baseline.builder),
+            quick=self._quick,
+        )
 
     def _decides(self, ground: _Ground, name: str, horizon: int) -> dict[str, Any]:
         outside = ground.outside
@@ -400,6 +407,9 @@ class SuiteEvaluation:
         return [entry(column, s) for column, s in zip(COLUMNS, chosen, strict=True)]
 
 
+# Programs of a runner take hundreds of the 65,530 mappings of memory that Linux gives a process;
+# those that are made again are read from where compiled programs are kept.
+MOST_RUNNERS = 48
 # Steps of the longest horizon up to which programs are compiled in haste.
 QUICK_UP_TO = 200
 LEAST_WIDTH = 5
