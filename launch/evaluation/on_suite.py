@@ -62,10 +62,10 @@ def evaluate(
             "the losses of Adam that the normalized ones refer to are of the plain tasks."
         )
     about += [*limits, *report.warnings(summary)]
-    if len(found.tasks) < LEAST_TASKS:
+    if (len(found.tasks) if len(found.tasks) > 1 else num_seeds) < LEAST_TASKS:
         about.append(
-            f"With fewer than {LEAST_TASKS} tasks no difference is claimed, whatever its interval: "
-            "all tasks agree in sign by chance too often."
+            f"With fewer than {LEAST_TASKS} tasks (or of one task, seeds) no difference is "
+            "claimed, whatever its interval: so few agree in sign by chance too often."
         )
     if contenders:
         about.append(
