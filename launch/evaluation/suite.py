@@ -2,8 +2,8 @@
 
 Nothing is chosen on runs that are reported: those of sweeps have other seeds. At the shortest
 horizon every setting of a baseline is tried. At the next ones, each of which is several times as
-long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
-and the default; then the neighbours of the best, until none is better.
+long, those that did best before and the next smaller rate, as the best rate falls with the horizon;
+then the neighbours of the best, until none is better.
 """
 
 import gc
@@ -241,13 +241,9 @@ class SuiteEvaluation:
                 ]
                 entries += [entry for found in _all(reports, bar.update) for entry in found]
                 keep = KEPT_SETTINGS[min(stage, len(KEPT_SETTINGS) - 1)]
-                common = {
-                    n: tuple(dict.fromkeys([*survivors(ranked[n], keep), baseline.untuned]))
-                    for n, baseline in self._baselines.items()
-                }
                 for where, losses in swept.items():
                     order = sorted(losses, key=lambda s: float(np.mean(losses[s])))
-                    both = (*survivors(order, keep), *common[where[1]])
+                    both = (*survivors(order, keep), *survivors(ranked[where[1]], keep))
                     candidates[where] = tuple(dict.fromkeys(both))
         return entries
 
