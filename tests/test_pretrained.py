@@ -9,6 +9,9 @@ import optax
 import pytest
 
 import learned_opt
+from launch import choices
+from launch import config as cfg
+from launch.choices import to_dict
 from learned_opt import pretrained
 from tests.systems import leaves_equal
 
@@ -23,6 +26,18 @@ def test_names_are_the_folders():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_recorded_command_is_of_the_recorded_configuration(name):
+    """What repeats the job: the preset as it is now, and the words after it."""
+    provenance = learned_opt.load_config(name)["training"]["provenance"]
+    preset, *words = provenance["command"][3:]
+    words = [word for word in words if word.startswith("--cfg.")]
+    node, rest = choices.take_words(words, "cfg")
+    assert not rest
+    config = choices.apply_words(cfg.load_preset(preset.removeprefix("--preset=")), node, "cfg")
+    assert to_dict(cfg.read_config(provenance["config"])) == to_dict(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_in_three_lines(name, tmp_path, monkeypatch):
     """Small, with provenance and a card; trains a least-squares fit; a folder comes first."""
     assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) < 200_000
@@ -31,7 +46,7 @@ def test_in_three_lines(name, tmp_path, monkeypatch):
     assert "## Limits" in (FOLDER / name / "README.md").read_text()
 
     inputs = jax.random.normal(jax.random.key(0), (64, 8))
-    targets = inputs @ jnp.arange(8.0)
+    targets = inputs @ (jnp.arange(8.0) / 8)  # Within reach of steps of a fixed size.
 
     def loss(params):
         return jnp.mean((inputs @ params["w"] + params["b"] - targets) ** 2)
@@ -66,5 +81,7 @@ def test_the_card_says_what_the_page_says():
 
 
 def test_what_is_not_there_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"`name` must be one of controller, or .*got 'nothing'"):
+    with pytest.raises(
+        ValueError, match=r"`name` must be one of controller, per_parameter, or .*got 'nothing'"
+    ):
         learned_opt.optimizer("nothing", 10)
