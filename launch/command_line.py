@@ -227,7 +227,7 @@ def messages(cls: type | None = None) -> Iterator[None]:
 
 def _raised_outside(error: Exception) -> str:
     """Where code of somebody's own raised it; empty if this library or a package did."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
     where = Path(frames[-1].filename) if frames else Path()
     ours = Path(__file__).parent.parent
     packages = (*(ours / name for name in choices.OURS), *map(Path, site.getsitepackages()))

@@ -1,6 +1,5 @@
 """Folders of trained optimizers, as words on the command line."""
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,12 +95,17 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
             f"It was judged by this suite in training (--cfg.validation={suite.name}), and may be "
             "the best of many by it: this is no test of it."
         )
-    for one in chain:
-        # Not recorded, or a task of somebody's that is not imported.
-        with contextlib.suppress(KeyError, ValueError):
-            parts += read_task(one["task"], "config.json").parts
+    known_whole = True
+    for tree in (tree for one in chain for tree in _tasks_in(one.get("task"))):
+        try:
+            parts += read_task(tree, "config.json").parts
+        except (TypeError, KeyError, ValueError):  # A task of somebody's that is not imported.
+            known_whole = False
+    known_whole &= all(isinstance(one.get("task"), dict) for one in chain)
     if (begin := chain[-1].get("init_from")) and not chain[-1].get("began_from"):
         said.append(f"It began from {begin}; on what that was trained is not recorded.")
+    elif not known_whole:
+        said.append("On what it was trained is not known in full: not recorded, or not imported.")
     trained = {part.unwrapped for part in parts}
     of_tasks = [name for name, task in suite.tasks.items() if task.unwrapped in trained]
     known = {name for part in parts for name in datasets_of(part)}
@@ -123,9 +127,17 @@ def _trainings(training: dict[str, Any]) -> Iterator[dict[str, Any]]:
         training = before
 
 
+def _tasks_in(tree: Any) -> list[Any]:
+    """A recorded task, or those of a mixture, each by itself."""
+    inside = tree.get("tasks") if isinstance(tree, dict) else None
+    return [x for one in inside for x in _tasks_in(one)] if isinstance(inside, list) else [tree]
+
+
 def _config_of(training: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the job."""
-    return (training.get("provenance") or {}).get("config") or {}
+    provenance = training.get("provenance")
+    config = provenance.get("config") if isinstance(provenance, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def beyond(training: dict[str, Any], horizons: list[int]) -> list[str]:
@@ -135,7 +147,7 @@ def beyond(training: dict[str, Any], horizons: list[int]) -> list[str]:
       training: how it was trained, from its ``config.json``.
     """
     longest = training.get("horizon")
-    if not longest:
+    if not isinstance(longest, int) or not longest:
         return []
     shortest = (_config_of(training).get("inner") or {}).get("min_horizon") or longest
     outside = [f"{h:,}" for h in horizons if not shortest <= h <= longest]

@@ -104,7 +104,8 @@ def _state_bytes(init, params) -> float:
 def _readings(optimizer, theta, params) -> dict[str, Reading]:
     def last_updates(theta, grads, given):
         given = dict(given)
-        transform = optimizer.bind(theta, given.pop("num_steps"))
+        bound = optimizer.bind(theta, given.pop("num_steps"))
+        transform = optax.with_extra_args_support(bound)
         state = transform.init(params_like(params))
         for _ in range(_STEPS):
             updates, state = transform.update(grads, state, given.get("params"), **value(given))

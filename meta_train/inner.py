@@ -122,6 +122,7 @@ def inner_training(
         updates, opt_state = transform.update(
             grads, state.opt_state, state.params, value=train_loss
         )
+        _check_updates(updates, state.params)
         params = optax.apply_updates(state.params, updates)
         if meta_loss == "train":
             loss = train_loss
@@ -223,3 +224,13 @@ def check_arguments(
         _check_name(name, value, valid)
     if loss_ceiling is not None:
         check_positive(loss_ceiling=loss_ceiling)
+
+
+def _check_updates(updates: Any, params: Any) -> None:
+    """Raises ``ValueError`` unless each update has its parameter's shape; others broadcast."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (updates, params)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`learned_optimizer` must return updates of the parameters' structure and shapes, got "
+            f"{shapes[0]} for {shapes[1]}."
+        )

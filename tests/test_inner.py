@@ -200,3 +200,17 @@ def test_an_update_may_read_no_loss():
     state = system.init(theta, jax.random.key(1), 3)
     _, losses = unroll(system, theta, state, jax.random.key(2), 3)
     assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("spoil", [lambda u: u[:1], lambda u: u[None], lambda u: {"a": u}])
+def test_updates_of_another_shape_are_refused(spoil):
+    """They would be broadcast to the parameters."""
+
+    def bind(theta, num_steps):
+        del theta, num_steps
+        return optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (spoil(u), s))
+
+    system = inner_training(TASK, LearnedOptimizer(lambda key: {}, bind))
+    state = system.init({}, jax.random.key(0), 5)
+    with pytest.raises(ValueError, match="`learned_optimizer` must return updates of the param"):
+        system.step({}, state, jax.random.key(1))

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import html.parser
-import importlib
 import json
 import re
 import sys
@@ -27,6 +26,7 @@ from launch.evaluation.baselines import BASELINES, BUILDERS, EVALUATED, Setting,
 from launch.evaluation.optlist import OPTLIST
 from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
 from launch.suites import suite
+from learned_opt import LearnedOptimizer
 from meta_train import evaluate
 from tasks import TaskMixture, quadratic_family
 
@@ -133,20 +133,7 @@ def test_speed_up_interpolates_adam():
     np.testing.assert_allclose(aggregates.smoothed(curve), expected)
 
 
-def test_own_source_and_data_decide(tmp_path, monkeypatch):
-    """A change of somebody's module, or of what a task holds, is another result."""
-    monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "mine_decides.py"
-    before = kept.source()
-    assert kept.source() == before
-    module.write_text("RATE = 1\n")
-    importlib.import_module("mine_decides")
-    imported = kept.source()
-    module.write_text("RATE = 2\n")
-    assert len({before, imported, kept.source()}) == 3
-    monkeypatch.delitem(sys.modules, "mine_decides")
-    assert kept.source() == before
-
+def test_the_data_of_a_task_decide():
     def facts(dataset):
         return command._Ground("x", cfg.task("linear", dataset=dataset), None, 1).facts["data"]
 
@@ -194,6 +181,38 @@ def test_whatever_a_task_from_outside_computes_decides(tmp_path, monkeypatch):
     assert len(set(found)) == len(found)
     with pytest.raises(ValueError, match="the task 'x' of a suite must have a `score`"):
         command._Ground("x", config, None, 1)
+
+
+def test_what_an_optimizer_from_outside_computes_decides(monkeypatch):
+    """Its steps, what theta starts from, and what a callback may compute."""
+    held = {"rate": 0.1, "factor": 1.0}
+
+    def plain(callback=False):
+        def bind(theta, num_steps):  # An optimizer without extra arguments, as they may be.
+            def update(updates, state, params=None):
+                del params
+                rate = theta["rate"] * held["factor"]
+                if callback:
+                    rate = jax.pure_callback(lambda r: r, jax.ShapeDtypeStruct((), "float32"), rate)
+                return jax.tree.map(lambda g: -rate * g, updates), state
+
+            return optax.GradientTransformation(lambda params: (), update)
+
+        return LearnedOptimizer(lambda key: {"rate": jnp.float32(held["rate"])}, bind)
+
+    def digest(**how):
+        optimizer = plain(**how)
+        return kept.digest_of_steps(TASK, optimizer, optimizer.init(jax.random.key(0)), 10)
+
+    first, called = digest(), digest(callback=True)
+    assert digest() == first and digest(callback=True) == called
+    held["rate"] = 0.2
+    second = digest()
+    held["factor"] = 3.0
+    assert len({first, second, digest()}) == 3
+    held.update(rate=0.1, factor=1.0)
+    monkeypatch.setattr(kept, "_source_of_others", lambda: b"edited")
+    assert digest() == first and digest(callback=True) != called
 
 
 def test_a_result_of_which_one_bit_is_wrong_is_computed_again(tmp_path, capsys):
@@ -272,7 +291,7 @@ def test_what_a_suite_had_to_do_with_training_is_said():
     task, both = to_dict(config), to_dict(TaskMixture((config, cfg.task("quadratic"))))
     chosen = {"provenance": {"config": {"validation": "smoke"}}}
     smoke = suites.suite("smoke")
-    (judged,) = trained.seen(chosen, smoke)
+    judged, _ = trained.seen(chosen, smoke)
     assert "--cfg.validation=smoke" in judged and "no test of it" in judged
     for on in (task, both):
         assert trained.seen({"task": on}, smoke) == [
@@ -280,16 +299,20 @@ def test_what_a_suite_had_to_do_with_training_is_said():
             "It was trained on data of this suite: digits.",
         ]
     assert trained.seen({"task": task}, suites.suite("heldout")) == []
-    assert trained.seen({}, smoke) == []
+    (unknown,) = trained.seen({}, smoke)
+    assert "not known in full" in unknown
+    # One part of a mixture that is not imported hides no other.
+    strange = {"task": {"name": "mixture", "tasks": [task, {"name": "no_such_module:it"}]}}
+    assert trained.seen(strange, smoke) == [unknown, *trained.seen({"task": task}, smoke)]
     # What it began from was trained too, and what that began from.
     later = {"task": to_dict(cfg.task("quadratic")), "init_from": "there"}
-    for before in ({"task": task}, {"began_from": {"task": task}}):
+    for before in ({"task": task}, {"task": later["task"], "began_from": {"task": task}}):
         assert trained.seen(later | {"began_from": before}, smoke) == trained.seen(
             {"task": task}, smoke
         )
-    assert trained.seen(later | {"began_from": chosen}, smoke) == [judged]
-    (unknown,) = trained.seen(later, smoke)
-    assert "began from there" in unknown and "not recorded" in unknown
+    assert trained.seen(later | {"began_from": chosen}, smoke) == [judged, unknown]
+    (begun,) = trained.seen(later, smoke)
+    assert "began from there" in begun and "not recorded" in begun
 
 
 def test_horizons_outside_those_of_training_are_said():
@@ -598,6 +621,30 @@ def test_longer_horizons_find_the_best_of_the_whole_sweep(evaluated, monkeypatch
     assert len(reported) == 6 and len(set(tried)) < len(tried)
 
 
+def test_where_all_diverge_every_setting_is_tried(evaluated, monkeypatch):
+    """Losses are capped, so nothing says which way to go."""
+    run, _ = evaluated
+    grid, cap = BASELINES["adam"].settings, np.log(3.01)
+    found = {}
+
+    def sweep(self, ground, name, settings, horizon):
+        def fits(s):
+            return s.value > 0.05 if horizon == 6 else s.value == grid[0].value
+
+        return {s: np.full(2, -1.0 if fits(s) else cap) for s in settings}
+
+    monkeypatch.setattr(command.SuiteEvaluation, "_sweep", sweep)
+
+    def report(self, ground, name, chosen, horizon):
+        found[horizon] = chosen[0].value
+        return []
+
+    monkeypatch.setattr(command.SuiteEvaluation, "_report", report)
+    monkeypatch.setattr(command, "KEPT_SETTINGS", (1, 1))
+    run(horizons=(6, 60), contenders={})
+    assert found[60] == grid[0].value
+
+
 def test_what_is_written(evaluated, tmp_path):
     """CSV, JSON, figure and page of a run in which one optimizer diverges."""
     from launch.evaluation import figure
@@ -784,3 +831,32 @@ def test_what_is_refused_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"the suite must be one of.*got 'smok'.*smoke"):
         suite("smok")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("score", [lambda *given: 1.0, lambda *given: {"accuracy": 1.0}])
+def test_a_score_without_a_loss_is_refused(score):
+    spoilt = TASK._replace(score=score)
+    config = SimpleNamespace(make=lambda data_dir: spoilt)
+    with pytest.raises(ValueError, match=r"`score` of the task 'x' must return a dict with its `l"):
+        command._Ground("x", config, None, 1)
+
+
+def test_targets_of_twins_and_of_negative_losses_are_reached():
+    """A digit more or less decides nothing; a target that is no number is missed by all."""
+
+    def entry(optimizer, column, losses):
+        curve = np.tile(losses, (2, 1))
+        scores = {split: {"loss": curve[:, -1]} for split in ("train", "validation", "test")}
+        constant, size = np.full(2, 1.0), len(losses)
+        return command.Entry(
+            "t", optimizer, column, None, size, curve, curve[:, -1], scores, constant, 0.0, 0
+        )
+
+    falling = np.concatenate([np.linspace(1, 0.1, 60), np.full(60, 0.1)])
+    for shift in (0.0, -6.0):
+        adam = entry("adam", command.TUNED, falling + shift)
+        twin = entry("twin", "", falling + shift + 1e-5)
+        for one in (adam, twin):
+            assert np.isfinite(report._times([adam, twin], one.label, ["t"])).all()
+    broken = entry("adam", command.TUNED, np.full(120, np.nan))
+    assert report._times([broken, twin], "twin", ["t"]) == [np.inf]

@@ -70,15 +70,16 @@ class Baseline(NamedTuple):
         return setting.schedule != LISTED and setting.value in (self.values[0], self.values[-1])
 
     def beside(self, setting: Setting) -> tuple[Setting, ...]:
-        """Of the sweep the next smaller and the next larger value under the same schedule; of a
-        list none.
+        """Of the sweep the next smaller and the next larger value under the same schedule, and the
+        same value under the others; of a list none.
         """
         if setting.schedule == LISTED:
             return ()
         under = [s for s in self.settings if s.schedule == setting.schedule]
         smaller = [s for s in under if s.value < setting.value]
         larger = [s for s in under if s.value > setting.value]
-        return (*smaller[-1:], *larger[:1])
+        others = [s for s in self.settings if s.value == setting.value and s != setting]
+        return (*smaller[-1:], *larger[:1], *others)
 
     def optimizer(self) -> LearnedOptimizer:
         """The baseline as a learned optimizer whose theta is a setting, from ``theta_of``."""

@@ -7,7 +7,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import learned_opt
+from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
 from meta_train import strict_json
-from tasks import SPLITS, Task
+from tasks import SPLITS, Split, Task
 
 PARTS = "evaluation.parts"  # The folder in the working directory.
 
@@ -70,39 +72,21 @@ _OURS = ("learned_opt", "meta_train", "tasks")
 _RUNNING = ("runs", "baselines", "optlist", "suite", "one_task", "aggregates", "__init__")
 
 
-def source(with_others: bool = True) -> str:
-    """A digest of the code that decides results: this library's.
-
-    Args:
-      with_others: and that of modules which are of neither it nor an installed package, as
-        somebody's own tasks and optimizers are.
-    """
+def source() -> str:
+    """A digest of this library's code that decides results."""
     root = Path(__file__).parent.parent.parent
     ours = [path for name in _OURS for path in (root / name).rglob("*.py")]
     ours += [Path(__file__).with_name(f"{name}.py") for name in _RUNNING]
-    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-    names = (*_OURS, "launch")
-    found = {
-        Path(file)
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] not in names
-        and str(file := getattr(module, "__file__", None) or "").endswith(".py")
-        and not str(file).startswith((*installed, str(root / "launch")))
-    }
     digest = hashlib.sha256()
-    for path in [*sorted(ours), *(sorted(found) if with_others else ())]:
-        digest.update(path.read_bytes() if path.is_file() else b"")
+    for path in sorted(ours):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def software(with_others: bool = True) -> dict[str, Any]:
-    """What of the process decides results besides their own settings and data.
-
-    Args:
-      with_others: as of ``source``.
-    """
+def software() -> dict[str, Any]:
+    """What of the process decides results besides their own settings and data."""
     return {
-        "source": source(with_others),
+        "source": source(),
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         **{name: jax.config.values[f"jax_{name}"] for name in _SETTINGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -116,12 +100,16 @@ _SETTINGS = (
     "default_matmul_precision",
     "default_prng_impl",
     "threefry_partitionable",
+    "random_seed_offset",
 )
 
 
-def digest_of_task(task: Task) -> str:
+def digest_of_task(task: Task, splits: Sequence[Split] = SPLITS) -> str:
     """Of all that a task's functions compute, with every number in it, wherever that came from: a
     file, the environment, a variable of its module.
+
+    Args:
+      splits: those that are scored.
     """
 
     def everything(key):
@@ -129,18 +117,18 @@ def digest_of_task(task: Task) -> str:
         params, batch = task.init(instance, key), task.batch(instance, key, "train")
         found: list[Any] = [jax.value_and_grad(task.loss)(params, instance, batch, key)]
         if task.score:
-            found += [task.score(params, instance, split) for split in SPLITS]
+            found += [task.score(params, instance, split) for split in splits]
         return [*found, task.constant_loss(instance) if task.constant_loss else None]
 
     return _digest_of_program(everything, jax.random.key(0))
 
 
 def digest_of_steps(task: Task, optimizer: LearnedOptimizer, theta: Any, num_steps: int) -> str:
-    """The same of an optimizer's first step on a task."""
+    """The same of an optimizer's first step on a task, and of theta."""
 
     def step(theta, key):
         params = task.init(task.sample(key), key)
-        transform = optimizer.bind(theta, num_steps)
+        transform = optax.with_extra_args_support(optimizer.bind(theta, num_steps))
         return transform.update(params, transform.init(params), params, value=jnp.float32(1))
 
     return _digest_of_program(step, theta, jax.random.key(0))
@@ -148,7 +136,25 @@ def digest_of_steps(task: Task, optimizer: LearnedOptimizer, theta: Any, num_ste
 
 def _digest_of_program(function: Callable[..., Any], *arguments: Any) -> str:
     text = jax.jit(function).lower(*arguments).as_text()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    found = hashlib.sha256(text.encode())
+    found.update(digest_of_arrays(jax.tree.leaves(arguments)).encode())
+    if "callback" in text:  # What it computes is not in the program.
+        found.update(_source_of_others())
+    return found.hexdigest()[:16]
+
+
+def _source_of_others() -> bytes:
+    """A digest of the modules that are of neither this library nor an installed package."""
+    root = Path(__file__).parent.parent.parent
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    known = [*installed, *(root / name for name in (*_OURS, "launch"))]
+    digest = hashlib.sha256()
+    for module in list(sys.modules.values()):
+        path = Path(getattr(module, "__file__", None) or "")
+        elsewhere = not any(path.is_relative_to(folder) for folder in known)
+        if path.suffix == ".py" and elsewhere:
+            digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.digest()
 
 
 def digest_of_optimizer(path: Path) -> str:

@@ -70,7 +70,7 @@ def evaluate(
     weights = {name: {"weights": digest_of_optimizer(path)} for name, path in optimizers.items()}
 
     def steps(name, horizon):
-        if not modules_outside(learned_opt.load_config(optimizers[name])):
+        if ":" not in learned_opt.load_config(optimizers[name])["name"]:
             return {}
         return {"steps": digest_of_steps(task, *trained[name], horizon)}
 
@@ -82,7 +82,7 @@ def evaluate(
         **software(),
     }
     if modules_outside(facts):
-        shared["program"] = digest_of_task(task)
+        shared["program"] = digest_of_task(task, ("test",))
     sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
     results: Results = {}
     total = len(horizons) * (len(trained) + len(BASELINES))

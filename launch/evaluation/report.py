@@ -199,8 +199,8 @@ def _times(entries: Sequence[Entry], label: str, tasks: dict[str, TaskConfig]) -
             found.append(float("inf"))
             continue
         target = reached_by(TARGET_SHARE * reference.horizon, *_mean_envelope(reference))
-        target += TARGET_SLACK * (target + FLOOR * float(np.mean(reference.constant)))
-        missed = diverged(mine[label]).any()
+        target += TARGET_SLACK * (max(0.0, target) + FLOOR * float(np.mean(reference.constant)))
+        missed = diverged(mine[label]).any() or not np.isfinite(target)
         found.append(np.inf if missed else steps_to(target, *_mean_envelope(mine[label])))
     return found
 

@@ -2,8 +2,9 @@
 
 Nothing is chosen on runs that are reported: those of sweeps have other seeds. At the shortest
 horizon every setting of a baseline is tried. At the next ones, each of which is several times as
-long, those that did best before and the next smaller rate, as the best rate falls with the horizon;
-then the neighbours of the best, until none is better.
+long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
+and the default; then the neighbours of the best, until none is better, or, where all that were
+tried diverge, every setting.
 """
 
 import gc
@@ -38,6 +39,7 @@ from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
 from learned_opt.pretrained import trained_folder
 from meta_train.evaluate import SELECTION_OFFSET
+from meta_train.inner import CEILING, FLOOR
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
 
@@ -123,9 +125,9 @@ def contender(name_or_path: str) -> Contender:
 
         try:
             config = cfg.optimizer(name_or_path)
+            optimizer = config.make()
         except ValueError as error:
-            raise ValueError(f"--optimizer {error}") from None
-        optimizer = config.make()
+            raise ValueError(f"--optimizer={name_or_path}: {error}") from error
         decides = {"untrained": to_dict(config), "version": learned_opt.__version__}
         return Contender(optimizer, optimizer.init(jax.random.key(0)), decides, True, outside)
     if not path.is_dir():
@@ -133,7 +135,7 @@ def contender(name_or_path: str) -> Contender:
             f"--optimizer must be a folder of a trained optimizer, or one of "
             f"{', '.join(learned_opt.OPTIMIZERS)} for an untrained one, got {name_or_path!r}."
         )
-    outside = bool(modules_outside(learned_opt.load_config(path)))
+    outside = ":" in learned_opt.load_config(path)["name"]
     return Contender(
         *learned_opt.load(path), {"weights": digest_of_optimizer(path)}, False, outside
     )
@@ -145,9 +147,6 @@ class _Ground:
     def __init__(self, name: str, config: TaskConfig, data_dir: str | None, num_seeds: int):
         self.name, self.starts = name, Starts(config.make(data_dir))
         self.facts = {"task": to_dict(config), "data": digest_of_arrays(self.starts.task)}
-        self.outside = bool(modules_outside(to_dict(config)))
-        if self.outside:
-            self.facts["program"] = digest_of_task(self.starts.task)
         if self.starts.task.score is None or self.starts.task.constant_loss is None:
             raise ValueError(
                 f"the task {name!r} of a suite must have a `score` and a `constant_loss`, got "
@@ -156,11 +155,14 @@ class _Ground:
         self.keys = self.starts.keys(SEED, num_seeds)
         starts = jax.eval_shape(self.starts.begin, self.keys)
         scores = jax.eval_shape(lambda of, run: self.starts.score(run, of, "test"), *starts)
-        if "loss" not in scores:
+        if not isinstance(scores, dict) or "loss" not in scores:
+            words = ", ".join(sorted(scores)) if isinstance(scores, dict) else repr(scores)
             raise ValueError(
-                f"`score` of the task {name!r} must return its `loss`, by which a suite judges, "
-                f"got {', '.join(sorted(scores)) or 'nothing'}; add it."
+                f"`score` of the task {name!r} must return a dict with its `loss`, by which a "
+                f"suite judges, got {words or 'nothing'}; add it."
             )
+        if modules_outside(to_dict(config)):
+            self.facts["program"] = digest_of_task(self.starts.task)
 
 
 class SuiteEvaluation:
@@ -207,10 +209,7 @@ class SuiteEvaluation:
         self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
         self._quick = self._horizons[-1] <= QUICK_UP_TO
-        # Somebody's own code decides the runs it has a part in, and no others.
-        self._shared = {
-            outside: {"quick": self._quick, **software(outside)} for outside in (False, True)
-        }
+        self._shared = {"quick": self._quick, **software()}
 
     def run(self) -> list[Entry]:
         """Everything, from what is kept where it is."""
@@ -244,7 +243,8 @@ class SuiteEvaluation:
                 for where, losses in swept.items():
                     order = sorted(losses, key=lambda s: float(np.mean(losses[s])))
                     both = (*survivors(order, keep), *survivors(ranked[where[1]], keep))
-                    candidates[where] = tuple(dict.fromkeys(both))
+                    default = self._baselines[where[1]].untuned
+                    candidates[where] = tuple(dict.fromkeys([*both, default]))
         return entries
 
     def _swept(
@@ -275,13 +275,12 @@ class SuiteEvaluation:
             }
             if not new:
                 return swept, ranked
-            wanted = {
-                (task, name): (
-                    *self._baselines[name].beside(min(losses, key=lambda s: losses[s].mean())),
-                    *self._baselines[name].beside(ranked[name][0]),
-                )
-                for (task, name), losses in swept.items()
-            }
+            wanted = {}
+            for (task, name), losses in swept.items():
+                baseline, best = self._baselines[name], min(losses, key=lambda s: losses[s].mean())
+                near = (*baseline.beside(best), *baseline.beside(ranked[name][0]))
+                # Beside what diverges all may: there is no slope to follow.
+                wanted[task, name] = baseline.settings if losses[best].mean() >= WORST else near
 
     def _runner(self, ground: _Ground, name: str) -> Runner:
         """What runs an optimizer on a task; of those asked for long ago it is made again."""
@@ -309,18 +308,16 @@ class SuiteEvaluation:
         )
 
     def _decides(self, ground: _Ground, name: str, horizon: int) -> dict[str, Any]:
-        outside = ground.outside
         if name in self._contenders:
             one = self._contenders[name]
             optimizer = one.decides
             if one.outside:
                 of = digest_of_steps(ground.starts.task, one.optimizer, one.theta, horizon)
                 optimizer = one.decides | {"steps": of}
-            outside |= one.outside
         else:
             baseline = self._baselines[name]
             optimizer = {"baseline": baseline.builder, "arguments": baseline.arguments}
-        return self._shared[outside] | ground.facts | {"horizon": horizon} | optimizer
+        return self._shared | ground.facts | {"horizon": horizon} | optimizer
 
     def _sweep(
         self, ground: _Ground, name: str, settings: Sequence[Setting], horizon: int
@@ -409,6 +406,8 @@ MOST_RUNNERS = 48
 # Steps of the longest horizon up to which programs are compiled in haste.
 QUICK_UP_TO = 200
 LEAST_WIDTH = 5
+# A little below the log-loss of a run that diverged.
+WORST = np.log(CEILING + FLOOR) - 1e-6
 
 
 def _grid(settings: Sequence[Setting], keys: jax.Array) -> tuple[Any, jax.Array]:

@@ -48,8 +48,10 @@ STYLE: Any = {
 
 
 def plain(words: str) -> str:
-    """Words of somebody's own for a figure: a folder called ``$x$`` is no formula."""
-    return words.replace("$", r"\$")
+    """Words of somebody's own for a figure: a folder called ``$x$`` is no formula, and one called
+    ``_x`` is in the legend.
+    """
+    return f"{' ' if words.startswith('_') else ''}{words}".replace("$", r"\$")
 
 
 def panels(columns: int, size: tuple[float, float], rows: int = 1, **kwargs: Any) -> Any:
