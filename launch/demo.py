@@ -78,10 +78,10 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
     Args:
       summary: of ``on_suite.evaluate``, with ``TRAINED`` and ``UNTRAINED`` among the optimizers.
     """
-    from launch.evaluation.aggregates import LEAST_TASKS, Interval
+    from launch.evaluation.aggregates import Interval
 
     verbs = {-1: "helped", 0: "changed nothing beyond the noise", 1: "did NOT help"}
-    said, few = [], len(summary["tasks"]) < LEAST_TASKS
+    said = []
     for horizon, found in summary["horizons"].items():
         rows = {row["label"]: row for row in found["rows"]}
         (change,) = (
@@ -91,8 +91,8 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
         )
         broken, runs = rows[TRAINED]["diverged"], rows[TRAINED]["runs"]
         also = f" It diverged in {broken} of {runs} runs." if broken else ""
-        verb = "cannot be judged" if few else verbs[change.sign]
-        reason = f" ({len(summary['tasks'])} are too few for a claim)" if few else ""
+        verb = "cannot be judged" if change.of_few else verbs[change.sign]
+        reason = f" ({change.tasks} are too few for a claim)" if change.of_few else ""
         said.append(
             f"Meta-training {verb} on tasks it never saw{reason}, at {horizon} steps: "
             f"training log-loss {change} against the same rule untrained.{also}"

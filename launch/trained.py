@@ -101,7 +101,6 @@ def seen(training: dict[str, Any], suite: Any) -> list[str]:
             parts += read_task(tree, "config.json").parts
         except (TypeError, KeyError, ValueError):  # A task of somebody's that is not imported.
             known_whole = False
-    known_whole &= all(isinstance(one.get("task"), dict) for one in chain)
     if (begin := chain[-1].get("init_from")) and not chain[-1].get("began_from"):
         said.append(f"It began from {begin}; on what that was trained is not recorded.")
     elif not known_whole:

@@ -87,7 +87,8 @@ def find_start(workdir: Path, like: Any = None) -> JobStart:
 
 
 _FILES = ("metrics.jsonl", "replay.log", "config.json")
-_FOLDERS = ("checkpoints", "optimizer", "optimizer_initial", "optimizer_best", "network", "policy")
+_TRAINED = ("optimizer", "network", "policy")
+_FOLDERS = ("checkpoints", *(f"{x}{end}" for x in _TRAINED for end in ("", "_initial", "_best")))
 
 
 def _check_kinds(workdir: Path) -> None:

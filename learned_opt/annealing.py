@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 WARM_UP = 0.03  # Of the run.
 LAST_RATE = 0.01  # Of the highest rate, at the end of the run and beyond it.
@@ -17,7 +18,7 @@ def annealed(steps: jax.Array, num_steps: jax.Array) -> jax.Array:
     return warm_up * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
-def annealing(num_steps: Any):
+def annealing(num_steps: Any) -> optax.Schedule:
     """``annealed`` as an optax schedule: a function of the updates done."""
 
     def share(count):

@@ -56,8 +56,11 @@ class Reparametrized(Wrapper):
 
         @functools.cache  # Tracing the network takes longer than all else.
         def num_tensors():
-            params = jax.eval_shape(lambda key: task.init(task.sample(key), key), jax.random.key(0))
-            return len(jax.tree.leaves(params))
+            def start():  # Its key is made inside: nothing of it stays in a program being traced.
+                key = jax.random.key(0)
+                return task.init(task.sample(key), key)
+
+            return len(jax.tree.leaves(jax.eval_shape(start)))
 
         def sample(key):
             key_base, key_used, key_scales = jax.random.split(key, 3)

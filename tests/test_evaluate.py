@@ -166,7 +166,7 @@ def test_limits_say_what_is_known():
     ],
 )
 def test_the_demo_says_whether_meta_training_helped(low, high, tasks, said):
-    change = {"estimate": (low + high) / 2, "low": low, "high": high}
+    change = {"estimate": (low + high) / 2, "low": low, "high": high, "tasks": tasks}
     rows = [
         {"label": demo.TRAINED, "diverged": 1, "runs": 15},
         {"label": demo.UNTRAINED, "diverged": 9, "runs": 15},
@@ -174,7 +174,6 @@ def test_the_demo_says_whether_meta_training_helped(low, high, tasks, said):
     other = {"ours": demo.UNTRAINED, "other": demo.TRAINED, "train": {}}
     ours = {"ours": demo.TRAINED, "other": demo.UNTRAINED, "train": change}
     summary = {
-        "tasks": dict.fromkeys(range(tasks)),
         "horizons": {"9": {"rows": rows, "differences": [other, ours]}},
     }
     (sentence,) = demo.verdicts(summary)

@@ -34,9 +34,14 @@ class Interval(NamedTuple):
         return f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
     @property
+    def of_few(self) -> bool:
+        """Whether it is of too few tasks for a claim."""
+        return self.tasks < LEAST_TASKS
+
+    @property
     def sign(self) -> int:
         """-1 or 1 if all of the interval is on that side of 0, else 0; of few tasks always 0."""
-        if self.tasks < LEAST_TASKS:
+        if self.of_few:
             return 0
         return int(self.high < 0) * -1 + int(self.low > 0)
 

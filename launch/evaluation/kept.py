@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 import learned_opt
+from launch.choices import modules_outside
 from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
 from meta_train import strict_json
@@ -102,6 +103,20 @@ _SETTINGS = (
     "threefry_partitionable",
     "random_seed_offset",
 )
+
+
+def decided_by_task(
+    facts: dict[str, Any], task: Task, splits: Sequence[Split] = SPLITS
+) -> dict[str, Any]:
+    """What of a task decides results, as JSON: what it is, its data, and of one from outside this
+    package all that it computes.
+
+    Args:
+      facts: what the task is, from ``choices.to_dict``.
+      splits: those that are scored.
+    """
+    found = {"task": facts, "data": digest_of_arrays(task)}
+    return found | ({"program": digest_of_task(task, splits)} if modules_outside(facts) else {})
 
 
 def digest_of_task(task: Task, splits: Sequence[Split] = SPLITS) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.evaluation import figure, page, report
-from launch.evaluation.aggregates import LEAST_TASKS
+from launch.evaluation.aggregates import LEAST_TASKS, Interval
 from launch.evaluation.suite import Contender, SuiteEvaluation
 from launch.suites import Suite
 from meta_train.progress import remark
@@ -62,7 +62,8 @@ def evaluate(
             "the losses of Adam that the normalized ones refer to are of the plain tasks."
         )
     about += [*limits, *report.warnings(summary)]
-    if (len(found.tasks) if len(found.tasks) > 1 else num_seeds) < LEAST_TASKS:
+    any_row = next(iter(summary["horizons"].values()))["rows"][0]
+    if Interval(**any_row["log_loss"]["train"]).of_few:
         about.append(
             f"With fewer than {LEAST_TASKS} tasks (or of one task, seeds) no difference is "
             "claimed, whatever its interval: so few agree in sign by chance too often."

@@ -15,20 +15,18 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 import learned_opt
-from launch.choices import modules_outside
 from launch.evaluation import SEED
 from launch.evaluation.kept import (
     PARTS,
     Arrays,
+    decided_by_task,
     digest_of_optimizer,
     digest_of_steps,
-    digest_of_task,
     kept,
     replacing,
     software,
     whole,
 )
-from launch.held_arrays import digest_of_arrays
 from launch.studies.shared.plots import plain
 from meta_train import strict_json
 from meta_train.evaluate import (
@@ -75,14 +73,11 @@ def evaluate(
         return {"steps": digest_of_steps(task, *trained[name], horizon)}
 
     shared = {
-        "task": facts,
-        "data": digest_of_arrays(task),
+        **decided_by_task(facts, task, ("test",)),
         "seeds": num_seeds,
         "first_seed": SEED,
         **software(),
     }
-    if modules_outside(facts):
-        shared["program"] = digest_of_task(task, ("test",))
     sweep = {"rates": LEARNING_RATES, "chosen_on_seed": SEED + SELECTION_OFFSET}
     results: Results = {}
     total = len(horizons) * (len(trained) + len(BASELINES))

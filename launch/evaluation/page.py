@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from launch.evaluation.aggregates import LEAST_TASKS
 from launch.evaluation.kept import whole
 from meta_train import strict_json
 
@@ -21,7 +22,8 @@ def page(summary: dict[str, Any], title: str, about: list[str]) -> str:
       title: of the page.
       about: sentences below it.
     """
-    text = strict_json.dumps(summary | {"title": title, "about": about}, separators=(",", ":"))
+    more = {"title": title, "about": about, "least_tasks": LEAST_TASKS}
+    text = strict_json.dumps(summary | more, separators=(",", ":"))
     template = TEMPLATE.read_text().replace(_STYLE_PLACE, STYLE.read_text())
     # What is in a script ends at the first "</", whatever it is in.
     return template.replace(_PLACE, text.replace("<", "\\u003c"))

@@ -21,25 +21,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import learned_opt
-from launch.choices import modules_outside, to_dict
+from launch.choices import to_dict
 from launch.evaluation import SEED
 from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, theta_of
 from launch.evaluation.kept import (
     PARTS,
     Arrays,
+    decided_by_task,
     digest_of_optimizer,
     digest_of_steps,
-    digest_of_task,
     kept,
     software,
 )
 from launch.evaluation.runs import Runner, Starts
-from launch.held_arrays import digest_of_arrays
 from learned_opt.base import LearnedOptimizer
 from learned_opt.pretrained import trained_folder
 from meta_train.evaluate import SELECTION_OFFSET
-from meta_train.inner import CEILING, FLOOR
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
 
@@ -146,7 +144,6 @@ class _Ground:
 
     def __init__(self, name: str, config: TaskConfig, data_dir: str | None, num_seeds: int):
         self.name, self.starts = name, Starts(config.make(data_dir))
-        self.facts = {"task": to_dict(config), "data": digest_of_arrays(self.starts.task)}
         if self.starts.task.score is None or self.starts.task.constant_loss is None:
             raise ValueError(
                 f"the task {name!r} of a suite must have a `score` and a `constant_loss`, got "
@@ -161,8 +158,7 @@ class _Ground:
                 f"`score` of the task {name!r} must return a dict with its `loss`, by which a "
                 f"suite judges, got {words or 'nothing'}; add it."
             )
-        if modules_outside(to_dict(config)):
-            self.facts["program"] = digest_of_task(self.starts.task)
+        self.facts = decided_by_task(to_dict(config), self.starts.task)
 
 
 class SuiteEvaluation:
@@ -407,7 +403,7 @@ MOST_RUNNERS = 48
 QUICK_UP_TO = 200
 LEAST_WIDTH = 5
 # A little below the log-loss of a run that diverged.
-WORST = np.log(CEILING + FLOOR) - 1e-6
+WORST = log_loss(np.array(np.inf), np.array(1.0)) - 1e-6
 
 
 def _grid(settings: Sequence[Setting], keys: jax.Array) -> tuple[Any, jax.Array]:
