@@ -32,7 +32,7 @@ def main(config: Config) -> int:
     from launch import loop
     from launch.compiled_programs import keep_compiled_programs
     from launch.evaluation import on_suite, report
-    from launch.evaluation.suite import contender
+    from launch.evaluation.contenders import contender
     from launch.suites import Suite, zoo_task
     from learned_opt.paths import writable_folder
 

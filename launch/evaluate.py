@@ -141,8 +141,8 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     import learned_opt
     from launch.compiled_programs import keep_compiled_programs
     from launch.evaluation.baselines import BASELINES
+    from launch.evaluation.contenders import contender
     from launch.evaluation.on_suite import evaluate
-    from launch.evaluation.suite import contender
     from launch.trained import beyond, check_folder, reading, reads_of, seen
     from learned_opt.paths import writable_folder
 

@@ -70,7 +70,16 @@ _DIGEST = hashlib.sha256().digest_size
 
 # What of this library decides results; reports and figures do not.
 _OURS = ("learned_opt", "meta_train", "tasks")
-_RUNNING = ("runs", "baselines", "optlist", "suite", "one_task", "aggregates", "__init__")
+_RUNNING = (
+    "runs",
+    "baselines",
+    "optlist",
+    "sweep",
+    "suite",
+    "one_task",
+    "aggregates",
+    "__init__",
+)
 
 
 def source() -> str:

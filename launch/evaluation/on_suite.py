@@ -6,7 +6,8 @@ from typing import Any
 
 from launch.evaluation import figure, page, report
 from launch.evaluation.aggregates import LEAST_TASKS, Interval
-from launch.evaluation.suite import Contender, SuiteEvaluation
+from launch.evaluation.contenders import Contender
+from launch.evaluation.suite import SuiteEvaluation
 from launch.suites import Suite
 from meta_train.progress import remark
 

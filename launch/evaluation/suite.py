@@ -1,15 +1,9 @@
 """Optimizers and baselines on every task of a suite: sweeps, choices, and the runs reported.
 
-Nothing is chosen on runs that are reported: those of sweeps have other seeds. At the shortest
-horizon every setting of a baseline is tried. At the next ones, each of which is several times as
-long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
-and the default; then the neighbours of the best, until none is better, or, where all that were
-tried diverge, every setting.
+Nothing is chosen on runs that are reported: those of sweeps have other seeds.
 """
 
-import gc
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,23 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import learned_opt
 from launch.choices import to_dict
 from launch.evaluation import SEED
-from launch.evaluation.aggregates import interquartile_mean, log_loss
-from launch.evaluation.baselines import BASELINES, EVALUATED, LISTED, Setting, theta_of
-from launch.evaluation.kept import (
-    PARTS,
-    Arrays,
-    decided_by_task,
-    digest_of_optimizer,
-    digest_of_steps,
-    kept,
-    software,
-)
+from launch.evaluation.aggregates import log_loss
+from launch.evaluation.baselines import BASELINES, EVALUATED, Setting, theta_of
+from launch.evaluation.contenders import Contender
+from launch.evaluation.kept import PARTS, Arrays, decided_by_task, digest_of_steps, kept, software
+from launch.evaluation.pool import Pool
 from launch.evaluation.runs import Runner, Starts
-from learned_opt.base import LearnedOptimizer
-from learned_opt.pretrained import trained_folder
+from launch.evaluation.sweep import (
+    SWEEP_SEEDS,
+    Losses,
+    Run,
+    first_runs,
+    next_runs,
+    ranked,
+    ranked_for_suite,
+)
 from meta_train.evaluate import SELECTION_OFFSET
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
@@ -46,27 +40,9 @@ from tasks import SPLITS, Split, TaskConfig
 TUNED, ONE_RATE, DEFAULT = "tuned per task", "one rate", "default"
 COLUMNS = (TUNED, ONE_RATE, DEFAULT)
 CHOOSE_BY: dict[str, Split] = {"training": "train", "validation": "validation"}
-# Runs of each setting in a sweep, and how many of the best are tried again at the second horizon
-# and at later ones, before their neighbours.
-SWEEP_SEEDS, KEPT_SETTINGS = 2, (3, 1)
-
-
-class Contender(NamedTuple):
-    """An optimizer that is evaluated as it is.
-
-    Attributes:
-      optimizer: the optimizer.
-      theta: its meta-parameters.
-      decides: of what its steps follow from, as JSON.
-      untrained: whether theta is a fresh one.
-      outside: whether its code is from outside this package.
-    """
-
-    optimizer: LearnedOptimizer
-    theta: Any
-    decides: dict[str, Any]
-    untrained: bool = False
-    outside: bool = False
+# How many of the best settings are tried again at the second horizon and at later ones, before
+# their neighbours.
+KEPT_SETTINGS = (2, 1)
 
 
 class Entry(NamedTuple):
@@ -109,36 +85,6 @@ class Entry(NamedTuple):
         return log_loss(self.scores[split]["loss"], self.constant)
 
 
-def contender(name_or_path: str) -> Contender:
-    """A trained optimizer from its folder or by its name in the package, or an untrained one by the
-    name of its architecture or ``MODULE:NAME``.
-
-    Raises:
-      ValueError: if it is neither.
-    """
-    path = trained_folder(name_or_path)
-    outside = ":" in name_or_path
-    if (outside or name_or_path in learned_opt.OPTIMIZERS) and not path.exists():
-        from launch import config as cfg
-
-        try:
-            config = cfg.optimizer(name_or_path)
-            optimizer = config.make()
-        except ValueError as error:
-            raise ValueError(f"--optimizer={name_or_path}: {error}") from error
-        decides = {"untrained": to_dict(config), "version": learned_opt.__version__}
-        return Contender(optimizer, optimizer.init(jax.random.key(0)), decides, True, outside)
-    if not path.is_dir():
-        raise ValueError(
-            f"--optimizer must be a folder of a trained optimizer, or one of "
-            f"{', '.join(learned_opt.OPTIMIZERS)} for an untrained one, got {name_or_path!r}."
-        )
-    outside = ":" in learned_opt.load_config(path)["name"]
-    return Contender(
-        *learned_opt.load(path), {"weights": digest_of_optimizer(path)}, False, outside
-    )
-
-
 class _Ground:
     """A task of the suite with all that was compiled for it."""
 
@@ -159,6 +105,7 @@ class _Ground:
                 f"suite judges, got {words or 'nothing'}; add it."
             )
         self.facts = decided_by_task(to_dict(config), self.starts.task)
+        self.seconds = 0.0  # Of a step of a run, as measured last.
 
 
 class SuiteEvaluation:
@@ -198,8 +145,7 @@ class SuiteEvaluation:
         self._contenders, self._choose_by = contenders, choose_by
         self._baselines = {name: BASELINES[name] for name in baselines}
         self._folder = workdir / PARTS
-        self._runners: dict[tuple[str, str], Runner] = {}  # The last one asked for is the last.
-        self._lock = threading.Lock()
+        self._pool = Pool()
         self._grounds = [_Ground(n, c, data_dir, num_seeds) for n, c in tasks.items()]
         # Runs that one program advances together, of baselines and others alike.
         self._width = max(num_seeds, LEAST_WIDTH)
@@ -210,85 +156,73 @@ class SuiteEvaluation:
     def run(self) -> list[Entry]:
         """Everything, from what is kept where it is."""
         entries: list[Entry] = []
-        candidates = {
-            (ground.name, name): baseline.settings
-            for ground in self._grounds
-            for name, baseline in self._baselines.items()
-        }
         pairs = [(g, name) for g in self._grounds for name in self._baselines]
         alone = [(g, name) for g in self._grounds for name in self._contenders]
+        firsts = {(g.name, n): first_runs(self._baselines[n], None, (), 0) for g, n in pairs}
         total = len(self._horizons) * (len(pairs) + len(alone))
         with progress(total=total, desc="evaluation") as bar:
             for stage, horizon in enumerate(self._horizons):
-                swept, ranked = self._swept(pairs, candidates, horizon, bar)
-                chosen = {}
-                for where, losses in swept.items():
-                    best = min(losses, key=lambda s: float(np.mean(losses[s])))
-                    default = self._baselines[where[1]].untuned
-                    chosen[where] = (best, ranked[where[1]][0], default)
-                reports = [
-                    lambda g=g, n=n: self._report(g, n, chosen[g.name, n], horizon)  # noqa: B023
-                    for g, n in pairs
+                swept, for_suite = self._swept(pairs, firsts, horizon, bar)
+                asked: list[tuple[_Ground, str, tuple[Setting, ...]]] = []
+                for g, n in pairs:
+                    best = ranked(swept[g.name, n])[0], for_suite[n][0]
+                    asked.append((g, n, (*best, self._baselines[n].untuned)))
+                asked += [(g, n, ()) for g, n in alone]
+                jobs = [
+                    _Job(g.seconds * max(1, len(set(x))), partial(self._report, g, n, x, horizon))
+                    for g, n, x in asked
                 ]
-                reports += [
-                    lambda g=g, n=n: self._report(g, n, (), horizon)  # noqa: B023
-                    for g, n in alone
-                ]
-                entries += [entry for found in _all(reports, bar.update) for entry in found]
+                entries += [entry for found in _all(jobs, bar.update) for entry in found]
                 keep = KEPT_SETTINGS[min(stage, len(KEPT_SETTINGS) - 1)]
-                for where, losses in swept.items():
-                    order = sorted(losses, key=lambda s: float(np.mean(losses[s])))
-                    both = (*survivors(order, keep), *survivors(ranked[where[1]], keep))
-                    default = self._baselines[where[1]].untuned
-                    candidates[where] = tuple(dict.fromkeys([*both, default]))
+                firsts = {
+                    (task, n): first_runs(self._baselines[n], losses, for_suite[n], keep)
+                    for (task, n), losses in swept.items()
+                }
         return entries
 
     def _swept(
-        self, pairs: Sequence[tuple[_Ground, str]], candidates: dict, horizon: int, bar: Any
-    ) -> tuple[dict[tuple[str, str], dict[Setting, np.ndarray]], dict[str, list[Setting]]]:
+        self,
+        pairs: Sequence[tuple[_Ground, str]],
+        firsts: dict[tuple[str, str], list[Run]],
+        horizon: int,
+        bar: Any,
+    ) -> tuple[dict[tuple[str, str], Losses], dict[str, list[Setting]]]:
         """The losses of all settings tried on each task, and those that all tasks tried, ranked.
 
         Args:
-          candidates: (task, baseline) -> the settings to begin with.
+          firsts: (task, baseline) -> the runs to begin with.
         """
-        swept: dict[tuple[str, str], dict[Setting, np.ndarray]] = {
-            (g.name, name): {} for g, name in pairs
-        }
-        wanted = dict(candidates)
+        swept: dict[tuple[str, str], Losses] = {(g.name, n): {} for g, n in pairs}
+        for_suite: dict[str, list[Setting]] = {}
         while True:
-            new = {
-                (g, n): settings
-                for g, n in pairs
-                if (settings := tuple(s for s in wanted[g.name, n] if s not in swept[g.name, n]))
-            }
-            bar.total += len(new)
-            jobs = [partial(self._sweep, g, n, new[g, n], horizon) for g, n in new]
-            for (g, n), losses in zip(new, _all(jobs, bar.update), strict=True):
-                swept[g.name, n] |= losses
-            ranked = {
-                name: rank_for_suite({g.name: swept[g.name, name] for g in self._grounds})
+            runs: dict[tuple[str, str], tuple[Run, ...]] = {}
+            jobs = []
+            for g, n in pairs:
+                first, found = firsts[g.name, n], swept[g.name, n]
+                wanted = [run for run in first if run[0] not in found]
+                wanted += next_runs(self._baselines[n], found, for_suite[n][0]) if found else []
+                # Whole populations: what would be left of the last is for what is wanted next.
+                some = tuple(dict.fromkeys(wanted))[
+                    : self._width * max(1, len(first) // self._width)
+                ]
+                if some:
+                    runs[g.name, n] = some
+                    work = partial(self._sweep, g, n, some, horizon)
+                    jobs.append(_Job(g.seconds * len(some), work))
+            if not runs:
+                return swept, for_suite
+            bar.total += len(jobs)
+            for where, losses in zip(runs, _all(jobs, bar.update), strict=True):
+                for (setting, _), loss in zip(runs[where], losses, strict=True):
+                    swept[where].setdefault(setting, []).append(loss)
+            for_suite = {
+                name: ranked_for_suite([swept[g.name, name] for g in self._grounds])
                 for name in self._baselines
             }
-            if not new:
-                return swept, ranked
-            wanted = {}
-            for (task, name), losses in swept.items():
-                baseline, best = self._baselines[name], min(losses, key=lambda s: losses[s].mean())
-                near = (*baseline.beside(best), *baseline.beside(ranked[name][0]))
-                # Beside what diverges all may: there is no slope to follow.
-                wanted[task, name] = baseline.settings if losses[best].mean() >= WORST else near
 
     def _runner(self, ground: _Ground, name: str) -> Runner:
-        """What runs an optimizer on a task; of those asked for long ago it is made again."""
-        key = (ground.name, name)
-        with self._lock:
-            runner = self._runners.pop(key, None) or self._make_runner(ground, name)
-            if len(self._runners) >= MOST_RUNNERS:
-                for old in list(self._runners)[: MOST_RUNNERS // 2]:
-                    del self._runners[old]
-                gc.collect()
-            self._runners[key] = runner
-            return runner
+        """What runs an optimizer on a task."""
+        return self._pool.get((ground.name, name), partial(self._make_runner, ground, name))
 
     def _make_runner(self, ground: _Ground, name: str) -> Runner:
         if name in self._contenders:
@@ -315,28 +249,26 @@ class SuiteEvaluation:
             optimizer = {"baseline": baseline.builder, "arguments": baseline.arguments}
         return self._shared | ground.facts | {"horizon": horizon} | optimizer
 
-    def _sweep(
-        self, ground: _Ground, name: str, settings: Sequence[Setting], horizon: int
-    ) -> dict[Setting, np.ndarray]:
-        """``log_loss`` of each setting, ``[SWEEP_SEEDS]``, by what is chosen by."""
+    def _sweep(self, ground: _Ground, name: str, runs: Sequence[Run], horizon: int) -> list[float]:
+        """``log_loss`` of each run by what is chosen by."""
 
         def compute() -> Arrays:
             keys = ground.starts.keys(SEED + SELECTION_OFFSET, SWEEP_SEEDS)
+            keys = keys[np.array([seed for _, seed in runs])]
             split = CHOOSE_BY[self._choose_by]
-            runs = self._runner(ground, name)(*_grid(settings, keys), horizon, (split,))
-            losses = runs.scores[split]["loss"]
+            thetas = _stacked([setting for setting, _ in runs])
+            found = self._runner(ground, name)(thetas, keys, horizon, (split,))
+            ground.seconds = found.seconds
             constant = np.asarray(ground.starts.constant(keys))
-            shape = (len(settings), SWEEP_SEEDS)
-            return {"log_loss": log_loss(losses.reshape(shape), np.broadcast_to(constant, shape))}
+            return {"log_loss": log_loss(found.scores[split]["loss"], constant)}
 
         decides = self._decides(ground, name, horizon) | {
-            "sweep": settings,
+            "sweep": runs,
             "seed": SEED + SELECTION_OFFSET,
             "seeds": SWEEP_SEEDS,
             "by": self._choose_by,
         }
-        found = kept(self._folder, decides, compute)["log_loss"]
-        return dict(zip(settings, found, strict=True))
+        return kept(self._folder, decides, compute)["log_loss"].tolist()
 
     def _report(
         self, ground: _Ground, name: str, chosen: Sequence[Setting], horizon: int
@@ -348,7 +280,8 @@ class SuiteEvaluation:
         def compute() -> Arrays:
             runner, keys = self._runner(ground, name), ground.keys
             if settings:
-                runs = runner(*_grid(settings, keys), horizon)
+                thetas = _stacked([s for s in settings for _ in range(self._num_seeds)])
+                runs = runner(thetas, jnp.tile(keys, len(settings)), horizon)
             else:
                 runs = runner(self._contenders[name].theta, keys, horizon)
             arrays = {
@@ -367,6 +300,7 @@ class SuiteEvaluation:
         decides = self._decides(ground, name, horizon)
         decides |= {"settings": settings, "seed": SEED, "seeds": self._num_seeds}
         found = kept(self._folder, decides, compute)
+        ground.seconds = float(found["seconds"])
 
         def entry(column: str, setting: Setting | None) -> Entry:
             i = settings.index(setting) if setting else 0
@@ -396,54 +330,37 @@ class SuiteEvaluation:
         return [entry(column, s) for column, s in zip(COLUMNS, chosen, strict=True)]
 
 
-# Programs of a runner take hundreds of the 65,530 mappings of memory that Linux gives a process;
-# those that are made again are read from where compiled programs are kept.
-MOST_RUNNERS = 48
 # Steps of the longest horizon up to which programs are compiled in haste.
 QUICK_UP_TO = 200
 LEAST_WIDTH = 5
-# A little below the log-loss of a run that diverged.
-WORST = log_loss(np.array(np.inf), np.array(1.0)) - 1e-6
 
 
-def _grid(settings: Sequence[Setting], keys: jax.Array) -> tuple[Any, jax.Array]:
-    """Theta and keys of every setting with every key, the keys varying faster."""
-    thetas = [theta_of(s) for s in settings for _ in range(len(keys))]
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *thetas)
-    return stacked, jnp.tile(keys, len(settings))
+def _stacked(settings: Sequence[Setting]) -> Any:
+    """Theta of each setting, leaves ``[settings]``."""
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *map(theta_of, settings))
 
 
-def rank_for_suite(losses: dict[str, dict[Setting, np.ndarray]]) -> list[Setting]:
-    """Settings that all tasks tried, the best first by the interquartile mean over all runs."""
-    first, *others = losses.values()
-    common = [s for s in first if all(s in found for found in others)]
-    return sorted(
-        common, key=lambda s: interquartile_mean(np.stack([x[s] for x in losses.values()]))
-    )
+class _Job(NamedTuple):
+    """Some work, and how long it takes, in any unit."""
+
+    length: float
+    work: Callable[[], Any]
 
 
-def survivors(ranked: Sequence[Setting], keep: int) -> tuple[Setting, ...]:
-    """What of settings, the best first, is tried at a longer horizon.
+def _all(jobs: Sequence[_Job], done: Callable[[], Any]) -> list[Any]:
+    """The results of all jobs, as many at once as this process has cores.
 
-    The ``keep`` best, and beside the best the next smaller value under its schedule; a list has
-    none.
+    The long ones begin, so that at the end no core waits long for another.
     """
-    best = ranked[0]
-    smaller = [s for s in ranked if s.schedule == best.schedule != LISTED and s.value < best.value]
-    beside = [max(smaller)] if smaller else []
-    return tuple(dict.fromkeys([*ranked[:keep], *beside]))
-
-
-def _all(jobs: Sequence[Callable[[], Any]], done: Callable[[], Any]) -> list[Any]:
-    """The results of all jobs, as many at once as this process has cores."""
+    order = sorted(range(len(jobs)), key=lambda i: -jobs[i].length)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        futures = [pool.submit(job) for job in jobs]
+        futures = {i: pool.submit(jobs[i].work) for i in order}
         try:
-            results = []
-            for future in futures:
-                results.append(future.result())
+            results = {}
+            for i, future in futures.items():
+                results[i] = future.result()
                 done()
-            return results
+            return [results[i] for i in range(len(jobs))]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
