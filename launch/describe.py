@@ -33,6 +33,7 @@ def describe(name: str) -> str:
     Raises:
       ValueError: if there is none of that name, or the folder holds no trained optimizer.
     """
+    from launch.trained import counted
     from learned_opt.inspection import LARGE, SMALL, inspect
 
     optimizer, training = _find(name)
@@ -42,7 +43,7 @@ def describe(name: str) -> str:
         (
             "state" if size == SMALL else "",
             f"{found.state_bytes[size]:.2f} bytes a parameter (Adam {found.adam_bytes[size]:.2f}) "
-            f"for a network of {size:,} parameters in {_tensors(found.num_tensors)}",
+            f"for a network of {size:,} parameters in {counted(found.num_tensors, 'tensor')}",
         )
         for size in (SMALL, LARGE)
     ]
@@ -51,17 +52,13 @@ def describe(name: str) -> str:
         lines.append((f"reads {words}", _answer(reading)))
     lines.append(("without gradient", "moves" if found.moves_without_gradient else "rests"))
     if found.num_tensors != 4:
-        lines.append(("takes", f"networks of {_tensors(found.num_tensors)}"))
+        lines.append(("takes", f"networks of {counted(found.num_tensors, 'tensor')}"))
     horizon = "not trained" if training is None else _horizon(training)
     lines.append(("trained for", horizon))
     return "\n".join([name, *(f"  {label:<22}{text}" for label, text in lines)])
 
 
 _READ = {"params": "the parameters", "value": "the loss", "num_steps": "num_steps"}
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor{'s' if count != 1 else ''}"
 
 
 def _answer(reading: Any) -> str:
@@ -73,9 +70,10 @@ def _answer(reading: Any) -> str:
 def _horizon(training: dict[str, Any]) -> str:
     if training.get("horizon") is None:
         return "a horizon that was not recorded"
-    task = training.get("task")
-    name = task.get("name") if isinstance(task, dict) else task
-    return f"{training['horizon']:,} steps{f' of {name}' if name else ''}"
+    from launch.trained import in_short
+
+    of = f" of {in_short(training['task'])}" if training.get("task") else ""
+    return f"{training['horizon']:,} steps{of}"
 
 
 def _find(name: str) -> tuple["LearnedOptimizer", dict[str, Any] | None]:

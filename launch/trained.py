@@ -183,7 +183,24 @@ def words(task: Any) -> str:
     if not isinstance(task, dict):
         return str(task or "a task that was not recorded")
     if "tasks" in task:
-        return f"{len(task['tasks'])} tasks"
+        return in_short(task)
     from launch.evaluation.one_task import describe
 
     return describe(task)
+
+
+def counted(number: int, noun: str) -> str:
+    """``3 tasks``, ``1 task``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def in_short(task: Any) -> str:
+    """The name of a recorded task and its data; of several, how many; of a wrapped one the base."""
+    while isinstance(task, dict) and "base" in task:
+        task = task["base"]
+    if not isinstance(task, dict):
+        return str(task)
+    if "tasks" in task:
+        return counted(len(task["tasks"]), "task")
+    data = str(task.get("dataset") or "").replace(",", ", ")
+    return f"{task['name']}{f' on {data}' if data else ''}"

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 
 
@@ -13,11 +14,18 @@ def user_path(argument_name: str, path: str | os.PathLike) -> Path:
       path: what was given.
 
     Raises:
-      ValueError: if it is no path, is empty, or names the home of an unknown user.
+      ValueError: if it is no path, is empty, cannot be printed, or names the home of an unknown
+        user.
     """
     given = path if isinstance(path, bytes) or not isinstance(path, os.PathLike) else str(path)
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise ValueError(f"{_quoted(argument_name)} must be the name of a path, got {path!r}.")
+    # Line breaks and the like, and bytes that are no UTF-8: no table or JSON could hold them.
+    if any(unicodedata.category(x) in ("Cc", "Cs") for x in given):
+        raise ValueError(
+            f"{_quoted(argument_name)} must be of characters that can be printed, got {given!r}; "
+            "rename the folder."
+        )
     try:
         return Path(given).expanduser()
     except RuntimeError:

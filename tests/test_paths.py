@@ -16,7 +16,9 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("given", ["", " ", "a\0b", None, 3, b"a", "~nobody-of-that-name/a"])
+@pytest.mark.parametrize(
+    "given", ["", " ", "a\0b", "a\nb", "a\udcffb", None, 3, b"a", "~nobody-of-that-name/a"]
+)
 @pytest.mark.parametrize("function", [user_path, writable_folder, writable_file])
 def test_no_path(function, given):
     with pytest.raises(ValueError, match=r"^--workdir must be"):

@@ -29,6 +29,7 @@ from launch.evaluation.optlist import OPTLIST
 from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
 from launch.suites import suite
 from learned_opt import LearnedOptimizer
+from learned_opt.base import learned_optimizer
 from meta_train import evaluate
 from tasks import TaskMixture, quadratic_family
 
@@ -862,6 +863,63 @@ def test_a_setting_at_the_edge_is_warned_of(evaluated):
     marked = [e._replace(edge=e.column == command.TUNED and e.task == "two") for e in entries]
     (said,) = report.warnings(report.summarize(marked, tasks))
     assert "at 6 steps, adam (tuned per task)" in said and "edge of its grid (two)" in said
+
+
+def test_losses_below_zero_still_tell_settings_apart(evaluated):
+    """A shifted loss is tuned as well; the report says that its log-losses tell nothing."""
+    run, tasks = evaluated
+    base = tasks.pop("two").make()
+
+    @dataclasses.dataclass(frozen=True)
+    class Shifted(type(cfg.task("quadratic"))):
+        by: float = 0.0
+
+        def make(self, data_dir=None):
+            def score(*given):
+                return {k: v - self.by for k, v in base.score(*given).items()}
+
+            constant = base.constant_loss
+            return base._replace(score=score, constant_loss=lambda i: 0 * constant(i) + 2.0)
+
+    chosen = []
+    for by in (0.0, 5.0):
+        tasks["one"] = Shifted(by=by)
+        entries = run(horizons=(20,), contenders={})
+        summary = report.summarize(entries, tasks)
+        said = [x for x in report.warnings(summary) if "below 0" in x]
+        assert said == (["warning: on one " + said[0].split("one ", 1)[1]] if by else [])
+        ends = {e.column: np.mean(e.scores["train"]["loss"]) + by for e in entries}
+        chosen.append(ends[command.TUNED] / ends[command.DEFAULT])
+        assert {e.log_loss("train").max() == np.log(0.01) for e in entries} == {bool(by)}
+    assert chosen[1] < 2 * chosen[0] < 0.2, chosen
+    np.testing.assert_allclose(  # A line that goes on with the slope it had.
+        sweep.judged(np.array([1e-9, 0.0, -1e-9, -2.0, np.nan, -np.inf]), np.ones(6)),
+        np.log(0.01) + np.array([1e-7, 0, -1e-7, -200, np.log(301), np.log(301)]),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("wrong", ["loss", "state"])
+def test_what_a_step_must_not_do_is_said_with_its_name(wrong, tmp_path):
+    """By a task or an optimizer of one's own; JAX would say it of nothing in particular."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(type(cfg.task("quadratic"))):
+        def make(self, data_dir=None):
+            if wrong != "loss":
+                return TASK
+            return TASK._replace(loss=lambda *given: TASK.loss(*given) * jnp.ones(2))
+
+    def bind(theta, num_steps):
+        def update(updates, state, params=None, **_):
+            return updates, state + 0.5
+
+        return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
+
+    mine = command.Contender(learned_optimizer(lambda key: {"x": 1.0}, bind), None, {}, True, True)
+    name = {"loss": "the task 'a'", "state": "the optimizer 'b' on the task 'a'"}[wrong]
+    with pytest.raises(ValueError, match=rf"^{name}: .*(shape \(2,\)|float32.*from int32)"):
+        command.SuiteEvaluation({"a": Mine()}, {"b": mine}, (3,), 2, tmp_path)
 
 
 def test_what_is_refused_says_what_to_do(tmp_path):

@@ -23,6 +23,9 @@ NAMES = {
     ONE_RATE: "one setting for the suite",
     DEFAULT: DEFAULT,
 }
+# Of the profiles, one after another.
+COLORED = (VERMILION, BLUE, GREEN, ORANGE, "#CC79A7", "#56B4E9", "black", "0.4")
+LINES = ("-", "--", ":")
 # Of the profiles, those drawn by name: the best by score and all without tuning.
 DRAWN = 6
 
@@ -44,9 +47,10 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
             squeeze=False,
             height_ratios=[0.19 * count + 1, 3],
         )
+        looks: dict[str, tuple[str, str]] = {}
         for column, (horizon, found) in enumerate(horizons):
             _intervals(axes[0, column], found["rows"], horizon)
-            _profiles(axes[1, column], found["rows"])
+            _profiles(axes[1, column], found["rows"], looks)
         handles = [
             plt.Line2D(
                 [],
@@ -84,22 +88,23 @@ def _intervals(axis: Any, rows: list[dict[str, Any]], horizon: str) -> None:
     )
 
 
-def _profiles(axis: Any, rows: list[dict[str, Any]]) -> None:
+def _profiles(axis: Any, rows: list[dict[str, Any]], looks: dict[str, tuple[str, str]]) -> None:
+    """Draws them; ``looks`` has the colours and lines of labels, which are those of all panels."""
     ranked = sorted(rows, key=lambda row: -row["profile_score"])
     named = [row for row in ranked if not row["column"]]
     named += [row for row in ranked if row["column"]][:DRAWN]
     # The target is Adam's, so it is among them.
     named += [r for r in ranked if r["label"] == f"{REFERENCE} ({TUNED})" and r not in named]
-    colors = [VERMILION, BLUE, GREEN, ORANGE, "#CC79A7", "#56B4E9", "black", "0.4"]
-    for i, row in enumerate(named):
-        width, style = (2.2, "-") if not row["column"] else (1.4, "--" if i % 2 else "-")
+    for row in named:
+        new = LINES[len(looks) // len(COLORED) % len(LINES)], COLORED[len(looks) % len(COLORED)]
+        style, color = looks.setdefault(row["label"], new)
         axis.step(
             RATIOS,
             np.asarray(row["profile"]),
             style,
             where="post",
-            color=colors[i % len(colors)],
-            linewidth=width,
+            color=color,
+            linewidth=1.4 if row["column"] else 2.2,
             label=f"{plain(shortened(row['label'], LABEL))}: {row['profile_score']:.2f}",
         )
     others = [row["profile"] for row in ranked if row not in named]

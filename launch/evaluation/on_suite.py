@@ -9,6 +9,7 @@ from launch.evaluation.aggregates import LEAST_TASKS, Interval
 from launch.evaluation.contenders import Contender
 from launch.evaluation.suite import SuiteEvaluation
 from launch.suites import Suite
+from launch.trained import counted
 from meta_train.progress import remark
 
 
@@ -32,11 +33,12 @@ def evaluate(
       choose_by: the split whose loss they are tuned by.
       limits: sentences to print and write with the results.
     """
-    also = f"{len(contenders)} optimizers and " if contenders else ""
+    also = f"{counted(len(contenders), 'optimizer')} and " if contenders else ""
+    on = counted(len(found.tasks), "task")
     remark(
-        f"Evaluating {also}{len(baselines)} swept baselines on "
-        f"{len(found.tasks)} tasks at {', '.join(f'{h:,}' for h in horizons)} inner steps; each is "
-        "compiled for each task first ..."
+        f"Evaluating {also}{counted(len(baselines), 'swept baseline')} on {on} at "
+        f"{', '.join(f'{h:,}' for h in horizons)} inner steps; each is compiled for each task "
+        "first ..."
     )
     entries = SuiteEvaluation(
         found.tasks,
@@ -49,7 +51,7 @@ def evaluate(
         baselines=baselines,
     ).run()
     summary = report.summarize(entries, found.tasks)
-    title = f"Suite {found.name}: {len(found.tasks)} tasks, {num_seeds} seeds"
+    title = f"Suite {found.name}: {on}, {counted(num_seeds, 'seed')}"
     about = [f"Baselines are tuned by their {choose_by} loss on other seeds."]
     about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
     about.append(

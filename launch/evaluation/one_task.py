@@ -27,6 +27,7 @@ from launch.evaluation.kept import (
     software,
     whole,
 )
+from launch.evaluation.runs import check_runs
 from launch.studies.shared.plots import plain
 from meta_train import strict_json
 from meta_train.evaluate import (
@@ -65,6 +66,8 @@ def evaluate(
       workdir: keeps each result in ``evaluation.parts``, from which a second call continues.
     """
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
+    for name, (optimizer, _) in trained.items():
+        check_runs(name, task, optimizer)
     weights = {name: {"weights": digest_of_optimizer(path)} for name, path in optimizers.items()}
 
     def steps(name, horizon):

@@ -112,6 +112,7 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
         row["label"] = label
         row["settings"] = {e.task: str(e.setting) for e in runs if e.setting}
         row["at_edge"] = [e.task for e in runs if e.edge]
+        row["below_zero"] = [e.task for e in runs if any(_ends_below_zero(e, s) for s in SPLITS)]
         row["log_loss"] = {s: _interval(_matrix(runs, s)) for s in SPLITS}
         row["normalized"] = {s: _normalized(runs, tasks, s) for s in SPLITS}
         row["diverged"] = int(sum(diverged(e).sum() for e in runs))
@@ -145,6 +146,10 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
 def _of(entries: Sequence[Entry], label: str) -> list[Entry]:
     """Of one optimizer, task by task."""
     return [e for e in entries if e.label == label]
+
+
+def _ends_below_zero(entry: Entry, split: str) -> bool:
+    return bool((entry.scores[split]["loss"] < 0).any())
 
 
 def _matrix(runs: Sequence[Entry], split: str) -> np.ndarray:
@@ -259,8 +264,17 @@ def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """Of settings chosen at the edge of their sweep, where a better one may lie beyond."""
-    return [
+    """Of settings chosen at the edge of their sweep, where a better one may lie beyond, and of
+    losses below 0.
+    """
+    rows = [row for found in summary["horizons"].values() for row in found["rows"]]
+    below = dict.fromkeys(task for row in rows for task in row["below_zero"])
+    said = [
+        f"warning: on {task} losses end below 0, where log-loss counts them as 0 and tells nothing "
+        "apart; shift the task's loss."
+        for task in below
+    ]
+    return said + [
         f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
         f"({', '.join(row['at_edge'])}); a better one may lie beyond."
         for horizon, found in summary["horizons"].items()

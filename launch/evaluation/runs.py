@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from learned_opt.base import LearnedOptimizer
+from meta_train.checks import check_system
 from meta_train.inner import InnerState, inner_training
 from tasks.base import SPLITS, Split, Task
 
@@ -36,6 +37,20 @@ class Runs(NamedTuple):
     final: np.ndarray
     scores: dict[str, dict[str, np.ndarray]]
     seconds: float
+
+
+def check_runs(name: str, task: Task, optimizer: LearnedOptimizer) -> None:
+    """Asks what types a step of a task under an optimizer has; nothing is computed.
+
+    Raises:
+      ValueError: that begins with ``name``, if they are not what they must be.
+    """
+    key = jax.random.key(0)
+    try:
+        theta = jax.eval_shape(optimizer.init, key)
+        check_system(inner_training(task, optimizer), theta, key)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 class Starts:

@@ -5,7 +5,7 @@ Nothing is chosen on runs that are reported: those of sweeps have other seeds.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +21,18 @@ from launch.evaluation.baselines import BASELINES, EVALUATED, Setting, theta_of
 from launch.evaluation.contenders import Contender
 from launch.evaluation.kept import PARTS, Arrays, decided_by_task, digest_of_steps, kept, software
 from launch.evaluation.pool import Pool
-from launch.evaluation.runs import Runner, Starts
+from launch.evaluation.runs import Runner, Starts, check_runs
 from launch.evaluation.sweep import (
     SWEEP_SEEDS,
     Losses,
     Run,
     first_runs,
+    judged,
     next_runs,
     ranked,
     ranked_for_suite,
 )
+from learned_opt import learnable_sgdm
 from meta_train.evaluate import SELECTION_OFFSET
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
@@ -95,6 +97,7 @@ class _Ground:
                 f"the task {name!r} of a suite must have a `score` and a `constant_loss`, got "
                 "none; add them to it, or evaluate on it alone with --cfg.task."
             )
+        check_runs(f"the task {name!r}", self.starts.task, learnable_sgdm())
         self.keys = self.starts.keys(SEED, num_seeds)
         starts = jax.eval_shape(self.starts.begin, self.keys)
         scores = jax.eval_shape(lambda of, run: self.starts.score(run, of, "test"), *starts)
@@ -147,6 +150,11 @@ class SuiteEvaluation:
         self._folder = workdir / PARTS
         self._pool = Pool()
         self._grounds = [_Ground(n, c, data_dir, num_seeds) for n, c in tasks.items()]
+        for name, one in contenders.items():
+            if one.outside:
+                for ground in self._grounds:
+                    of = f"the optimizer {name!r} on the task {ground.name!r}"
+                    check_runs(of, ground.starts.task, one.optimizer)
         # Runs that one program advances together, of baselines and others alike.
         self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
@@ -250,7 +258,7 @@ class SuiteEvaluation:
         return self._shared | ground.facts | {"horizon": horizon} | optimizer
 
     def _sweep(self, ground: _Ground, name: str, runs: Sequence[Run], horizon: int) -> list[float]:
-        """``log_loss`` of each run by what is chosen by."""
+        """What each run is chosen by."""
 
         def compute() -> Arrays:
             keys = ground.starts.keys(SEED + SELECTION_OFFSET, SWEEP_SEEDS)
@@ -260,7 +268,7 @@ class SuiteEvaluation:
             found = self._runner(ground, name)(thetas, keys, horizon, (split,))
             ground.seconds = found.seconds
             constant = np.asarray(ground.starts.constant(keys))
-            return {"log_loss": log_loss(found.scores[split]["loss"], constant)}
+            return {"judged": judged(found.scores[split]["loss"], constant)}
 
         decides = self._decides(ground, name, horizon) | {
             "sweep": runs,
@@ -268,7 +276,7 @@ class SuiteEvaluation:
             "seeds": SWEEP_SEEDS,
             "by": self._choose_by,
         }
-        return kept(self._folder, decides, compute)["log_loss"].tolist()
+        return kept(self._folder, decides, compute)["judged"].tolist()
 
     def _report(
         self, ground: _Ground, name: str, chosen: Sequence[Setting], horizon: int
@@ -354,11 +362,11 @@ def _all(jobs: Sequence[_Job], done: Callable[[], Any]) -> list[Any]:
     """
     order = sorted(range(len(jobs)), key=lambda i: -jobs[i].length)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        futures = {i: pool.submit(jobs[i].work) for i in order}
+        futures = {pool.submit(jobs[i].work): i for i in order}
         try:
             results = {}
-            for i, future in futures.items():
-                results[i] = future.result()
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
                 done()
             return [results[i] for i in range(len(jobs))]
         except BaseException:

@@ -16,6 +16,7 @@ import numpy as np
 
 from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import LISTED, Baseline, Setting
+from meta_train.inner import FLOOR
 
 # Runs of what is chosen.
 SWEEP_SEEDS = 3
@@ -24,8 +25,18 @@ WORST = float(log_loss(np.array(np.inf), np.array(1.0))) - 1e-6
 
 # A setting and the number of a seed.
 Run = tuple[Setting, int]
-# The log-losses of a setting's runs on a task, in the order of seeds.
+# What the runs of each setting on a task came to, as ``judged``, in the order of seeds.
 Losses = dict[Setting, list[float]]
+
+
+def judged(loss: np.ndarray, constant: np.ndarray) -> np.ndarray:
+    """``log_loss``, which counts a loss below 0 as 0, continued there as a straight line.
+
+    So what is tuned goes on to differ where what is reported cannot.
+    """
+    loss = np.asarray(loss, np.float64)
+    below = np.minimum(np.where(np.isfinite(loss), loss, 0.0) / constant, 0.0)
+    return log_loss(loss, constant) + below / FLOOR
 
 
 def ranked(found: Losses) -> list[Setting]:
