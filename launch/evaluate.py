@@ -7,7 +7,7 @@ On one task: training losses, and the task's score on its test split at the end,
 runs under every optimizer, at the horizon it was trained for and at 5 times it; writes
 `evaluation.json` and `evaluation.png`.
 
-On a suite of tasks (docs/evaluation.md), or MODULE:NAME, one of yours: ten baselines, each at its
+On a suite of tasks (docs/evaluation.md), or MODULE:NAME, one of yours: nine baselines, each at its
 best setting for each task, at one setting for the whole suite and at its default; aggregates with
 95% intervals, paired differences, and `suite.csv`, `suite.json`, `suite.md`, `suite.png` and
 `suite.html`. NAME is an architecture, evaluated untrained.

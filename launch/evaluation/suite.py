@@ -170,7 +170,8 @@ class SuiteEvaluation:
         total = len(self._horizons) * (len(pairs) + len(alone))
         with progress(total=total, desc="evaluation") as bar:
             for stage, horizon in enumerate(self._horizons):
-                swept, for_suite = self._swept(pairs, firsts, horizon, bar)
+                seeds, keep = (of[min(stage, len(of) - 1)] for of in (SWEEP_SEEDS, KEPT_SETTINGS))
+                swept, for_suite = self._swept(pairs, firsts, horizon, seeds, bar)
                 asked: list[tuple[_Ground, str, tuple[Setting, ...]]] = []
                 for g, n in pairs:
                     best = ranked(swept[g.name, n])[0], for_suite[n][0]
@@ -181,7 +182,6 @@ class SuiteEvaluation:
                     for g, n, x in asked
                 ]
                 entries += [entry for found in _all(jobs, bar.update) for entry in found]
-                keep = KEPT_SETTINGS[min(stage, len(KEPT_SETTINGS) - 1)]
                 firsts = {
                     (task, n): first_runs(self._baselines[n], losses, for_suite[n], keep)
                     for (task, n), losses in swept.items()
@@ -193,12 +193,14 @@ class SuiteEvaluation:
         pairs: Sequence[tuple[_Ground, str]],
         firsts: dict[tuple[str, str], list[Run]],
         horizon: int,
+        seeds: int,
         bar: Any,
     ) -> tuple[dict[tuple[str, str], Losses], dict[str, list[Setting]]]:
         """The losses of all settings tried on each task, and those that all tasks tried, ranked.
 
         Args:
           firsts: (task, baseline) -> the runs to begin with.
+          seeds: runs of what is chosen.
         """
         swept: dict[tuple[str, str], Losses] = {(g.name, n): {} for g, n in pairs}
         for_suite: dict[str, list[Setting]] = {}
@@ -207,9 +209,13 @@ class SuiteEvaluation:
             jobs = []
             for g, n in pairs:
                 first, found = firsts[g.name, n], swept[g.name, n]
+                baseline = self._baselines[n]
                 wanted = [run for run in first if run[0] not in found]
-                wanted += next_runs(self._baselines[n], found, for_suite[n][0]) if found else []
-                # Whole populations: what would be left of the last is for what is wanted next.
+                if found:
+                    wanted += next_runs(baseline, found, for_suite[n][0], seeds)
+                else:
+                    wanted += [(s, 0) for s in baseline.beside(first[0][0])]
+                # Whole populations: what would be left of the last is for what may be wanted next.
                 some = tuple(dict.fromkeys(wanted))[
                     : self._width * max(1, len(first) // self._width)
                 ]
@@ -261,7 +267,7 @@ class SuiteEvaluation:
         """What each run is chosen by."""
 
         def compute() -> Arrays:
-            keys = ground.starts.keys(SEED + SELECTION_OFFSET, SWEEP_SEEDS)
+            keys = ground.starts.keys(SEED + SELECTION_OFFSET, max(SWEEP_SEEDS))
             keys = keys[np.array([seed for _, seed in runs])]
             split = CHOOSE_BY[self._choose_by]
             thetas = _stacked([setting for setting, _ in runs])
@@ -273,7 +279,7 @@ class SuiteEvaluation:
         decides = self._decides(ground, name, horizon) | {
             "sweep": runs,
             "seed": SEED + SELECTION_OFFSET,
-            "seeds": SWEEP_SEEDS,
+            "seeds": max(SWEEP_SEEDS),
             "by": self._choose_by,
         }
         return kept(self._folder, decides, compute)["judged"].tolist()

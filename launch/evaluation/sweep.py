@@ -2,7 +2,7 @@
 
 Every setting that is tried is tried with one seed first; the best so far of a task, and the best
 for all tasks, get the other seeds too, until what is best has them all. So what is chosen rests on
-``SWEEP_SEEDS`` runs (on each task), at little more than the cost of one.
+several runs (on each task), at little more than the cost of one.
 
 At the shortest horizon every setting is tried. At the next ones, each of which is several times as
 long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
@@ -18,8 +18,9 @@ from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import LISTED, Baseline, Setting
 from meta_train.inner import FLOOR
 
-# Runs of what is chosen.
-SWEEP_SEEDS = 3
+# Runs of what is chosen at the first horizon, the second, and later ones: seeds tell less apart the
+# longer the run.
+SWEEP_SEEDS = (3, 3, 2)
 # A little below the log-loss of a run that diverged.
 WORST = float(log_loss(np.array(np.inf), np.array(1.0))) - 1e-6
 
@@ -68,18 +69,19 @@ def first_runs(
     return [(s, 0) for s in dict.fromkeys([*both, baseline.untuned])]
 
 
-def next_runs(baseline: Baseline, found: Losses, leader: Setting) -> list[Run]:
+def next_runs(baseline: Baseline, found: Losses, leader: Setting, seeds: int) -> list[Run]:
     """What is to be tried next on a task, the most urgent first; nothing if that was all.
 
     Args:
       found: what was tried on it, ``leader`` among it.
       leader: the best for all tasks so far.
+      seeds: runs that what is chosen must have.
     """
     best = ranked(found)[0]
     runs: list[Run] = []
     for setting in (best, leader):
         runs += [(s, 0) for s in baseline.beside(setting) if s not in found]
-        runs += [(setting, i) for i in range(len(found[setting]), SWEEP_SEEDS)]
+        runs += [(setting, i) for i in range(len(found[setting]), seeds)]
     if np.mean(found[best]) >= WORST:  # Beside what diverges all may: there is no slope to follow.
         runs += [(s, 0) for s in baseline.settings if s not in found]
     return list(dict.fromkeys(runs))
