@@ -1,9 +1,10 @@
 """Kills jobs at random moments, lets them finish, and compares with jobs that were never killed.
 
-python -m tests.soak --workdir=DIR [--kills=500] [--cases=pes,tbptt,...]
+python -m tests.soak --workdir=DIR [--kills=500] [--cases=pes,tbptt,...] [--processes=2]
 
-With the same flags, it continues. Each life of a job is a process of its own, forked from one that
-has imported everything and computed nothing, and is killed with SIGKILL: at a random row of
+With the same flags, it continues. Each life of a job is a process of its own, or several that run
+it together, forked from one that has imported everything and computed nothing. It is killed with
+SIGKILL, of several one by chance, whereupon the others must end by themselves: at a random row of
 metrics, in the middle of a save, or at any time from its start. A job is killed ten times and then
 finishes; its state, theta, metrics and log must be those of the job that was never killed, to the
 bit. Exit code 1 if any is not.
@@ -16,17 +17,20 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from launch import config as cfg
-from launch import loop
+from launch import hosts, loop
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
@@ -60,15 +64,13 @@ CASES = {
         estimator=cfg.estimator("pes", num_particles=4, truncation=1),
     ),
 }
+# Exit code of a process that has lost another; seconds within which the others must end.
+LOST, PATIENCE = 75, 120
 PLACES = ("at the start", "in a save", "between saves", "at the end")
 
 
-def life(case: str, workdir: Path, cache: Path, finish: bool) -> int:
-    """A process that runs or continues the job; its pid.
-
-    Args:
-      finish: write what the job came to, when it has.
-    """
+def forked(workdir: Path, work: Callable[[], int]) -> int:
+    """A process that does it and ends with its code; its pid. It writes to ``WORKDIR.log``."""
     pid = os.fork()
     if pid:
         return pid
@@ -77,19 +79,58 @@ def life(case: str, workdir: Path, cache: Path, finish: bool) -> int:
         log = os.open(f"{workdir}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        if case == "toy":
-            loop.build = jobs.toy
-        outcome = loop.run(CASES[case], workdir)
-        if finish and outcome.step == STEPS and not outcome.unsaved:
-            Path(f"{workdir}.came_to").write_text(json.dumps(came_to(case, workdir)))
-        code = 0
+        code = work()
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def life(case: str, workdir: Path, cache: Path, size: int) -> list[int]:
+    """So many processes that run or continue the job together; their pids."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def run(rank: int) -> int:
+        # Programs of one process of several are of that one alone.
+        jax.config.update("jax_compilation_cache_dir", str(cache / f"{rank}_of_{size}"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if case == "toy":
+            loop.build = jobs.toy
+        hosts.join(CASES[case], address, size, rank, 60)
+        with hosts.ending_together(LOST):
+            outcome = loop.run(CASES[case], workdir)
+            if size > 1:  # As at the end of a command: the first one waits for the others.
+                jax.distributed.shutdown()
+            return 0 if outcome.step == STEPS and not outcome.unsaved else 1
+
+    return [forked(workdir, partial(run, rank)) for rank in range(size)]
+
+
+def ends(pids: Sequence[int], seconds: float) -> list[int]:
+    """Exit codes of all (negative: a signal), which must end within so many seconds."""
+    until, codes = time.monotonic() + seconds, {}
+    while len(codes) < len(pids):
+        codes |= {pid: code for pid in pids if pid not in codes and (code := wait(pid)) is not None}
+        if time.monotonic() > until:
+            for pid in (pid for pid in pids if pid not in codes):
+                os.kill(pid, signal.SIGKILL)
+                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        time.sleep(0.001)
+    return [codes[pid] for pid in pids]
+
+
+def conclude(case: str, workdir: Path) -> dict | None:
+    """What the job came to, found by a process of its own; None if it is no whole one."""
+
+    def work():
+        Path(f"{workdir}.came_to").write_text(json.dumps(came_to(case, workdir)))
+        return 0
+
+    code = ends([forked(workdir, work)], 300)
+    return json.loads(Path(f"{workdir}.came_to").read_text()) if code == [0] else None
 
 
 def came_to(case: str, workdir: Path) -> dict:
@@ -123,20 +164,25 @@ def in_a_save(workdir: Path) -> bool:
     return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
 
 
-def kill(pid: int, workdir: Path, rng: random.Random, share: float, size: int, seconds: float):
-    """Kills the process at a moment of its own; the place, or None if it was done before.
+def kill(
+    pids: list[int], workdir: Path, rng: random.Random, share: float, size: int, seconds: float
+) -> str | None:
+    """Kills one of the processes at a moment of its own; the place, or None if all were done.
+
+    The others must end within ``PATIENCE``.
 
     Args:
       share: of the metrics' rows, after which to look for a moment.
       size: of all of them, bytes.
       seconds: a life takes that long, about.
     """
-    kind = rng.choice(("row", "save", "time"))
+    kind, pid = rng.choice(("row", "save", "time")), rng.choice(pids)
     until = time.monotonic() + (rng.random() * seconds if kind == "time" else 600)
     metrics = workdir / "metrics.jsonl"
     while time.monotonic() < until:
         if (code := wait(pid)) is not None:
-            assert code == 0, Path(f"{workdir}.log").read_text()[-2000:]
+            codes = [code, *ends([other for other in pids if other != pid], PATIENCE)]
+            assert codes == [0] * len(pids), Path(f"{workdir}.log").read_text()[-2000:]
             return None
         there = kind != "time" and metrics.exists() and metrics.stat().st_size >= share * size
         if there and (kind == "row" or in_a_save(workdir)):
@@ -145,6 +191,8 @@ def kill(pid: int, workdir: Path, rng: random.Random, share: float, size: int, s
     time.sleep(rng.random() * 0.01)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    codes = ends([other for other in pids if other != pid], PATIENCE)
+    assert -signal.SIGKILL not in codes, "the others did not end"
     if not list(workdir.glob("checkpoints/[0-9]*")):
         return PLACES[0]
     if in_a_save(workdir):
@@ -153,7 +201,7 @@ def kill(pid: int, workdir: Path, rng: random.Random, share: float, size: int, s
     return PLACES[3] if done else PLACES[2]
 
 
-def run_job(case: str, number: int, kills: int, folder: Path, reference: dict) -> dict:
+def run_job(case: str, number: int, kills: int, folder: Path, size: int, reference: dict) -> dict:
     """Kills a job that often, lets it finish; where it was killed, and what differs."""
     workdir = folder / f"{case}_{number}"
     for path in folder.glob(f"{workdir.name}*"):  # Of a soak that was stopped.
@@ -161,16 +209,16 @@ def run_job(case: str, number: int, kills: int, folder: Path, reference: dict) -
     rng = random.Random(f"{case} {number}")
     places: Counter = Counter()
     for i in range(kills):
-        pid = life(case, workdir, folder / "cache", finish=False)
+        pids = life(case, workdir, folder / "cache", size)
         share = 0.95 * (i + rng.random()) / kills
-        place = kill(pid, workdir, rng, share, reference["size"], reference["seconds"])
+        place = kill(pids, workdir, rng, share, reference["size"], reference["seconds"])
         if place:
             places[place] += 1
-    code = os.waitstatus_to_exitcode(os.waitpid(life(case, workdir, folder / "cache", True), 0)[1])
+    codes = ends(life(case, workdir, folder / "cache", size), 600)
     said = Path(f"{workdir}.log").read_text()
-    if code:
-        return {"kills": places, "differs": [f"exit code {code}: {said[-500:]}"]}
-    found = json.loads(Path(f"{workdir}.came_to").read_text())
+    found = conclude(case, workdir)
+    if any(codes) or not found:
+        return {"kills": places, "differs": [f"exit codes {codes}: {said[-500:]}"]}
     differs = [
         name for name in reference["came_to"] if found.get(name) != reference["came_to"][name]
     ]
@@ -181,7 +229,7 @@ def run_job(case: str, number: int, kills: int, folder: Path, reference: dict) -
     return {"kills": places, "differs": differs}
 
 
-def reference_of(case: str, folder: Path) -> dict:
+def reference_of(case: str, folder: Path, size: int) -> dict:
     """What a job that nothing happens to comes to, its seconds, and the size of its metrics."""
     workdir = folder / f"{case}_reference"
     kept = folder / f"{case}_reference.json"
@@ -190,12 +238,14 @@ def reference_of(case: str, folder: Path) -> dict:
     for _ in range(2):  # The second finds the programs compiled.
         shutil.rmtree(workdir, ignore_errors=True)
         began = time.monotonic()
-        os.waitpid(life(case, workdir, folder / "cache", finish=True), 0)
+        codes = ends(life(case, workdir, folder / "cache", size), 600)
         seconds = time.monotonic() - began
-    came = Path(f"{workdir}.came_to")
-    assert came.exists(), Path(f"{workdir}.log").read_text()
-    size = (workdir / "metrics.jsonl").stat().st_size
-    found = {"came_to": json.loads(came.read_text()), "seconds": seconds, "size": size}
+        assert not any(codes), Path(f"{workdir}.log").read_text()
+    found = {
+        "came_to": conclude(case, workdir),
+        "seconds": seconds,
+        "size": (workdir / "metrics.jsonl").stat().st_size,
+    }
     kept.write_text(json.dumps(found))
     return found
 
@@ -220,6 +270,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="of the jobs and the record")
     parser.add_argument("--kills", type=int, default=500, help="in all, at least")
     parser.add_argument("--cases", default=",".join(CASES), help="which jobs, with commas")
+    parser.add_argument("--processes", type=int, default=1, help="that run each job together")
     given = parser.parse_args()
     given.workdir.mkdir(parents=True, exist_ok=True)
     record = given.workdir / "soak.jsonl"
@@ -228,9 +279,11 @@ def main() -> int:
     while (killed := sum(sum(entry["kills"].values()) for entry in done)) < given.kills:
         case = min(cases, key=lambda name: sum(entry["case"] == name for entry in done))
         number = sum(entry["case"] == case for entry in done)
-        reference = reference_of(case, given.workdir)
+        reference = reference_of(case, given.workdir, given.processes)
         kills = min(KILLS_A_JOB, given.kills - killed)
-        entry = {"case": case} | run_job(case, number, kills, given.workdir, reference)
+        entry = {"case": case} | run_job(
+            case, number, kills, given.workdir, given.processes, reference
+        )
         done.append(entry)
         with record.open("a") as file:
             file.write(json.dumps(entry) + "\n")
