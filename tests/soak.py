@@ -269,13 +269,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of the jobs and the record")
     parser.add_argument("--kills", type=int, default=500, help="in all, at least")
-    parser.add_argument("--cases", default=",".join(CASES), help="which jobs, with commas")
+    parser.add_argument("--cases", help="which jobs, with commas (default: all)")
     parser.add_argument("--processes", type=int, default=1, help="that run each job together")
     given = parser.parse_args()
     given.workdir.mkdir(parents=True, exist_ok=True)
     record = given.workdir / "soak.jsonl"
     lines = record.read_text().splitlines() if record.exists() else []
-    done, cases = [json.loads(line) for line in lines], given.cases.split(",")
+    done = [json.loads(line) for line in lines]
+    # The toy has as many particles as one process takes.
+    every = [name for name in CASES if given.processes == 1 or name != "toy"]
+    cases = given.cases.split(",") if given.cases else every
     while (killed := sum(sum(entry["kills"].values()) for entry in done)) < given.kills:
         case = min(cases, key=lambda name: sum(entry["case"] == name for entry in done))
         number = sum(entry["case"] == case for entry in done)
