@@ -64,8 +64,9 @@ CASES = {
         estimator=cfg.estimator("pes", num_particles=4, truncation=1),
     ),
 }
-# Exit code of a process that has lost another; seconds within which the others must end.
-LOST, PATIENCE = 75, 120
+# Exit code of a process that has lost another; seconds that processes wait for each other, and
+# within which the others must end.
+LOST, WAIT, PATIENCE = 75, 20, 120
 PLACES = ("at the start", "in a save", "between saves", "at the end")
 
 
@@ -99,7 +100,11 @@ def life(case: str, workdir: Path, cache: Path, size: int) -> list[int]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         if case == "toy":
             loop.build = jobs.toy
-        hosts.join(CASES[case], address, size, rank, 60)
+        try:
+            hosts.join(CASES[case], address, size, rank, WAIT)
+        except ValueError as error:  # As a command says it where another one was killed before.
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         with hosts.ending_together(LOST):
             outcome = loop.run(CASES[case], workdir)
             if size > 1:  # As at the end of a command: the first one waits for the others.
