@@ -173,7 +173,7 @@ def reads_of(optimizer: Any) -> dict[str, bool]:
     names = ("value", "num_steps")
     try:
         found = inspect(optimizer).reads
-    except ValueError:  # It takes none of the networks it could be asked about.
+    except Exception:  # One's own may take none of the networks it could be asked about.
         return dict.fromkeys(names, False)
     return {name: found[name].used for name in names}
 

@@ -26,7 +26,7 @@ from launch.evaluation.aggregates import (
 )
 from launch.evaluation.kept import whole
 from launch.evaluation.runs import part_edges
-from launch.evaluation.suite import COLUMNS, TUNED, Entry
+from launch.evaluation.suite import COLUMNS, DEFAULT, TUNED, Entry
 from launch.normalization import normalized, record_of
 from launch.zoo import markdown
 from meta_train import strict_json
@@ -42,6 +42,8 @@ TARGET_SHARE, TARGET_SLACK = 0.75, 0.02
 # The share of runs from which on a speed-up is shown as a bound: more than the interquartile mean
 # leaves out above.
 BOUNDS = 0.25
+# In log-loss, what counts as worse than the default.
+CLEARLY = 0.05
 # Characters of a line of text, and of the optimizer's name in a table.
 LINE, LABEL = 120, 36
 # Splits of tables to paste, and their names there.
@@ -112,6 +114,7 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
         row["label"] = label
         row["settings"] = {e.task: str(e.setting) for e in runs if e.setting}
         row["at_edge"] = [e.task for e in runs if e.edge]
+        row["worse_than_default"] = _worse_than_default(entries, runs)
         row["below_zero"] = [e.task for e in runs if any(_ends_below_zero(e, s) for s in SPLITS)]
         row["log_loss"] = {s: _interval(_matrix(runs, s)) for s in SPLITS}
         row["normalized"] = {s: _normalized(runs, tasks, s) for s in SPLITS}
@@ -146,6 +149,18 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
 def _of(entries: Sequence[Entry], label: str) -> list[Entry]:
     """Of one optimizer, task by task."""
     return [e for e in entries if e.label == label]
+
+
+def _worse_than_default(entries: Sequence[Entry], runs: Sequence[Entry]) -> list[str]:
+    """The tasks on which what was tuned for them does clearly worse than the default."""
+    defaults = {(e.task, e.optimizer): e for e in entries if e.column == DEFAULT}
+    found = []
+    for e in runs:
+        if e.column == TUNED:
+            default = defaults[e.task, e.optimizer].log_loss("train")
+            if np.mean(e.log_loss("train") - default) > CLEARLY:
+                found.append(e.task)
+    return found
 
 
 def _ends_below_zero(entry: Entry, split: str) -> bool:
@@ -264,23 +279,34 @@ def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """Of settings chosen at the edge of their sweep, where a better one may lie beyond, and of
-    losses below 0.
+    """Of settings chosen at the edge of their sweep, where a better one may lie beyond; of settings
+    that do worse where they are reported than they promised; and of losses below 0.
     """
     rows = [row for found in summary["horizons"].values() for row in found["rows"]]
+    worse = [
+        f"warning: at {horizon} steps, {row['label']} does worse than at the library's default on "
+        f"{', '.join(row['worse_than_default'])}; where it was chosen, on other seeds, it did not."
+        for horizon, found in summary["horizons"].items()
+        for row in found["rows"]
+        if row["worse_than_default"]
+    ]
     below = dict.fromkeys(task for row in rows for task in row["below_zero"])
     said = [
         f"warning: on {task} losses end below 0, where log-loss counts them as 0 and tells nothing "
         "apart; shift the task's loss."
         for task in below
     ]
-    return said + [
-        f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
-        f"({', '.join(row['at_edge'])}); a better one may lie beyond."
-        for horizon, found in summary["horizons"].items()
-        for row in found["rows"]
-        if row["at_edge"]
-    ]
+    return (
+        said
+        + worse
+        + [
+            f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
+            f"({', '.join(row['at_edge'])}); a better one may lie beyond."
+            for horizon, found in summary["horizons"].items()
+            for row in found["rows"]
+            if row["at_edge"]
+        ]
+    )
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -51,6 +51,41 @@ def check_runs(name: str, task: Task, optimizer: LearnedOptimizer) -> None:
         check_system(inner_training(task, optimizer), theta, key)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # Of somebody's own code anything.
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def check_scores(name: str, starts: "Starts") -> None:
+    """Asks what a task's ``score`` and ``constant_loss`` return; a run's loss is all it computes.
+
+    Raises:
+      ValueError: that names the task, if a suite could not judge by it.
+    """
+    keys = starts.keys(0, 2)
+    begun = jax.eval_shape(starts.begin, keys)
+    for split in SPLITS:
+        scores = jax.eval_shape(lambda of, run, split=split: starts.score(run, of, split), *begun)
+        if not isinstance(scores, dict) or "loss" not in scores:
+            words = ", ".join(sorted(scores)) if isinstance(scores, dict) else repr(scores)
+            raise ValueError(
+                f"`score` of {name} must return a dict with its `loss` on every split, by which a "
+                f"suite judges, got {words or 'nothing'} on {split}; add it."
+            )
+        for of, value in scores.items():
+            if getattr(value, "shape", None) != (2,):
+                raise ValueError(
+                    f"`score` of {name} must return scalars, got {of} of shape "
+                    f"{tuple(value.shape[1:])} on {split}; reduce it with `jnp.mean`."
+                )
+    try:
+        constants = np.shape(starts.constant(keys))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if constants != (2,):
+        raise ValueError(
+            f"`constant_loss` of {name} must return a scalar, got one of shape {constants[1:]}; "
+            "reduce it with `jnp.mean`."
+        )
 
 
 class Starts:

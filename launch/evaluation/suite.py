@@ -21,16 +21,18 @@ from launch.evaluation.baselines import BASELINES, EVALUATED, Setting, theta_of
 from launch.evaluation.contenders import Contender
 from launch.evaluation.kept import PARTS, Arrays, decided_by_task, digest_of_steps, kept, software
 from launch.evaluation.pool import Pool
-from launch.evaluation.runs import Runner, Starts, check_runs
+from launch.evaluation.runs import Runner, Starts, check_runs, check_scores
 from launch.evaluation.sweep import (
-    SWEEP_SEEDS,
+    EFFORTS,
+    MOST_SEEDS,
+    Effort,
     Losses,
     Run,
     first_runs,
     judged,
     next_runs,
+    promising,
     ranked,
-    ranked_for_suite,
 )
 from learned_opt import learnable_sgdm
 from meta_train.evaluate import SELECTION_OFFSET
@@ -42,9 +44,6 @@ from tasks import SPLITS, Split, TaskConfig
 TUNED, ONE_RATE, DEFAULT = "tuned per task", "one rate", "default"
 COLUMNS = (TUNED, ONE_RATE, DEFAULT)
 CHOOSE_BY: dict[str, Split] = {"training": "train", "validation": "validation"}
-# How many of the best settings are tried again at the second horizon and at later ones, before
-# their neighbours.
-KEPT_SETTINGS = (2, 1)
 
 
 class Entry(NamedTuple):
@@ -99,14 +98,7 @@ class _Ground:
             )
         check_runs(f"the task {name!r}", self.starts.task, learnable_sgdm())
         self.keys = self.starts.keys(SEED, num_seeds)
-        starts = jax.eval_shape(self.starts.begin, self.keys)
-        scores = jax.eval_shape(lambda of, run: self.starts.score(run, of, "test"), *starts)
-        if not isinstance(scores, dict) or "loss" not in scores:
-            words = ", ".join(sorted(scores)) if isinstance(scores, dict) else repr(scores)
-            raise ValueError(
-                f"`score` of the task {name!r} must return a dict with its `loss`, by which a "
-                f"suite judges, got {words or 'nothing'}; add it."
-            )
+        check_scores(f"the task {name!r}", self.starts)
         self.facts = decided_by_task(to_dict(config), self.starts.task)
         self.seconds = 0.0  # Of a step of a run, as measured last.
 
@@ -155,8 +147,6 @@ class SuiteEvaluation:
                 for ground in self._grounds:
                     of = f"the optimizer {name!r} on the task {ground.name!r}"
                     check_runs(of, ground.starts.task, one.optimizer)
-        # Runs that one program advances together, of baselines and others alike.
-        self._width = max(num_seeds, LEAST_WIDTH)
         # Compiling quickly pays where there are few steps.
         self._quick = self._horizons[-1] <= QUICK_UP_TO
         self._shared = {"quick": self._quick, **software()}
@@ -166,16 +156,16 @@ class SuiteEvaluation:
         entries: list[Entry] = []
         pairs = [(g, name) for g in self._grounds for name in self._baselines]
         alone = [(g, name) for g in self._grounds for name in self._contenders]
-        firsts = {(g.name, n): first_runs(self._baselines[n], None, (), 0) for g, n in pairs}
+        firsts = {(g.name, n): first_runs(self._baselines[n], (), (), 0) for g, n in pairs}
         total = len(self._horizons) * (len(pairs) + len(alone))
         with progress(total=total, desc="evaluation") as bar:
             for stage, horizon in enumerate(self._horizons):
-                seeds, keep = (of[min(stage, len(of) - 1)] for of in (SWEEP_SEEDS, KEPT_SETTINGS))
-                swept, for_suite = self._swept(pairs, firsts, horizon, seeds, bar)
+                effort = EFFORTS[min(stage, len(EFFORTS) - 1)]
+                best, best_for_suite = self._swept(pairs, firsts, horizon, effort, bar)
                 asked: list[tuple[_Ground, str, tuple[Setting, ...]]] = []
                 for g, n in pairs:
-                    best = ranked(swept[g.name, n])[0], for_suite[n][0]
-                    asked.append((g, n, (*best, self._baselines[n].untuned)))
+                    chosen = best[g.name, n][0], best_for_suite[n][0]
+                    asked.append((g, n, (*chosen, self._baselines[n].untuned)))
                 asked += [(g, n, ()) for g, n in alone]
                 jobs = [
                     _Job(g.seconds * max(1, len(set(x))), partial(self._report, g, n, x, horizon))
@@ -183,8 +173,8 @@ class SuiteEvaluation:
                 ]
                 entries += [entry for found in _all(jobs, bar.update) for entry in found]
                 firsts = {
-                    (task, n): first_runs(self._baselines[n], losses, for_suite[n], keep)
-                    for (task, n), losses in swept.items()
+                    (task, n): first_runs(self._baselines[n], of, best_for_suite[n], effort.kept)
+                    for (task, n), of in best.items()
                 }
         return entries
 
@@ -193,14 +183,13 @@ class SuiteEvaluation:
         pairs: Sequence[tuple[_Ground, str]],
         firsts: dict[tuple[str, str], list[Run]],
         horizon: int,
-        seeds: int,
+        effort: Effort,
         bar: Any,
-    ) -> tuple[dict[tuple[str, str], Losses], dict[str, list[Setting]]]:
-        """The losses of all settings tried on each task, and those that all tasks tried, ranked.
+    ) -> tuple[dict[tuple[str, str], list[Setting]], dict[str, list[Setting]]]:
+        """The settings that have all seeds, the best first: on each task, and on all tasks.
 
         Args:
           firsts: (task, baseline) -> the runs to begin with.
-          seeds: runs of what is chosen.
         """
         swept: dict[tuple[str, str], Losses] = {(g.name, n): {} for g, n in pairs}
         for_suite: dict[str, list[Setting]] = {}
@@ -208,30 +197,29 @@ class SuiteEvaluation:
             runs: dict[tuple[str, str], tuple[Run, ...]] = {}
             jobs = []
             for g, n in pairs:
-                first, found = firsts[g.name, n], swept[g.name, n]
-                baseline = self._baselines[n]
+                baseline, first, found = self._baselines[n], firsts[g.name, n], swept[g.name, n]
                 wanted = [run for run in first if run[0] not in found]
                 if found:
-                    wanted += next_runs(baseline, found, for_suite[n][0], seeds)
+                    wanted += next_runs(baseline, found, for_suite[n], effort)
                 else:
                     wanted += [(s, 0) for s in baseline.beside(first[0][0])]
                 # Whole populations: what would be left of the last is for what may be wanted next.
-                some = tuple(dict.fromkeys(wanted))[
-                    : self._width * max(1, len(first) // self._width)
-                ]
+                size = WIDTH * max(1, len(first) // WIDTH)
+                some = tuple(dict.fromkeys(wanted))[:size]
                 if some:
                     runs[g.name, n] = some
                     work = partial(self._sweep, g, n, some, horizon)
                     jobs.append(_Job(g.seconds * len(some), work))
+            of_each = {n: [swept[g.name, n] for g in self._grounds] for n in self._baselines}
             if not runs:
-                return swept, for_suite
+                best = {where: ranked([found], effort.seeds) for where, found in swept.items()}
+                return best, {n: ranked(found, effort.seeds) for n, found in of_each.items()}
             bar.total += len(jobs)
             for where, losses in zip(runs, _all(jobs, bar.update), strict=True):
                 for (setting, _), loss in zip(runs[where], losses, strict=True):
                     swept[where].setdefault(setting, []).append(loss)
             for_suite = {
-                name: ranked_for_suite([swept[g.name, name] for g in self._grounds])
-                for name in self._baselines
+                n: promising(self._baselines[n], found, effort) for n, found in of_each.items()
             }
 
     def _runner(self, ground: _Ground, name: str) -> Runner:
@@ -241,12 +229,12 @@ class SuiteEvaluation:
     def _make_runner(self, ground: _Ground, name: str) -> Runner:
         if name in self._contenders:
             found = self._contenders[name].optimizer
-            return Runner(ground.starts, found, self._num_seeds, shared=True, quick=self._quick)
+            return Runner(ground.starts, found, WIDTH, shared=True, quick=self._quick)
         baseline = self._baselines[name]
         return Runner(
             ground.starts,
             baseline.optimizer(),
-            self._width,
+            WIDTH,
             evaluated=EVALUATED.get(baseline.builder),
             quick=self._quick,
         )
@@ -267,7 +255,7 @@ class SuiteEvaluation:
         """What each run is chosen by."""
 
         def compute() -> Arrays:
-            keys = ground.starts.keys(SEED + SELECTION_OFFSET, max(SWEEP_SEEDS))
+            keys = ground.starts.keys(SEED + SELECTION_OFFSET, MOST_SEEDS)
             keys = keys[np.array([seed for _, seed in runs])]
             split = CHOOSE_BY[self._choose_by]
             thetas = _stacked([setting for setting, _ in runs])
@@ -279,7 +267,7 @@ class SuiteEvaluation:
         decides = self._decides(ground, name, horizon) | {
             "sweep": runs,
             "seed": SEED + SELECTION_OFFSET,
-            "seeds": max(SWEEP_SEEDS),
+            "seeds": MOST_SEEDS,
             "by": self._choose_by,
         }
         return kept(self._folder, decides, compute)["judged"].tolist()
@@ -346,7 +334,9 @@ class SuiteEvaluation:
 
 # Steps of the longest horizon up to which programs are compiled in haste.
 QUICK_UP_TO = 200
-LEAST_WIDTH = 5
+# Runs that one program advances together, of baselines and others alike, whatever the seeds: what
+# is tuned must not depend on how many are reported.
+WIDTH = 5
 
 
 def _stacked(settings: Sequence[Setting]) -> Any:

@@ -1,8 +1,9 @@
 """Which settings of a baseline are tried on the tasks of a suite, and with how many seeds.
 
-Every setting that is tried is tried with one seed first; the best so far of a task, and the best
-for all tasks, get the other seeds too, until what is best has them all. So what is chosen rests on
-several runs (on each task), at little more than the cost of one.
+Every setting that is tried is tried with one seed first. The best by that get the other seeds too,
+and so do the neighbours of what is then best, of each task and for the suite. What is chosen is
+chosen among those that have all seeds: seeds differ in how hard they are, so means over other seeds
+say nothing.
 
 At the shortest horizon every setting is tried. At the next ones, each of which is several times as
 long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
@@ -11,6 +12,7 @@ tried diverge, every setting.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +20,25 @@ from launch.evaluation.aggregates import interquartile_mean, log_loss
 from launch.evaluation.baselines import LISTED, Baseline, Setting
 from meta_train.inner import FLOOR
 
-# Runs of what is chosen at the first horizon, the second, and later ones: seeds tell less apart the
-# longer the run.
-SWEEP_SEEDS = (3, 3, 2)
+
+class Effort(NamedTuple):
+    """What a sweep spends.
+
+    Attributes:
+      seeds: runs of what is chosen.
+      best: how many of the best by the first seed get all of them.
+      kept: how many of the best are tried again at the next horizon, before their neighbours.
+    """
+
+    seeds: int
+    best: int
+    kept: int
+
+
+# At the first horizon, the second, and later ones. The longer the run, the less seeds differ, and
+# the more they cost.
+EFFORTS = (Effort(3, 5, 2), Effort(3, 2, 1), Effort(2, 1, 1))
+MOST_SEEDS = max(effort.seeds for effort in EFFORTS)
 # A little below the log-loss of a run that diverged.
 WORST = float(log_loss(np.array(np.inf), np.array(1.0))) - 1e-6
 
@@ -40,51 +58,55 @@ def judged(loss: np.ndarray, constant: np.ndarray) -> np.ndarray:
     return log_loss(loss, constant) + below / FLOOR
 
 
-def ranked(found: Losses) -> list[Setting]:
-    """The best first, by the mean over the runs that there are."""
-    return sorted(found, key=lambda s: float(np.mean(found[s])))
+def ranked(found: Sequence[Losses], seeds: int) -> list[Setting]:
+    """Settings that have these seeds on every task, the best first.
 
-
-def ranked_for_suite(found: Sequence[Losses]) -> list[Setting]:
-    """Settings that all tasks tried, the best first by the interquartile mean over the tasks."""
+    By the mean over the seeds, and of that the interquartile mean over the tasks.
+    """
     first, *others = found
-    common = [s for s in first if all(s in losses for losses in others)]
-    means = {s: np.array([np.mean(losses[s]) for losses in found]) for s in common}
-    return sorted(common, key=lambda s: interquartile_mean(means[s]))
+    full = [s for s in first if all(len(losses.get(s, ())) >= seeds for losses in (first, *others))]
+    means = {s: np.array([np.mean(losses[s][:seeds]) for losses in found]) for s in full}
+    return sorted(full, key=lambda s: interquartile_mean(means[s]))
 
 
 def first_runs(
-    baseline: Baseline, before: Losses | None, before_for_suite: Sequence[Setting], keep: int
+    baseline: Baseline, before: Sequence[Setting], before_for_suite: Sequence[Setting], kept: int
 ) -> list[Run]:
     """What a horizon begins with on a task.
 
     Args:
-      before: of the horizon before, None at the first.
-      before_for_suite: all that was tried there on every task, the best first.
-      keep: how many of the best are tried again.
+      before: the settings ranked at the horizon before on the task; none at the first.
+      before_for_suite: those ranked there for all tasks.
+      kept: how many of the best are tried again.
     """
-    if before is None:
+    if not before:
         return [(s, 0) for s in baseline.settings]
-    both = (*survivors(ranked(before), keep), *survivors(before_for_suite, keep))
+    both = (*survivors(before, kept), *survivors(before_for_suite, kept))
     return [(s, 0) for s in dict.fromkeys([*both, baseline.untuned])]
 
 
-def next_runs(baseline: Baseline, found: Losses, leader: Setting, seeds: int) -> list[Run]:
+def promising(baseline: Baseline, found: Sequence[Losses], effort: Effort) -> list[Setting]:
+    """What is to have all seeds: the best by the first one, and the best and its neighbours."""
+    ahead = ranked(found, effort.seeds)[:1]
+    beside = [s for best in ahead for s in baseline.beside(best)]
+    return list(dict.fromkeys([*ahead, *ranked(found, 1)[: effort.best], *beside]))
+
+
+def next_runs(
+    baseline: Baseline, found: Losses, for_suite: Sequence[Setting], effort: Effort
+) -> list[Run]:
     """What is to be tried next on a task, the most urgent first; nothing if that was all.
 
     Args:
-      found: what was tried on it, ``leader`` among it.
-      leader: the best for all tasks so far.
-      seeds: runs that what is chosen must have.
+      found: what was tried on it.
+      for_suite: what is ``promising`` for all tasks.
     """
-    best = ranked(found)[0]
-    runs: list[Run] = []
-    for setting in (best, leader):
-        runs += [(s, 0) for s in baseline.beside(setting) if s not in found]
-        runs += [(setting, i) for i in range(len(found[setting]), seeds)]
-    if np.mean(found[best]) >= WORST:  # Beside what diverges all may: there is no slope to follow.
-        runs += [(s, 0) for s in baseline.settings if s not in found]
-    return list(dict.fromkeys(runs))
+    settings = list(dict.fromkeys([*promising(baseline, [found], effort), *for_suite]))
+    runs = [(s, i) for s in settings for i in range(len(found.get(s, ())), effort.seeds)]
+    if min(losses[0] for losses in found.values()) >= WORST:
+        # Beside what diverges all may: there is no slope to follow.
+        runs += [(s, 0) for s in baseline.settings if s not in (found.keys() | set(settings))]
+    return runs
 
 
 def survivors(ordered: Sequence[Setting], keep: int) -> tuple[Setting, ...]:
