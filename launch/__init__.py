@@ -23,7 +23,7 @@ _command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("lear
 if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     _message = (
         f"the commands need more than the optimizers do ({', '.join(_missing)} missing); install "
-        "it with `pip install 'learned-opt[train]'`."
+        "it in the folder of the repository with `pip install '.[train]'`."
     )
     if _command:
         print(f"error: {_message}", file=sys.stderr)

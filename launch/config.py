@@ -171,6 +171,10 @@ class Config:
                 f"--cfg.meta.warmup={self.num_steps // 10}, or --cfg.num_steps="
                 f"{10 * self.meta.warmup} or more."
             )
+        if self.trains != "optimizer" and len(self.task.parts) > 1:
+            raise ValueError(
+                f"`trains`={self.trains} trains one task's {self.trains}; choose one task."
+            )
         if self.trains == "network" and self.inner.horizon != 1:
             raise ValueError(
                 f"`trains`=network needs inner.horizon=1, got {self.inner.horizon}: a step of "
@@ -193,10 +197,6 @@ class Config:
             )
         if self.validation:
             self._check_validation()
-        if self.trains != "optimizer" and len(self.task.parts) > 1:
-            raise ValueError(
-                f"`trains`={self.trains} trains one task's {self.trains}; choose one task."
-            )
         if self.estimator.needs_reversible and self.inner.reduction == "telescoped":
             raise ValueError(
                 "`inner.reduction`=telescoped cannot be walked back by a reversible estimator. "

@@ -157,7 +157,8 @@ def _run(runs: list["Run"], workdir: Path, what: str) -> tuple[dict[str, int], b
         for run in runs
     }  # fmt: skip
     missing = {f: words for f, words in commands.items() if processes.status(f, words) is None}
-    remark(f"{what}, {len(runs) - len(missing)} of {len(runs)} runs done before.")
+    before = len(runs) - len(missing)
+    remark(f"{what}{f', {before} of them done before' if before else ''}.")
     codes, stopped = processes.run_all(missing, _JOBS.value, workdir / "compiled")
     if stopped:
         print("Stopped; every running job has saved. Run again to continue.")

@@ -1,5 +1,6 @@
 """One progress bar for everything that takes long, and remarks on what goes on; or neither."""
 
+import re
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from tqdm import tqdm
 LOG_SECONDS = 30.0
 
 
+# Where a bar below another one is drawn: for terminals.
+_MOVES = re.compile(r"\x1b\[A")
 _quiet = False
 
 
@@ -49,7 +52,7 @@ class _Lines:
     """A file for ``tqdm`` that turns what it draws over and over into lines."""
 
     def write(self, text: str) -> None:
-        line = text.strip()
+        line = _MOVES.sub("", text).strip()
         if line:
             sys.stderr.write(line + "\n")
 

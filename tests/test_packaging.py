@@ -284,11 +284,11 @@ def test_the_base_is_enough_to_use_a_trained_optimizer(run, tmp_path):
     code = "import tasks, meta_train\ntasks.quadratic_family()\ntasks.mlp_classifier('digits')"
     done = run("python", "-c", only + code)
     assert "ImportError: the data set 'digits'" in done.stderr, done.stderr
-    assert "pip install 'learned-opt[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
     code = "sys.argv = ['learned-opt-train', '--help']\nfrom launch.train import cli\ncli()"
     done = run("python", "-c", only + code)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "pip install 'learned-opt[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
 
 
 def normal(name):

@@ -330,7 +330,7 @@ def test_a_search_ends_where_all_is_tried_and_stops_where_a_run_fails(fake, caps
 def test_without_optuna_a_search_says_what_to_install(fake, monkeypatch):
     _, run = fake
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ValueError, match=r"pip install 'learned-opt\[search\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[search\]'"):
         run(shared=SEARCH)
 
 

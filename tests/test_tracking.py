@@ -162,6 +162,11 @@ def test_progress_is_a_bar_or_lines(monkeypatch, terminal):
         time.sleep(0.0007)
     seconds = time.monotonic() - began
     text = stream.getvalue()
+    before = len(text)
+    with progress(total=1, desc="outer"):
+        for _ in progress(range(500), desc="inner"):
+            time.sleep(0.0007)
+    assert ("\x1b" in stream.getvalue()[before:]) == terminal
     assert ("\r" in text) == terminal and (short > 0) == terminal
     if not terminal:
         lines = text.splitlines()

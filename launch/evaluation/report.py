@@ -251,7 +251,7 @@ def _runs(e: Entry) -> dict[str, Any]:
 def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
     """A sentence for every optimizer without a rate and horizon: no claim without its interval.
 
-    It is compared with Adam and with the best of each column; the page has all pairs.
+    It is compared with Adam and with the best baseline of each column; the page has all pairs.
     """
     said = []
     for horizon, found in summary["horizons"].items():
@@ -272,7 +272,7 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
 
 
 def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
-    """Adam's rows and the best row of each column."""
+    """Adam's rows and the best baseline of each column."""
     ranked = sorted(rows, key=lambda row: row["log_loss"][split]["estimate"])
     best = {row["column"]: row["label"] for row in reversed(ranked) if row["column"]}
     return set(best.values()) | {f"{REFERENCE} ({column})" for column in COLUMNS}
@@ -296,17 +296,14 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         "apart; shift the task's loss."
         for task in below
     ]
-    return (
-        said
-        + worse
-        + [
-            f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
-            f"({', '.join(row['at_edge'])}); a better one may lie beyond."
-            for horizon, found in summary["horizons"].items()
-            for row in found["rows"]
-            if row["at_edge"]
-        ]
-    )
+    edges = [
+        f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
+        f"({', '.join(row['at_edge'])}); a better one may lie beyond."
+        for horizon, found in summary["horizons"].items()
+        for row in found["rows"]
+        if row["at_edge"]
+    ]
+    return [*said, *worse, *edges]
 
 
 def table(summary: dict[str, Any]) -> str:

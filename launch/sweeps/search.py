@@ -43,8 +43,8 @@ class Search:
             import optuna
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"--search needs {error.name}, which is not installed; install it with "
-                "`pip install 'learned-opt[search]'`, or give --random=N."
+                f"--search needs {error.name}, which is not installed; install it in the "
+                "folder of the repository with `pip install '.[search]'`, or give --random=N."
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space: dict[str, optuna.distributions.BaseDistribution] = {}

@@ -49,7 +49,8 @@ def reversible_inner_training(
         raise ValueError(
             "`learned_optimizer` must have a reversible form, got one whose steps cannot be "
             "undone: they depend on the raw gradient or the weights. Use "
-            "`learned_opt.reversible_mlp_optimizer`, or `inner_training` and another estimator."
+            "`learned_opt.reversible_mlp_optimizer` (--cfg.optimizer=reversible_mlp), or "
+            "`inner_training` and another estimator."
         )
     update = learned_optimizer.reversible
     decays = np.asarray(update.decays)

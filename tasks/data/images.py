@@ -77,7 +77,7 @@ def _stored(name: str, data_dir: str | None) -> tuple[Raw, int]:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"the data set {name!r} is read by {error.name}, which is not installed; install it "
-            "with `pip install 'learned-opt[train]'`."
+            "in the folder of the repository with `pip install '.[train]'`."
         ) from error
     raw, num_classes = stored.read(name, data_dir)
     if "validation" not in raw:

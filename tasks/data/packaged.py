@@ -13,7 +13,7 @@ def packaged_file(distribution: str, path: str) -> Path:
     Raises:
       ImportError: where the distribution, or the file in it, is missing.
     """
-    advice = "install it with `pip install 'learned-opt[train]'`."
+    advice = "install it in the folder of the repository with `pip install '.[train]'`."
     try:
         found = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:

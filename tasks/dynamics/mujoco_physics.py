@@ -77,8 +77,8 @@ def check_installed() -> None:
     if absent := missing():
         raise ValueError(
             f"control needs MuJoCo, MJX and Gymnasium ({', '.join(absent)} missing); install them "
-            "with `make setup EXTRAS=control` in a checkout, else with `pip install "
-            "'learned-opt[control]'`."
+            "in the folder of the repository with `make setup EXTRAS=control`, or `pip install "
+            "'.[control]'`."
         )
 
 
