@@ -619,6 +619,13 @@ def test_killed_five_hundred_times(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_one_of_two_processes_killed_ten_times(tmp_path):
+    done = soak(tmp_path, 10, "--cases=tbptt", "--processes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all | 10 | " in done.stdout
+
+
 # Particles.
 
 
