@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from learned_opt.base import LearnedOptimizer
@@ -91,9 +92,11 @@ def inner_training(
             "`task` must have a `constant_loss` for scale='log'; give it one, or set scale='loss'."
         )
     if scale == "log":
-        with jax.ensure_compile_time_eval():
-            # As one program: operation by operation it would be dozens.
-            _sound(jax.jit(lambda: _constant_of(task, task.sample(jax.random.key(0))))())
+        # One program, compiled and run at once even where the caller is being traced.
+        first = jax.jit(lambda seed: _constant_of(task, task.sample(jax.random.key(seed))))
+        constant = np.asarray(first.lower(np.uint32(0)).compile()(np.uint32(0)))
+        if not (np.isfinite(constant) and constant > 0):
+            raise _no_scale(constant)
     if run_weight is not None:
         check_positive(run_weight=run_weight)
 
@@ -182,11 +185,15 @@ def _sound(constant: jax.Array) -> jax.Array:
     """
     is_sound = jnp.isfinite(constant) & (constant > 0)
     if not isinstance(is_sound, jax.core.Tracer) and not is_sound:
-        raise ValueError(
-            "`task.constant_loss` must be a finite number above 0 for scale='log', got "
-            f"{constant}; shift or mend it, or set scale='loss'."
-        )
+        raise _no_scale(constant)
     return jnp.where(is_sound, constant, jnp.nan)
+
+
+def _no_scale(constant: Any) -> ValueError:
+    return ValueError(
+        "`task.constant_loss` must be a finite number above 0 for scale='log', got "
+        f"{constant}; shift or mend it, or set scale='loss'."
+    )
 
 
 def _check_name(name: str, value: Any, valid: tuple[str, ...]) -> None:

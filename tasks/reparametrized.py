@@ -56,11 +56,13 @@ class Reparametrized(Wrapper):
 
         @functools.cache  # Tracing the network takes longer than all else.
         def num_tensors():
-            def start():  # Its key is made inside: nothing of it stays in a program being traced.
-                key = jax.random.key(0)
+            def start(key):
                 return task.init(task.sample(key), key)
 
-            return len(jax.tree.leaves(jax.eval_shape(start)))
+            # Of a key's type alone: what is known would be computed, an operation a program, where
+            # JAX is asked to evaluate at once, and stay in the program that is being traced.
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            return len(jax.tree.leaves(jax.eval_shape(start, key)))
 
         def sample(key):
             key_base, key_used, key_scales = jax.random.split(key, 3)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from launch import config as cfg
 from learned_opt import LearnedOptimizer, learnable_schedule
 from meta_train.inner import inner_training, step_loss
 from meta_train.unroll import unroll
@@ -214,3 +215,21 @@ def test_updates_of_another_shape_are_refused(spoil):
     state = system.init({}, jax.random.key(0), 5)
     with pytest.raises(ValueError, match="`learned_optimizer` must return updates of the param"):
         system.step({}, state, jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", ["mlp", "rnn_lm"])
+def test_looking_at_the_constant_loss_is_one_program(name):
+    """Evaluated at once in a caller's trace, each operation would be one."""
+    task = cfg.task("reparametrized", base=cfg.task(name)).make()
+    compiled = []
+
+    def count(event, seconds, **_):
+        compiled.extend([event] if event.endswith("backend_compile_duration") else [])
+
+    jax.random.key(0), jnp.isfinite(jnp.float32(1)) & (jnp.float32(1) > 0)  # Themselves compiled.
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        inner_training(task, OPTIMIZER, scale="log")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) <= 3
