@@ -31,6 +31,7 @@ import numpy as np
 
 from launch import config as cfg
 from launch import hosts, loop
+from launch.job import build
 from meta_train import devices
 from meta_train.checkpoint import Checkpoints
 from tasks import TaskMixture
@@ -70,6 +71,11 @@ LOST, WAIT, PATIENCE = 75, 20, 120
 PLACES = ("at the start", "in a save", "between saves", "at the end")
 
 
+def builder(case: str) -> Callable:
+    """What makes the job."""
+    return jobs.toy if case == "toy" else build
+
+
 def forked(workdir: Path, work: Callable[[], int]) -> int:
     """A process that does it and ends with its code; its pid. It writes to ``WORKDIR.log``."""
     pid = os.fork()
@@ -98,8 +104,7 @@ def life(case: str, workdir: Path, cache: Path, size: int) -> list[int]:
         # Programs of one process of several are of that one alone.
         jax.config.update("jax_compilation_cache_dir", str(cache / f"{rank}_of_{size}"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        if case == "toy":
-            loop.build = jobs.toy
+        loop.build = builder(case)
         try:
             hosts.join(CASES[case], address, size, rank, WAIT)
         except ValueError as error:  # As a command says it where another one was killed before.
@@ -140,7 +145,7 @@ def conclude(case: str, workdir: Path) -> dict | None:
 
 def came_to(case: str, workdir: Path) -> dict:
     """Digests of everything a job leaves that must not depend on when it was killed."""
-    job = loop.build(CASES[case], None)
+    job = builder(case)(CASES[case], None)
     like = devices.host_like(jax.eval_shape(job.init))
     state = Checkpoints(workdir, read_only=True).restore(STEPS, like)
     leaves = [(x.dtype.str, x.shape, x.tobytes()) for x in map(np.asarray, jax.tree.leaves(state))]
@@ -246,8 +251,10 @@ def reference_of(case: str, folder: Path, size: int) -> dict:
         codes = ends(life(case, workdir, folder / "cache", size), 600)
         seconds = time.monotonic() - began
         assert not any(codes), Path(f"{workdir}.log").read_text()
+    came = conclude(case, workdir)
+    assert came, Path(f"{workdir}.log").read_text()
     found = {
-        "came_to": conclude(case, workdir),
+        "came_to": came,
         "seconds": seconds,
         "size": (workdir / "metrics.jsonl").stat().st_size,
     }

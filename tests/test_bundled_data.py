@@ -180,9 +180,9 @@ def test_texts_are_checked():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    with pytest.raises(ImportError, match=r"numpy, and version .* no such file; install it with"):
+    with pytest.raises(ImportError, match=r"numpy, and version .* no such file; install it in the"):
         packaged_file("numpy", "numpy/data/mnist.csv")
-    with pytest.raises(ImportError, match="nopackage, which is not installed; install it with"):
+    with pytest.raises(ImportError, match="nopackage, which is not installed; install it in"):
         packaged_file("nopackage", "file")
 
 
