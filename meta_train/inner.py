@@ -94,7 +94,8 @@ def inner_training(
     if scale == "log":
         # One program, compiled and run at once even where the caller is being traced.
         first = jax.jit(lambda seed: _constant_of(task, task.sample(jax.random.key(seed))))
-        constant = np.asarray(first.lower(np.uint32(0)).compile()(np.uint32(0)))
+        with jax.disable_jit(False):  # Whoever looks for a mistake has it on.
+            constant = np.asarray(first.lower(np.uint32(0)).compile()(np.uint32(0)))
         if not (np.isfinite(constant) and constant > 0):
             raise _no_scale(constant)
     if run_weight is not None:

@@ -233,3 +233,20 @@ def test_looking_at_the_constant_loss_is_one_program(name):
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert len(compiled) <= 3
+
+
+@pytest.mark.parametrize("around", [jax.jit, jax.vmap])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_constant_loss_is_looked_at_while_the_caller_is_traced(around, disabled):
+    def made(constant):
+        def fn(x):
+            task = TASK._replace(constant_loss=lambda instance: jnp.float32(constant))
+            inner_training(task, OPTIMIZER, scale="log")
+            return x
+
+        return around(fn)
+
+    with jax.disable_jit(disabled):
+        np.testing.assert_array_equal(made(1.0)(jnp.ones(2)), np.ones(2))
+        with pytest.raises(ValueError, match="above 0 for scale='log', got 0"):
+            made(0.0)(jnp.ones(2))

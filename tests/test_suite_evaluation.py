@@ -921,6 +921,28 @@ def test_what_a_step_must_not_do_is_said_with_its_name(wrong, tmp_path):
         command.SuiteEvaluation({"a": Mine()}, {"b": mine}, (3,), 2, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"score": lambda p, i, split: {"loss": 1.0} if split == "test" else {}}, "on train; add"),
+        ({"score": lambda *_: {"loss": jnp.ones(3)}}, r"loss of shape \(3,\) on train"),
+        ({"score": lambda *_: {"loss": 1.0, "more": {"a": 1.0}}}, "more of a dict on train"),
+        ({"score": lambda *_: {}["nothing"]}, "^the task 'a': KeyError: 'nothing'"),
+        ({"constant_loss": lambda i: jnp.ones(4)}, "constant_loss"),
+        ({"constant_loss": lambda i: 0.0}, "^the task 'a': .*above 0"),
+    ],
+)
+def test_what_a_suite_cannot_judge_by_is_said_before_anything_runs(changes, words, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Mine(type(cfg.task("quadratic"))):
+        def make(self, data_dir=None):
+            return TASK._replace(**changes)
+
+    with pytest.raises(ValueError, match=words) as raised:
+        command.SuiteEvaluation({"a": Mine()}, {}, (3,), 2, tmp_path)
+    assert "the task 'a'" in str(raised.value)
+
+
 def test_what_is_refused_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"--optimizer must be a folder.*mlp.*got 'nowhere'"):
         contender("nowhere")

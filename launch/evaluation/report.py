@@ -282,28 +282,27 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     """Of settings chosen at the edge of their sweep, where a better one may lie beyond; of settings
     that do worse where they are reported than they promised; and of losses below 0.
     """
-    rows = [row for found in summary["horizons"].values() for row in found["rows"]]
-    worse = [
-        f"warning: at {horizon} steps, {row['label']} does worse than at the library's default on "
-        f"{', '.join(row['worse_than_default'])}; where it was chosen, on other seeds, it did not."
-        for horizon, found in summary["horizons"].items()
-        for row in found["rows"]
-        if row["worse_than_default"]
-    ]
-    below = dict.fromkeys(task for row in rows for task in row["below_zero"])
+    rows = [(h, row) for h, found in summary["horizons"].items() for row in found["rows"]]
+    below = dict.fromkeys(task for _, row in rows for task in row["below_zero"])
     said = [
         f"warning: on {task} losses end below 0, where log-loss counts them as 0 and tells nothing "
         "apart; shift the task's loss."
         for task in below
     ]
-    edges = [
-        f"warning: at {horizon} steps, {row['label']}: the value chosen is at the edge of its grid "
-        f"({', '.join(row['at_edge'])}); a better one may lie beyond."
-        for horizon, found in summary["horizons"].items()
-        for row in found["rows"]
-        if row["at_edge"]
-    ]
-    return [*said, *worse, *edges]
+    for field, words in _DOUBTS.items():
+        for horizon, row in rows:
+            if row[field]:
+                of = words.format(", ".join(row[field]))
+                said.append(f"warning: at {horizon} steps, {row['label']}{of}")
+    return said
+
+
+# What a row may say of its tasks, and what that means.
+_DOUBTS = {
+    "worse_than_default": " does worse than at the library's default on {}; where it was chosen, "
+    "on other seeds, it did not.",
+    "at_edge": ": the value chosen is at the edge of its grid ({}); a better one may lie beyond.",
+}
 
 
 def table(summary: dict[str, Any]) -> str:

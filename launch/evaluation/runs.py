@@ -1,5 +1,6 @@
 """Many inner runs of one optimizer on one task at once, at any horizon by one compiled program."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -46,13 +47,19 @@ def check_runs(name: str, task: Task, optimizer: LearnedOptimizer) -> None:
       ValueError: that begins with ``name``, if they are not what they must be.
     """
     key = jax.random.key(0)
-    try:
+    with _named(name):
         theta = jax.eval_shape(optimizer.init, key)
         check_system(inner_training(task, optimizer), theta, key)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    except Exception as error:  # Of somebody's own code anything.
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begins with ``name`` what is raised, which of somebody's own code is anything."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}: {kind}{error}") from error
 
 
 def check_scores(name: str, starts: "Starts") -> None:
@@ -62,9 +69,14 @@ def check_scores(name: str, starts: "Starts") -> None:
       ValueError: that names the task, if a suite could not judge by it.
     """
     keys = starts.keys(0, 2)
-    begun = jax.eval_shape(starts.begin, keys)
-    for split in SPLITS:
-        scores = jax.eval_shape(lambda of, run, split=split: starts.score(run, of, split), *begun)
+    with _named(name):
+        begun = jax.eval_shape(starts.begin, keys)
+        constants = np.shape(starts.constant(keys))
+        of_splits = {
+            split: jax.eval_shape(lambda of, run, s=split: starts.score(run, of, s), *begun)
+            for split in SPLITS
+        }
+    for split, scores in of_splits.items():
         if not isinstance(scores, dict) or "loss" not in scores:
             words = ", ".join(sorted(scores)) if isinstance(scores, dict) else repr(scores)
             raise ValueError(
@@ -72,15 +84,13 @@ def check_scores(name: str, starts: "Starts") -> None:
                 f"suite judges, got {words or 'nothing'} on {split}; add it."
             )
         for of, value in scores.items():
-            if getattr(value, "shape", None) != (2,):
+            shape = getattr(value, "shape", None)
+            if shape != (2,):
+                what = f"a {type(value).__name__}" if shape is None else f"shape {shape[1:]}"
                 raise ValueError(
-                    f"`score` of {name} must return scalars, got {of} of shape "
-                    f"{tuple(value.shape[1:])} on {split}; reduce it with `jnp.mean`."
+                    f"`score` of {name} must return scalars, got {of} of {what} on {split}; reduce "
+                    "it with `jnp.mean`."
                 )
-    try:
-        constants = np.shape(starts.constant(keys))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
     if constants != (2,):
         raise ValueError(
             f"`constant_loss` of {name} must return a scalar, got one of shape {constants[1:]}; "
