@@ -176,7 +176,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
             "channels": (6, 10),
             "normalization": "layer",
             "activation": "swish",
-            "batch_size": 8,
+            "batch_size": 4,
         },
     ),
     "mnist14_autoencoder": (
@@ -206,20 +206,20 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
         "resnet",
         {
             "dataset": "patches_8_color",
-            "channels": (6, 12),
+            "channels": (4, 8),
             "normalization": "layer",
             "activation": "gelu",
-            "batch_size": 12,
+            "batch_size": 8,
         },
     ),
     "photographs_vit": (
         "vit",
-        {"dataset": "patches_16_color", "layers": 2, "batch_size": 4},
+        {"dataset": "patches_16_color", "layers": 2, "batch_size": 3},
     ),
-    "prose_lstm": ("rnn_lm", {"cell": "lstm", "hidden_size": 28, "length": 20, "batch_size": 4}),
+    "prose_lstm": ("rnn_lm", {"cell": "lstm", "hidden_size": 28, "length": 12, "batch_size": 3}),
     "prose_transformer": (
         "transformer_lm",
-        {"heads": 4, "layers": 2, "length": 14, "batch_size": 4},
+        {"heads": 4, "layers": 2, "length": 10, "batch_size": 2},
     ),
     "wine_mlp": (
         "mlp",
