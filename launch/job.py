@@ -60,7 +60,7 @@ def build(config: Config, data_dir: str | None, num_hosts: int | None = None) ->
         layers=tuple(leaf.size for leaf in jax.tree.leaves(theta_spec)),
         learning_rate=config.meta.learning_rate,
     )
-    exchange = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
+    exchange = estimators.Exchange(devices.device_mean, devices.device_gather)
     parts = [
         config.estimator.make(system, config.horizons(), one_device._replace(exchange=exchange))
         for system in systems

@@ -393,6 +393,12 @@ def find_suite(name: str) -> Suite:
             f"--suite names {name!r}, whose `tasks` must be a dict of one or more tasks by name, "
             f"each from launch.config.task or launch.suites.zoo_task, got {found.tasks!r}."
         )
+    for task_name in found.tasks:  # They head tables and columns.
+        if not (isinstance(task_name, str) and task_name.strip() and task_name.isprintable()):
+            raise ValueError(
+                f"--suite names {name!r}, whose tasks must have names of one line that can be "
+                f"printed, got {task_name!r}."
+            )
     given = found.horizons if isinstance(found.horizons, tuple | list) else ()
     whole = all(type(h) is int and h > 0 for h in given)
     if not whole or not given or sorted(set(given)) != list(given):

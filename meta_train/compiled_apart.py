@@ -23,6 +23,7 @@ def compiled_apart(fn: Callable, *args, witness: jax.Array) -> Any:
 
 def branch_apart(condition: jax.Array, fn: Callable, *args) -> Any:
     """``compiled_apart`` under a condition at hand: a bool scalar that is true, unknown to XLA."""
+    fn = jax.jit(fn)  # Traced once, for its shapes and as a branch.
     shapes = jax.eval_shape(fn, *args)
 
     def never(*args):

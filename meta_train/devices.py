@@ -15,8 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 
 _AXIS = "population"
 
@@ -196,32 +198,53 @@ def replicated_map(fn: Callable, num_devices: int) -> Callable:
     return jax.jit(fn, out_shardings=_sharding(None, num_devices))
 
 
-def device_mean(tree: Any) -> Any:
-    """The mean over devices; inside ``population_map`` only."""
-    return jax.lax.pmean(tree, _AXIS)
-
-
 def device_gather(tree: Any) -> Any:
     """Leaves ``[n, ...]`` of every device as ``[devices * n, ...]``; inside ``population_map``."""
     return jax.tree.map(lambda x: jax.lax.all_gather(x, _AXIS, tiled=True), tree)
 
 
-def device_tree_mean(tree: Any) -> Any:
+def device_mean(tree: Any) -> Any:
     """The mean over devices, summed in pairs; inside ``population_map`` only.
 
-    Neighbours add, then pairs of neighbours, and so on: with ``mean_in_pairs`` on each device,
-    the same sum to the bit on 1, 2, 4, ... devices. Sends ``log2(devices)`` times the tree.
-    For another number of devices it is ``device_mean``.
+    Neighbours add, then pairs of neighbours, and so on: of means ``estimators.base.mean_in_pairs``
+    of equal parts of a population it is the mean of the whole, to the bit, on 1, 2, 4, ... devices;
+    on another number but for rounding. Each device sends less than twice the tree, in
+    ``2 log2(devices)`` messages for each dtype.
     """
     num_devices = jax.lax.axis_size(_AXIS)
     if num_devices & (num_devices - 1):
-        return device_mean(tree)
-    stride = 1
-    while stride < num_devices:
-        swap = [(i, i ^ stride) for i in range(num_devices)]
-        tree = jax.tree.map(lambda x, s=swap: x + jax.lax.ppermute(x, _AXIS, s), tree)
-        stride *= 2
-    return jax.tree.map(lambda x: x / num_devices, tree)
+        return jax.lax.pmean(tree, _AXIS)
+    leaves, treedef = jax.tree.flatten(tree)
+    # In one order in all processes, so no set.
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves) if num_devices > 1 else ():
+        mine = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat, unravel = ravel_pytree([leaves[i] for i in mine])
+        mean = _sum_in_pairs(flat.astype(jnp.promote_types(dtype, jnp.float32))) / num_devices
+        for i, leaf in zip(mine, unravel(mean.astype(dtype)), strict=True):
+            leaves[i] = leaf
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _sum_in_pairs(x: jax.Array) -> jax.Array:
+    """The sum of ``x [size]`` over a power of two of devices, by halving and doubling."""
+    num_devices, size = jax.lax.axis_size(_AXIS), x.size
+    stages = [1 << i for i in range(num_devices.bit_length() - 1)]
+    index = jax.lax.axis_index(_AXIS)
+
+    def of_partner(x, stage):
+        return jax.lax.ppermute(x, _AXIS, [(i, i ^ stage) for i in range(num_devices)])
+
+    x = jnp.pad(x, (0, -size % num_devices))
+    for stage in stages:  # One of two partners goes on with the first half, one with the second.
+        first, second = jnp.split(x, 2)
+        is_second = index & stage != 0
+        theirs = of_partner(jnp.where(is_second, first, second), stage)
+        x = jnp.where(is_second, second, first) + theirs
+    for stage in reversed(stages):
+        theirs = of_partner(x, stage)
+        both = jnp.stack([x, theirs])
+        x = jnp.where(index & stage != 0, both[::-1], both).ravel()
+    return x[:size]
 
 
 def place(state: Any, num_devices: int, axes: Any) -> Any:
@@ -319,7 +342,7 @@ def anywhere(num_devices: int) -> Callable[[bool], jax.Array]:
     """``flag -> bool scalar``: whether it is true in any process; all must ask, nobody waits."""
     total = num_devices * jax.process_count()
     sharding = _sharding(0, num_devices)
-    any_of_all = jax.jit(jax.numpy.any, out_shardings=_sharding(None, num_devices))
+    any_of_all = jax.jit(jnp.any, out_shardings=_sharding(None, num_devices))
 
     def ask(flag):
         part = np.full(total, flag)

@@ -94,17 +94,20 @@ def make_step(
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         if estimator.rebuild is None:
             grad, metrics = population_mean((grad, metrics))
-            update = meta_update(meta_optimizer, state, grad)
-        else:
-            update = reproducible_meta_update(meta_optimizer, state, grad)
+        update = reproducible_meta_update(meta_optimizer, state, grad)
         metrics = dict(metrics)
         loss, finite = metrics.pop("loss"), metrics.pop("finite")
-        spread = metrics.pop("grad_sq_norm") - update.grad_norm**2
+        spread = compiled_apart(
+            lambda square, norm: jnp.sqrt(jnp.maximum(square - norm**2, 0.0)),
+            metrics.pop("grad_sq_norm"),
+            update.grad_norm,
+            witness=state.step,
+        )
         metrics |= {
             "meta_grad": grad,
             "meta_loss": loss / finite,
             "meta_grad_norm": update.grad_norm,
-            "meta_grad_spread": jnp.sqrt(jnp.maximum(spread, 0.0)),
+            "meta_grad_spread": spread,
             "theta_norm": optax.tree.norm(update.theta),
             "update_norm": optax.tree.norm(update.updates),
             "nonfinite": 1.0 - finite,

@@ -469,7 +469,7 @@ def test_thetas_are_those_of_the_first_version(case):
 
 # What crosses between devices.
 
-EXCHANGE = estimators.Exchange(devices.device_tree_mean, devices.device_gather)
+EXCHANGE = estimators.Exchange(devices.device_mean, devices.device_gather)
 
 
 def compiled(num_devices, **kwargs):

@@ -270,6 +270,8 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         "UNSORTED = Suite('mine', MINE.tasks, (5, 2))\n"
         "BARE = Suite('mine', MINE.tasks, 10)\n"
         "TRUE = Suite('mine', MINE.tasks, (True, 2))\n"
+        "BROKEN = Suite('mine', {'a\\nb': task('quadratic')}, (5,))\n"
+        "NUMBERED = Suite('mine', {1: task('quadratic')}, (5,))\n"
         "NUMBER = 3\n"
     )
     found = suites.find_suite("my_suite:MINE")
@@ -280,6 +282,8 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         ("my_suite:UNSORTED", "whose `horizons` must be whole numbers above 0 in increasing order"),
         ("my_suite:BARE", "whose `horizons` must be whole numbers above 0 in .*, got 10"),
         ("my_suite:TRUE", "whose `horizons` must be whole numbers above 0 in increasing order"),
+        ("my_suite:BROKEN", r"whose tasks must have names of one line .*, got 'a\\nb'"),
+        ("my_suite:NUMBERED", "whose tasks must have names of one line .*, got 1"),
         ("my_suite:NUMBER", "a int, which must be a launch.suites.Suite"),
         ("my_suite:MIEN", "but my_suite has none. Did you mean 'MINE'"),
         ("no_such_module:MINE", "names the module 'no_such_module'"),

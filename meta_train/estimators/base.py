@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.checks import check_sigma, check_system, fixed_types, lost_share
+from meta_train.compiled_apart import compiled_apart
 from meta_train.estimators.derivatives import check_differentiable
 from meta_train.estimators.particles import end_if_nonfinite
 from meta_train.estimators.perturbations import Theta
@@ -120,11 +121,36 @@ def population_mean(contributions: Theta, losses: jax.Array) -> tuple[Theta, jax
         for leaf in jax.tree.leaves(contributions)
     )
     metrics = {
-        "loss": jnp.mean(jnp.where(finite, losses, 0.0)),
-        "finite": jnp.mean(finite.astype(losses.dtype)),
-        "grad_sq_norm": jnp.mean(sq_norms),
+        "loss": jnp.where(finite, losses, 0.0),
+        "finite": finite.astype(losses.dtype),
+        "grad_sq_norm": sq_norms,
     }
-    return jax.tree.map(lambda g: jnp.mean(g, axis=0), contributions), finite, metrics
+    grad, metrics = mean_in_pairs((contributions, metrics))
+    return grad, finite, metrics
+
+
+def mean_in_pairs(tree: Any) -> Any:
+    """The mean over the leading axis; neighbours are added, then pairs of neighbours, and so on.
+
+    So the sum of a half, a quarter, ... of the axis is a term of the sum of the whole, to the
+    bit, and ``devices.device_mean`` of such parts the mean of the whole. What is odd of a length
+    is added one after another: 12 as 4 times 3. What is narrower than float32 is added in that.
+
+    Args:
+      tree: leaves are floating, ``[N, ...]``.
+    """
+
+    def one(x):
+        num = x.shape[0]
+        power = num & -num  # The largest power of two that divides it.
+        rows = x.reshape(power, num // power, *x.shape[1:])
+        rows = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+        total = jax.lax.fori_loop(1, num // power, lambda i, sum: sum + rows[:, i], rows[:, 0])
+        while total.shape[0] > 1:
+            total = total[0::2] + total[1::2]
+        return (total[0] / num).astype(x.dtype)
+
+    return jax.tree.map(one, tree)
 
 
 def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -> Any:
@@ -132,13 +158,23 @@ def map_particles(fn: Callable[[Any], Any], particles: Any, chunk: int | None) -
 
     A chunk whose work fits the cache runs faster on a CPU, and memory grows with the
     chunk instead of the population; results differ by rounding at most. The chunk is
-    lowered to the nearest divisor of the number of particles.
+    lowered to the nearest divisor of the number of particles. Chunks of one size are rounded
+    alike, however many there are.
+
+    Args:
+      particles: leaves ``[N, ...]``, the first of them numbers that come with the run.
     """
     num = jax.tree.leaves(particles)[0].shape[0]
-    if chunk is None or chunk >= num:
+    if chunk is None:
         return jax.vmap(fn)(particles)
-    chunk = max(size for size in range(1, chunk + 1) if num % size == 0)
-    return jax.lax.map(fn, particles, batch_size=chunk)
+    size = max(size for size in range(1, min(chunk, num) + 1) if num % size == 0)
+
+    def of_chunk(part):
+        return compiled_apart(jax.vmap(fn), part, witness=jax.tree.leaves(part)[0])
+
+    chunks = jax.tree.map(lambda x: x.reshape(num // size, size, *x.shape[1:]), particles)
+    found = jax.lax.map(of_chunk, chunks)
+    return jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), found)
 
 
 def estimate_windows(window: Callable, chunk: int | None) -> Callable:

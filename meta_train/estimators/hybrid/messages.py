@@ -3,9 +3,6 @@
 from enum import Enum
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from meta_train.estimators.hybrid.compression import Compressor
 
 
@@ -53,24 +50,6 @@ class Message(NamedTuple):
     costs: Costs
 
 
-def mean_in_pairs(tree: Any) -> Any:
-    """The mean over the leading axis; neighbours are added, then pairs of neighbours, and so on.
-
-    So the sum of a part of the axis is a term of the sum of the whole, to the bit, if both
-    lengths are powers of two. Other lengths are summed in some order.
-    """
-
-    def one(x):
-        num = x.shape[0]
-        if num & (num - 1):
-            return jnp.mean(x, axis=0)
-        while x.shape[0] > 1:
-            x = x[0::2] + x[1::2]
-        return x[0] / num
-
-    return jax.tree.map(one, tree)
-
-
 class Traffic(NamedTuple):
     """Bytes sent in one step, all workers together: a ``refresh`` and an in-between step."""
 
@@ -90,7 +69,7 @@ def traffic(
 ) -> Traffic:
     """What ``hybrid_es`` sends, by formula, for a theta of ``size`` entries.
 
-    A refresh: each worker's gradient, once. (``devices.device_tree_mean`` adds those of a device
+    A refresh: each worker's gradient, once. (``devices.device_mean`` adds those of a device
     first; then each device sends the sum ``log2(devices)`` times. Compressed ones all cross.)
     In between: what the search ``sends``; with the success rule 4 bytes a worker more.
     """

@@ -9,11 +9,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from meta_train.compiled_apart import compiled_apart
-from meta_train.estimators.base import GradientEstimator, Metrics
+from meta_train.estimators.base import GradientEstimator, Metrics, mean_in_pairs
 from meta_train.estimators.config import Exchange
 from meta_train.estimators.hybrid import noise as noises
 from meta_train.estimators.hybrid.compression import Compressor, with_feedback
-from meta_train.estimators.hybrid.messages import mean_in_pairs
 from meta_train.estimators.hybrid.prediction import Predictor
 from meta_train.estimators.hybrid.searches import Search
 from meta_train.estimators.hybrid.state import HybridState, Shared
