@@ -675,6 +675,29 @@ def test_longer_horizons_find_the_best_of_the_whole_sweep(evaluated, monkeypatch
     assert len(reported) == 6 and len(set(tried)) == len(tried)
 
 
+@pytest.mark.parametrize("name", ["adam", "optlist"])
+def test_populations_of_a_sweep_are_full(evaluated, monkeypatch, name):
+    """A run that is not asked for costs as much as one that is; seeds come in their order."""
+    run, _ = evaluated
+    tried, noise = {}, np.random.default_rng(0)
+
+    def swept(self, ground, name, runs, horizon):
+        where = tried.setdefault((ground.name, horizon), {})
+        for setting, seed in runs:
+            assert seed == where.get(setting, 0)
+            where[setting] = seed + 1
+        seeds = sweep.EFFORTS[(6, 60, 600).index(horizon)].seeds
+        left = sum(seeds - where.get(s, 0) for s in BASELINES[name].settings)
+        listed = name == "optlist" and len(where) < 10  # A list has no neighbours.
+        assert len(runs) % command.WIDTH == 0 or left == 0 or listed
+        return noise.normal(size=len(runs)).tolist()
+
+    monkeypatch.setattr(command.SuiteEvaluation, "_sweep", swept)
+    monkeypatch.setattr(command.SuiteEvaluation, "_report", lambda *_: [])
+    run(horizons=(6, 60, 600), baselines=(name,), contenders={})
+    assert len(tried) == 6
+
+
 def test_where_all_diverge_every_setting_is_tried(evaluated, monkeypatch):
     """Losses are capped, so nothing says which way to go."""
     run, _ = evaluated

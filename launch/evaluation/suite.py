@@ -33,6 +33,7 @@ from launch.evaluation.sweep import (
     next_runs,
     promising,
     ranked,
+    spare_runs,
 )
 from learned_opt import learnable_sgdm
 from meta_train.evaluate import SELECTION_OFFSET
@@ -204,9 +205,11 @@ class SuiteEvaluation:
                 else:
                     wanted += [(s, 0) for s in baseline.beside(first[0][0])]
                 # Whole populations: what would be left of the last is for what may be wanted next.
-                size = WIDTH * max(1, len(first) // WIDTH)
-                some = tuple(dict.fromkeys(wanted))[:size]
-                if some:
+                if wanted:
+                    count = len(dict.fromkeys(wanted))
+                    size = min(WIDTH * max(1, len(first) // WIDTH), WIDTH * -(-count // WIDTH))
+                    spare = spare_runs(baseline, found, effort) if found else []
+                    some = tuple(dict.fromkeys([*wanted, *spare]))[:size]
                     runs[g.name, n] = some
                     work = partial(self._sweep, g, n, some, horizon)
                     jobs.append(_Job(g.seconds * len(some), work))

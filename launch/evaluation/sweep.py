@@ -109,6 +109,19 @@ def next_runs(
     return runs
 
 
+def spare_runs(baseline: Baseline, found: Losses, effort: Effort) -> list[Run]:
+    """What fills up populations, which cost the same when they are not full: what may be next.
+
+    Of the settings tried on a task, the best by the first seed ahead: their neighbours, then their
+    other seeds.
+    """
+    runs: list[Run] = []
+    for s in ranked([found], 1):
+        runs += [(other, 0) for other in baseline.beside(s) if other not in found]
+        runs += [(s, i) for i in range(len(found[s]), effort.seeds)]
+    return runs
+
+
 def survivors(ordered: Sequence[Setting], keep: int) -> tuple[Setting, ...]:
     """What of settings, the best first, is tried at a longer horizon.
 
