@@ -18,15 +18,14 @@ from tasks import TaskMixture
 from tests import jobs
 
 STALL_SECONDS = 20
-# Sums over particles come in another order on other devices, and Adam divides what is left of it
-# by its own size: plain descent shows that nothing else differs.
+# On four devices each has two pairs, as many as are computed at a time.
 PES = jobs.changed(
     num_steps=10,
     eval_every=0,
     checkpoint_every=1,
     keep_checkpoints=12,
-    meta=cfg.meta_optimizer("sgd", learning_rate=1e-3, schedule="constant"),
-    estimator=cfg.estimator("pes", num_particles=8, truncation=4),
+    meta=cfg.meta_optimizer("adam", learning_rate=1e-3, schedule="constant"),
+    estimator=cfg.estimator("pes", num_particles=16, truncation=4),
 )
 HYBRID = jobs.changed(
     PES,
@@ -53,7 +52,9 @@ JOBS = {
 def run(name, folder, num_devices):
     """Runs that job, or continues it."""
     config = jobs.changed(JOBS[name], num_devices=num_devices)
-    return loop.run(config, Path(folder) / name, stall_seconds=STALL_SECONDS)
+    # The others may be compiled by many processes on few cores.
+    stall = STALL_SECONDS if name == "hangs" else 300
+    return loop.run(config, Path(folder) / name, stall_seconds=stall)
 
 
 def stand_still():

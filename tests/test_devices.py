@@ -45,7 +45,7 @@ ROUNDED = {"uoro": 1e-5}
 @pytest.mark.parametrize("estimator", some_fast(ESTIMATORS, ("pes", "tbptt")))
 def test_same_trajectory_to_the_bit_on_any_number_of_devices(estimator):
     """On four devices each has one chunk of particles, on fewer several."""
-    particles = 64 if estimator == "reparam_es" else 16  # 16 pairs a particle.
+    particles = 128 if estimator == "reparam_es" else 16  # 16 pairs are one particle.
     one, two, four = (run(n, 8, estimator, particles)[0] for n in (1, 2, 4))
     np.testing.assert_array_equal(two.theta, four.theta)
     difference = np.linalg.norm(two.theta - one.theta)
