@@ -487,12 +487,20 @@ def test_baselines_are_swept_wide_and_learn(name):
 def test_survivors_are_the_best_and_the_next_smaller():
     a, b, c = (Setting(x, "constant") for x in (0.1, 1.0, 10.0))
     cosine = Setting(0.5, "cosine")
-    assert sweep.survivors([c, cosine, a, b], 1) == (c, b)
-    assert sweep.survivors([c, cosine, a, b], 2) == (c, cosine, b)
-    assert sweep.survivors([a, b], 1) == (a,)
-    listed = BASELINES["optlist"].settings  # Neighbours have nothing in common.
-    assert sweep.survivors(listed[::-1], 2) == (listed[9], listed[8])
-    assert sweep.survivors(listed[::-1], 1) == (listed[9],)
+    low = Setting(0.2, "cosine")
+    # By all seeds `c` is the best and `cosine` next; by the first one `low` is among cosines.
+    found = {c: [0.0, 0.0], low: [1.0], cosine: [2.0, -1.0], a: [3.0, 0.0], b: [4.0]}
+    effort = sweep.Effort(2, 1, 1)
+    assert sweep.survivors([found], effort) == [c, b, low]
+    assert sweep.survivors([found], effort._replace(kept=2)) == [c, cosine, b, low]
+    assert sweep.survivors([{a: [0.0, 0.0], b: [1.0]}], effort) == [a]
+    assert sweep.leaders([found]) == [c, low]
+    assert sweep.leaders([found, {low: [3.0], a: [0.0]}]) == [a, low]  # What both tried.
+    listed = BASELINES["optlist"]  # Neighbours have nothing in common, so all are tried again.
+    before = [{s: [float(i)] for i, s in enumerate(listed.settings)}]
+    assert [s for s, _ in sweep.first_runs(listed, before, before[0], effort)] == list(
+        listed.settings
+    )
     one = {a: [0.0, 3.0], b: [1.0], c: [2.0, 0.5]}
     assert sweep.ranked([one], 1) == [a, b, c] and sweep.ranked([one], 2) == [c, a]
     other = {c: [0.0], b: [9.0], a: [9.0, 9.0]}
@@ -515,7 +523,7 @@ def test_what_is_chosen_is_about_the_best_of_a_whole_sweep(hard):
         runs += np.array([hard, *np.zeros(effort.seeds - 1)])  # Seeds differ for all alike.
         found = {s: [runs[i, 0]] for i, s in enumerate(adam.settings)}
         for_suite = sweep.promising(adam, [found], effort)
-        while wanted := sweep.next_runs(adam, found, for_suite, effort):
+        while wanted := sweep.next_runs(adam, found, for_suite, [], effort):
             for setting, seed in wanted:
                 assert seed == len(found[setting])
                 found[setting].append(runs[adam.settings.index(setting), seed])
@@ -673,6 +681,51 @@ def test_longer_horizons_find_the_best_of_the_whole_sweep(evaluated, monkeypatch
             assert tuned == sweep.ranked([every[task]], 1)[0]
             assert one_rate == sweep.ranked(list(every.values()), 1)[0]
     assert len(reported) == 6 and len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon", "schedule_free_adamw"])
+@pytest.mark.parametrize("apart", [0, 2, 3])
+def test_longer_horizons_find_the_best_under_another_schedule(evaluated, monkeypatch, name, apart):
+    """Whose best value is steps above; also where the default, off the grid, is the best at first.
+
+    The first seed says all. The second schedule is worse at first, better later.
+    """
+    run, _ = evaluated
+    baseline, chosen = BASELINES[name], []
+    other = baseline.schedules[1]
+
+    def loss(horizon, s):
+        is_other = s.schedule == other
+        steps = 3 * np.log10(s.value / baseline.default) - apart * is_other
+        return 0.1 * steps**2 + is_other * (0.05 if horizon == 6 else -0.2)
+
+    def report(self, ground, name, settings, horizon):
+        chosen.append((horizon, settings))
+        return []
+
+    monkeypatch.setattr(
+        command.SuiteEvaluation,
+        "_sweep",
+        lambda self, ground, name, runs, horizon: [loss(horizon, s) for s, _ in runs],
+    )
+    monkeypatch.setattr(command.SuiteEvaluation, "_report", report)
+    run(horizons=(6, 60, 600), baselines=(name,), contenders={})
+    for horizon, (tuned, one_rate, _) in chosen:
+        best = min(baseline.settings, key=lambda s: loss(horizon, s))
+        assert tuned == one_rate == best, horizon
+    assert len(chosen) == 6
+
+
+def test_what_is_best_on_most_tasks_is_tried_on_all():
+    """By the first seed, of what was tried on half of them at least."""
+    adam = BASELINES["adam"]
+    x, y, z = adam.settings[3], adam.settings[20], adam.settings[25]
+    found = [{x: [0.0], y: [-1.0]}, {x: [0.0], y: [-1.0]}, {x: [0.0], z: [-9.0]}, {x: [0.0]}]
+    beside = set(adam.beside(x))
+    assert set(sweep.unexplored(adam, found)) == beside | {y}
+    found[3][z] = [10.0]  # Its mean is no better, on half of the tasks.
+    assert set(sweep.unexplored(adam, found)) == beside | {y}
+    assert sweep.next_runs(adam, {x: [0.0, 0.0]}, [], [y], sweep.Effort(2, 1, 1))[-1] == (y, 0)
 
 
 @pytest.mark.parametrize("name", ["adam", "optlist"])
@@ -887,8 +940,51 @@ def test_a_setting_at_the_edge_is_warned_of(evaluated):
     for e in entries:
         assert e.edge == (e.column != command.DEFAULT and adam.at_edge(e.setting))
     marked = [e._replace(edge=e.column == command.TUNED and e.task == "two") for e in entries]
-    (said,) = report.warnings(report.summarize(marked, tasks))
+    said = report.warnings(report.summarize(marked, tasks, "validation"))
+    (said,) = [x for x in said if "edge" in x]
     assert "at 6 steps, adam (tuned per task)" in said and "edge of its grid (two)" in said
+
+
+def test_a_setting_that_does_worse_than_one_less_tuned_is_warned_of(evaluated):
+    """By the split it was chosen by; on a task, and for the suite."""
+    run, tasks = evaluated
+    entries = run(horizons=(6,), contenders={})
+    higher = {
+        (command.TUNED, "one"): 3.0,
+        (command.ONE_RATE, "one"): 2.0,
+        (command.ONE_RATE, "two"): 2.0,
+    }
+
+    def changed(split):
+        def one(e):
+            same = {s: {"loss": np.full(3, 0.5)} for s in ("train", "validation", "test")}
+            same[split] = {"loss": np.full(3, 0.1 * higher.get((e.column, e.task), 1.0))}
+            return e._replace(scores=same, constant=np.ones(3), edge=False)
+
+        return [one(e) for e in entries]
+
+    for split in ("train", "validation"):
+        said = report.warnings(report.summarize(changed(split), tasks, split))
+        assert said == [
+            "warning: at 6 steps, adam (tuned per task) does worse on one than at its one rate, on "
+            "one than at its default; its setting was chosen on other seeds.",
+            "warning: at 6 steps, adam (one rate) does worse on the suite than at its default; its "
+            "setting was chosen on other seeds.",
+        ]
+    assert not report.warnings(report.summarize(changed("train"), tasks, "validation"))
+
+
+def test_claims_say_how_many_runs_diverged(evaluated):
+    run, tasks = evaluated
+    entries = [
+        e._replace(scores=e.scores | {"train": {"loss": np.array([np.nan, 0.1, 0.1])}})
+        if not e.column and e.task == "one"
+        else e
+        for e in run(horizons=(6,))
+    ]
+    (said,) = report.claims(report.summarize(entries, tasks))
+    assert said.endswith("Of its 6 runs 1 diverged.")
+    assert "diverged" not in report.claims(report.summarize(run(horizons=(6,)), tasks))[0]
 
 
 def test_losses_below_zero_still_tell_settings_apart(evaluated):

@@ -6,6 +6,7 @@ program, so a sweep compiles nothing anew. What a setting says nothing of is at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,14 +72,21 @@ class Baseline(NamedTuple):
 
     def beside(self, setting: Setting) -> tuple[Setting, ...]:
         """Of the sweep the next smaller and the next larger value under the same schedule, and the
-        same value under the others; of a list none.
+        same value under the others, or the nearest; of a list none.
         """
         if setting.schedule == LISTED:
             return ()
         under = [s for s in self.settings if s.schedule == setting.schedule]
         smaller = [s for s in under if s.value < setting.value]
         larger = [s for s in under if s.value > setting.value]
-        others = [s for s in self.settings if s.value == setting.value and s != setting]
+        others = [
+            min(
+                (s for s in self.settings if s.schedule == other),
+                key=lambda s: abs(math.log(s.value / setting.value)),
+            )
+            for other in self.schedules
+            if other != setting.schedule
+        ]
         return (*smaller[-1:], *larger[:1], *others)
 
     def optimizer(self) -> LearnedOptimizer:

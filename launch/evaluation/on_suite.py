@@ -7,7 +7,7 @@ from typing import Any
 from launch.evaluation import figure, page, report
 from launch.evaluation.aggregates import LEAST_TASKS, Interval
 from launch.evaluation.contenders import Contender
-from launch.evaluation.suite import SuiteEvaluation
+from launch.evaluation.suite import CHOOSE_BY, SuiteEvaluation
 from launch.suites import Suite
 from launch.trained import counted
 from meta_train.progress import remark
@@ -56,7 +56,7 @@ def evaluate(
         choose_by=choose_by,
         baselines=baselines,
     ).run()
-    summary = report.summarize(entries, found.tasks)
+    summary = report.summarize(entries, found.tasks, CHOOSE_BY[choose_by])
     title = f"Suite {found.name}: {on}, {counted(num_seeds, 'seed')}"
     about = [f"Baselines are tuned by their {choose_by} loss on other seeds."]
     about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]

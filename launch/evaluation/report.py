@@ -15,6 +15,7 @@ from launch.evaluation.aggregates import (
     Interval,
     bootstrap,
     envelope,
+    interquartile_mean,
     is_bound,
     paired,
     profile,
@@ -26,7 +27,7 @@ from launch.evaluation.aggregates import (
 )
 from launch.evaluation.kept import whole
 from launch.evaluation.runs import part_edges
-from launch.evaluation.suite import COLUMNS, DEFAULT, TUNED, Entry
+from launch.evaluation.suite import COLUMNS, TUNED, Entry
 from launch.normalization import normalized, record_of
 from launch.zoo import markdown
 from meta_train import strict_json
@@ -68,12 +69,15 @@ def _curve(entry: Entry) -> np.ndarray:
         return np.asarray(entry.curve, np.float64).mean(axis=0)
 
 
-def summarize(entries: Sequence[Entry], tasks: dict[str, TaskConfig]) -> dict[str, Any]:
+def summarize(
+    entries: Sequence[Entry], tasks: dict[str, TaskConfig], chosen_by: Split = "train"
+) -> dict[str, Any]:
     """What the runs come to, as JSON: by horizon, rows of optimizers and paired differences.
 
     Args:
       entries: from ``SuiteEvaluation.run``.
       tasks: of the suite, by name.
+      chosen_by: the split by whose loss settings were chosen.
     """
     # Of each run, so that it is compared with Adam on the same instance and batches.
     envelopes = {
@@ -86,7 +90,8 @@ def summarize(entries: Sequence[Entry], tasks: dict[str, TaskConfig]) -> dict[st
     }
     horizons = sorted({e.horizon for e in entries})
     found = {
-        str(h): _at([e for e in entries if e.horizon == h], tasks, envelopes) for h in horizons
+        str(h): _at([e for e in entries if e.horizon == h], tasks, envelopes, chosen_by)
+        for h in horizons
     }
     return {"tasks": {n: _about(n, c, entries) for n, c in tasks.items()}, "horizons": found}
 
@@ -101,7 +106,7 @@ def _about(name: str, config: TaskConfig, entries: Sequence[Entry]) -> dict[str,
     }
 
 
-def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
+def _at(entries, tasks: dict[str, TaskConfig], envelopes, chosen_by: Split) -> dict[str, Any]:
     """One horizon."""
     labels = list(dict.fromkeys(e.label for e in entries))
     labels.sort(key=lambda label: bool(_of(entries, label)[0].column))  # Learned ones first.
@@ -114,7 +119,7 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes) -> dict[str, Any]:
         row["label"] = label
         row["settings"] = {e.task: str(e.setting) for e in runs if e.setting}
         row["at_edge"] = [e.task for e in runs if e.edge]
-        row["worse_than_default"] = _worse_than_default(entries, runs)
+        row["worse_than_less_tuned"] = _worse_than_less_tuned(entries, runs, chosen_by)
         row["below_zero"] = [e.task for e in runs if any(_ends_below_zero(e, s) for s in SPLITS)]
         row["log_loss"] = {s: _interval(_matrix(runs, s)) for s in SPLITS}
         row["normalized"] = {s: _normalized(runs, tasks, s) for s in SPLITS}
@@ -151,16 +156,25 @@ def _of(entries: Sequence[Entry], label: str) -> list[Entry]:
     return [e for e in entries if e.label == label]
 
 
-def _worse_than_default(entries: Sequence[Entry], runs: Sequence[Entry]) -> list[str]:
-    """The tasks on which what was tuned for them does clearly worse than the default."""
-    defaults = {(e.task, e.optimizer): e for e in entries if e.column == DEFAULT}
-    found = []
+def _worse_than_less_tuned(
+    entries: Sequence[Entry], runs: Sequence[Entry], split: Split
+) -> list[str]:
+    """Where a chosen setting does clearly worse than one less chosen, in words.
+
+    Less chosen than what is tuned for a task are the setting for the suite and the default; less
+    chosen than the setting for the suite is the default.
+    """
+    column = runs[0].column
+    less = COLUMNS[COLUMNS.index(column) + 1 :] if column else ()
+    gaps: dict[str, list[np.ndarray]] = {}
     for e in runs:
-        if e.column == TUNED:
-            default = defaults[e.task, e.optimizer].log_loss("train")
-            if np.mean(e.log_loss("train") - default) > CLEARLY:
-                found.append(e.task)
-    return found
+        beside = [x for x in entries if (x.task, x.optimizer) == (e.task, e.optimizer)]
+        for other in (x for x in beside if x.column in less):
+            of = e.task if column == TUNED else "the suite"
+            gap = e.log_loss(split) - other.log_loss(split)
+            gaps.setdefault(f"on {of} than at its {other.column}", []).append(gap)
+    mean = np.mean if column == TUNED else interquartile_mean
+    return [words for words, found in gaps.items() if mean(np.stack(found)) > CLEARLY]
 
 
 def _ends_below_zero(entry: Entry, split: str) -> bool:
@@ -267,7 +281,10 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
                 for sign, verb in ((-1, "is below"), (1, "is above"), (0, "cannot be told from"))
                 if words[sign]
             ]
+            row = next(row for row in found["rows"] if row["label"] == ours)
             said.append(f"At {horizon} steps, in {split} log-loss, {ours} {'; it '.join(parts)}.")
+            if row["diverged"]:
+                said[-1] += f" Of its {row['runs']} runs {row['diverged']} diverged."
     return said
 
 
@@ -280,7 +297,7 @@ def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
 
 def warnings(summary: dict[str, Any]) -> list[str]:
     """Of settings chosen at the edge of their sweep, where a better one may lie beyond; of settings
-    that do worse where they are reported than they promised; and of losses below 0.
+    that do worse where they are reported than ones less tuned; and of losses below 0.
     """
     rows = [(h, row) for h, found in summary["horizons"].items() for row in found["rows"]]
     below = dict.fromkeys(task for _, row in rows for task in row["below_zero"])
@@ -299,8 +316,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
 
 # What a row may say of its tasks, and what that means.
 _DOUBTS = {
-    "worse_than_default": " does worse than at the library's default on {}; where it was chosen, "
-    "on other seeds, it did not.",
+    "worse_than_less_tuned": " does worse {}; its setting was chosen on other seeds.",
     "at_edge": ": the value chosen is at the edge of its grid ({}); a better one may lie beyond.",
 }
 

@@ -34,6 +34,7 @@ from launch.evaluation.sweep import (
     promising,
     ranked,
     spare_runs,
+    unexplored,
 )
 from learned_opt import learnable_sgdm
 from meta_train.evaluate import SELECTION_OFFSET
@@ -157,16 +158,17 @@ class SuiteEvaluation:
         entries: list[Entry] = []
         pairs = [(g, name) for g in self._grounds for name in self._baselines]
         alone = [(g, name) for g in self._grounds for name in self._contenders]
-        firsts = {(g.name, n): first_runs(self._baselines[n], (), (), 0) for g, n in pairs}
+        firsts = {(g.name, n): first_runs(self._baselines[n], (), {}, EFFORTS[0]) for g, n in pairs}
         total = len(self._horizons) * (len(pairs) + len(alone))
         with progress(total=total, desc="evaluation") as bar:
             for stage, horizon in enumerate(self._horizons):
                 effort = EFFORTS[min(stage, len(EFFORTS) - 1)]
-                best, best_for_suite = self._swept(pairs, firsts, horizon, effort, bar)
+                swept = self._swept(pairs, firsts, horizon, effort, bar)
+                of_all = {n: [swept[g.name, n] for g in self._grounds] for n in self._baselines}
                 asked: list[tuple[_Ground, str, tuple[Setting, ...]]] = []
                 for g, n in pairs:
-                    chosen = best[g.name, n][0], best_for_suite[n][0]
-                    asked.append((g, n, (*chosen, self._baselines[n].untuned)))
+                    best = [ranked(of, effort.seeds)[0] for of in ([swept[g.name, n]], of_all[n])]
+                    asked.append((g, n, (*best, self._baselines[n].untuned)))
                 asked += [(g, n, ()) for g, n in alone]
                 jobs = [
                     _Job(g.seconds * max(1, len(set(x))), partial(self._report, g, n, x, horizon))
@@ -174,8 +176,8 @@ class SuiteEvaluation:
                 ]
                 entries += [entry for found in _all(jobs, bar.update) for entry in found]
                 firsts = {
-                    (task, n): first_runs(self._baselines[n], of, best_for_suite[n], effort.kept)
-                    for (task, n), of in best.items()
+                    (task, n): first_runs(self._baselines[n], of_all[n], found, effort)
+                    for (task, n), found in swept.items()
                 }
         return entries
 
@@ -186,14 +188,15 @@ class SuiteEvaluation:
         horizon: int,
         effort: Effort,
         bar: Any,
-    ) -> tuple[dict[tuple[str, str], list[Setting]], dict[str, list[Setting]]]:
-        """The settings that have all seeds, the best first: on each task, and on all tasks.
+    ) -> dict[tuple[str, str], Losses]:
+        """(task, baseline) -> what its settings came to.
 
         Args:
           firsts: (task, baseline) -> the runs to begin with.
         """
         swept: dict[tuple[str, str], Losses] = {(g.name, n): {} for g, n in pairs}
         for_suite: dict[str, list[Setting]] = {}
+        once: dict[str, list[Setting]] = {}
         while True:
             runs: dict[tuple[str, str], tuple[Run, ...]] = {}
             jobs = []
@@ -201,7 +204,7 @@ class SuiteEvaluation:
                 baseline, first, found = self._baselines[n], firsts[g.name, n], swept[g.name, n]
                 wanted = [run for run in first if run[0] not in found]
                 if found:
-                    wanted += next_runs(baseline, found, for_suite[n], effort)
+                    wanted += next_runs(baseline, found, for_suite[n], once[n], effort)
                 else:
                     wanted += [(s, 0) for s in baseline.beside(first[0][0])]
                 # Whole populations: what would be left of the last is for what may be wanted next.
@@ -213,17 +216,16 @@ class SuiteEvaluation:
                     runs[g.name, n] = some
                     work = partial(self._sweep, g, n, some, horizon)
                     jobs.append(_Job(g.seconds * len(some), work))
-            of_each = {n: [swept[g.name, n] for g in self._grounds] for n in self._baselines}
             if not runs:
-                best = {where: ranked([found], effort.seeds) for where, found in swept.items()}
-                return best, {n: ranked(found, effort.seeds) for n, found in of_each.items()}
+                return swept
             bar.total += len(jobs)
             for where, losses in zip(runs, _all(jobs, bar.update), strict=True):
                 for (setting, _), loss in zip(runs[where], losses, strict=True):
                     swept[where].setdefault(setting, []).append(loss)
-            for_suite = {
-                n: promising(self._baselines[n], found, effort) for n, found in of_each.items()
-            }
+            for n, baseline in self._baselines.items():
+                found_on = [swept[g.name, n] for g in self._grounds]
+                for_suite[n] = promising(baseline, found_on, effort)
+                once[n] = unexplored(baseline, found_on)
 
     def _runner(self, ground: _Ground, name: str) -> Runner:
         """What runs an optimizer on a task."""

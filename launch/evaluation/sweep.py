@@ -6,9 +6,11 @@ chosen among those that have all seeds: seeds differ in how hard they are, so me
 say nothing.
 
 At the shortest horizon every setting is tried. At the next ones, each of which is several times as
-long, those that did best before, the next smaller rate, as the best rate falls with the horizon,
-and the default; then the neighbours of the best, until none is better, or, where all that were
-tried diverge, every setting.
+long, those that did best before, the best under each schedule, the next smaller rate, as the best
+rate falls with the horizon, and the default; then the neighbours of the best under each schedule
+(the best rate under a cosine is several steps above the best constant one), until none is better,
+and what did better for some tasks on the others; or, where all that were tried diverge, every
+setting. A list has no neighbours, so of a list all are tried.
 """
 
 from collections.abc import Sequence
@@ -35,8 +37,7 @@ class Effort(NamedTuple):
     kept: int
 
 
-# At the first horizon, the second, and later ones. The longer the run, the less seeds differ, and
-# the more they cost.
+# At the first horizon, the second, and later ones: the longer the run, the more a seed costs.
 EFFORTS = (Effort(3, 5, 2), Effort(3, 2, 1), Effort(2, 1, 1))
 MOST_SEEDS = max(effort.seeds for effort in EFFORTS)
 # A little below the log-loss of a run that diverged.
@@ -69,19 +70,27 @@ def ranked(found: Sequence[Losses], seeds: int) -> list[Setting]:
     return sorted(full, key=lambda s: interquartile_mean(means[s]))
 
 
+def leaders(found: Sequence[Losses]) -> list[Setting]:
+    """The best under each schedule by the first seed on all of these tasks, the best first."""
+    best: dict[str, Setting] = {}
+    for setting in ranked(found, 1):
+        best.setdefault(setting.schedule, setting)
+    return list(best.values())
+
+
 def first_runs(
-    baseline: Baseline, before: Sequence[Setting], before_for_suite: Sequence[Setting], kept: int
+    baseline: Baseline, before: Sequence[Losses], task: Losses, effort: Effort
 ) -> list[Run]:
     """What a horizon begins with on a task.
 
     Args:
-      before: the settings ranked at the horizon before on the task; none at the first.
-      before_for_suite: those ranked there for all tasks.
-      kept: how many of the best are tried again.
+      before: what was found at the horizon before on all tasks; nothing at the first.
+      task: what was found there on this one.
+      effort: of the horizon before.
     """
-    if not before:
+    if not before or LISTED in baseline.schedules:
         return [(s, 0) for s in baseline.settings]
-    both = (*survivors(before, kept), *survivors(before_for_suite, kept))
+    both = (*survivors([task], effort), *survivors(before, effort))
     return [(s, 0) for s in dict.fromkeys([*both, baseline.untuned])]
 
 
@@ -92,21 +101,42 @@ def promising(baseline: Baseline, found: Sequence[Losses], effort: Effort) -> li
     return list(dict.fromkeys([*ahead, *ranked(found, 1)[: effort.best], *beside]))
 
 
+def unexplored(baseline: Baseline, found: Sequence[Losses]) -> list[Setting]:
+    """What is to be tried with one seed, on these tasks.
+
+    What is beside the best under each schedule; and what was tried on half of the tasks, and by the
+    first seed did better there than what is best of all that was tried on all of them.
+    """
+    settings = [other for best in leaders(found) for other in baseline.beside(best)]
+    everywhere = ranked(found, 1)  # Of all tasks it may be nothing yet.
+    for setting in dict.fromkeys(s for losses in found for s in losses if s not in everywhere):
+        gaps = [of[setting][0] - of[s][0] for s in everywhere[:1] for of in found if setting in of]
+        if 2 * len(gaps) >= len(found) and interquartile_mean(np.array(gaps)) < 0:
+            settings.append(setting)
+    return settings
+
+
 def next_runs(
-    baseline: Baseline, found: Losses, for_suite: Sequence[Setting], effort: Effort
+    baseline: Baseline,
+    found: Losses,
+    for_suite: Sequence[Setting],
+    once_for_suite: Sequence[Setting],
+    effort: Effort,
 ) -> list[Run]:
     """What is to be tried next on a task, the most urgent first; nothing if that was all.
 
     Args:
       found: what was tried on it.
       for_suite: what is ``promising`` for all tasks.
+      once_for_suite: what is ``unexplored`` on all tasks.
     """
     settings = list(dict.fromkeys([*promising(baseline, [found], effort), *for_suite]))
     runs = [(s, i) for s in settings for i in range(len(found.get(s, ())), effort.seeds)]
+    once = list(dict.fromkeys([*unexplored(baseline, [found]), *once_for_suite]))
     if min(losses[0] for losses in found.values()) >= WORST:
         # Beside what diverges all may: there is no slope to follow.
-        runs += [(s, 0) for s in baseline.settings if s not in (found.keys() | set(settings))]
-    return runs
+        once = list(baseline.settings)
+    return runs + [(s, 0) for s in once if s not in found and s not in settings]
 
 
 def spare_runs(baseline: Baseline, found: Losses, effort: Effort) -> list[Run]:
@@ -122,13 +152,13 @@ def spare_runs(baseline: Baseline, found: Losses, effort: Effort) -> list[Run]:
     return runs
 
 
-def survivors(ordered: Sequence[Setting], keep: int) -> tuple[Setting, ...]:
-    """What of settings, the best first, is tried at a longer horizon.
+def survivors(found: Sequence[Losses], effort: Effort) -> list[Setting]:
+    """What is tried at a longer horizon of what was found at one with this effort.
 
-    The ``keep`` best, and beside the best the next smaller value under its schedule; a list has
-    none.
+    The best that have all seeds, the next smaller value beside the very best, and the best under
+    each schedule.
     """
-    best = ordered[0]
-    smaller = [s for s in ordered if s.schedule == best.schedule != LISTED and s.value < best.value]
-    beside = [max(smaller)] if smaller else []
-    return tuple(dict.fromkeys([*ordered[:keep], *beside]))
+    kept = ranked(found, effort.seeds)[: effort.kept]
+    best, tried = kept[0], ranked(found, 1)
+    smaller = [s for s in tried if s.schedule == best.schedule and s.value < best.value]
+    return list(dict.fromkeys([*kept, *([max(smaller)] if smaller else []), *leaders(found)]))
