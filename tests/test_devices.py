@@ -180,22 +180,33 @@ def test_config_is_frozen():
         cfg.Config().seed = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("count", [32, 48])
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 6, 8, 16])
-def test_means_over_devices_are_summed_in_pairs(num_devices):
+def test_means_over_devices_are_summed_in_pairs(num_devices, count):
     """With those on each device, to the bit as on one; on 6 devices but for the rounding."""
+    if count % num_devices:
+        count *= 3
     # One large number among small ones: every other order of sums rounds otherwise.
-    values = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
     values[5] *= 1e4
-    values = values[: 48 if num_devices == 6 else 32]
-    parts = {"a": values.reshape(num_devices, -1, 3)}
+    parts = {"a": values.reshape(num_devices, -1, 3), "b": 2 * values[:num_devices, 0]}
     means = jax.pmap if num_devices <= 4 else jax.vmap
-    found = means(lambda tree: devices.device_mean(mean_in_pairs(tree)), axis_name=devices._AXIS)(
-        parts
-    )["a"]
-    level = values
+
+    def mean(tree):
+        return devices.device_mean({"a": mean_in_pairs(tree["a"]), "b": tree["b"]})
+
+    found = means(mean, axis_name=devices._AXIS)(parts)
+    np.testing.assert_allclose(found["b"], np.mean(parts["b"]), rtol=1e-5)
     if num_devices == 6:
-        np.testing.assert_allclose(found[0], values.mean(0), rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(found["a"][0], values.mean(0), rtol=1e-5, atol=1e-3)
         return
+    odd = 1 if count == 32 else 3
+    rows = values.reshape(-1, odd, 3)
+    level = rows[:, 0]
+    for i in range(1, odd):
+        level = level + rows[:, i]
+    level = level / np.float32(odd)
     while len(level) > 1:
         level = level[::2] + level[1::2]
-    np.testing.assert_array_equal(found, np.tile(level / np.float32(32), (num_devices, 1)))
+    expected = level / np.float32(count // odd)
+    np.testing.assert_array_equal(found["a"], np.tile(expected, (num_devices, 1)))

@@ -134,7 +134,8 @@ def mean_in_pairs(tree: Any) -> Any:
 
     So the sum of a half, a quarter, ... of the axis is a term of the sum of the whole, to the
     bit, and ``devices.device_mean`` of such parts the mean of the whole. What is odd of a length
-    is added one after another: 12 as 4 times 3. What is narrower than float32 is added in that.
+    is averaged first, one after another: 12 as the mean of 4 means of 3. What is narrower than
+    float32 is added in that.
 
     Args:
       tree: leaves are floating, ``[N, ...]``.
@@ -142,13 +143,14 @@ def mean_in_pairs(tree: Any) -> Any:
 
     def one(x):
         num = x.shape[0]
-        power = num & -num  # The largest power of two that divides it.
-        rows = x.reshape(power, num // power, *x.shape[1:])
+        power = num & -num  # The largest power of two that divides it: dividing by it is exact.
+        odd = num // power
+        rows = x.reshape(power, odd, *x.shape[1:])
         rows = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
-        total = jax.lax.fori_loop(1, num // power, lambda i, sum: sum + rows[:, i], rows[:, 0])
+        total = jax.lax.fori_loop(1, odd, lambda i, sum: sum + rows[:, i], rows[:, 0]) / odd
         while total.shape[0] > 1:
             total = total[0::2] + total[1::2]
-        return (total[0] / num).astype(x.dtype)
+        return (total[0] / power).astype(x.dtype)
 
     return jax.tree.map(one, tree)
 
