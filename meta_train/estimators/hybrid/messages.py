@@ -70,7 +70,7 @@ def traffic(
     """What ``hybrid_es`` sends, by formula, for a theta of ``size`` entries.
 
     A refresh: each worker's gradient, once. (``devices.device_mean`` adds those of a device
-    first; then each device sends the sum ``log2(devices)`` times. Compressed ones all cross.)
+    first; then each device sends less than twice the sum. Compressed ones all cross.)
     In between: what the search ``sends``; with the success rule 4 bytes a worker more.
     """
     gradient = compressor.num_bytes(size) if compressor else itemsize * size
