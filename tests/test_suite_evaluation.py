@@ -615,6 +615,15 @@ def test_few_programs_are_held_at_a_time(evaluated, monkeypatch, tmp_path):
         np.testing.assert_array_equal(a.curve, b.curve)
 
 
+def test_how_long_a_job_is_expected_to_take_is_of_its_own_optimizer():
+    """A learned one, as slow as forty of Adam's, must not be the last to begin."""
+    ground = command._Ground("one", cfg.task("quadratic"), None, 2)
+    assert ground.expects("adam") == 0
+    ground.took("adam", 2.0)
+    ground.took("learned", 80.0)
+    assert ground.expects("adam") == 2 and ground.expects("another") == 80
+
+
 def test_a_process_is_crowded_near_its_limit(monkeypatch):
     assert not pool.crowded()
     monkeypatch.setattr(pool, "SHARE", 1e-6)

@@ -102,7 +102,15 @@ class _Ground:
         self.keys = self.starts.keys(SEED, num_seeds)
         check_scores(f"the task {name!r}", self.starts)
         self.facts = decided_by_task(to_dict(config), self.starts.task)
-        self.seconds = 0.0  # Of a step of a run, as measured last.
+        self._seconds: dict[str, float] = {}
+
+    def took(self, name: str, seconds: float) -> None:
+        """Of a step of a run with that optimizer, as measured last."""
+        self._seconds[name] = seconds
+
+    def expects(self, name: str) -> float:
+        """Seconds of a step; of an optimizer that has not run yet as of the slowest that has."""
+        return self._seconds.get(name, max(self._seconds.values(), default=0.0))
 
 
 class SuiteEvaluation:
@@ -171,7 +179,9 @@ class SuiteEvaluation:
                     asked.append((g, n, (*best, self._baselines[n].untuned)))
                 asked += [(g, n, ()) for g, n in alone]
                 jobs = [
-                    _Job(g.seconds * max(1, len(set(x))), partial(self._report, g, n, x, horizon))
+                    _Job(
+                        g.expects(n) * max(1, len(set(x))), partial(self._report, g, n, x, horizon)
+                    )
                     for g, n, x in asked
                 ]
                 entries += [entry for found in _all(jobs, bar.update) for entry in found]
@@ -215,7 +225,7 @@ class SuiteEvaluation:
                     some = tuple(dict.fromkeys([*wanted, *spare]))[:size]
                     runs[g.name, n] = some
                     work = partial(self._sweep, g, n, some, horizon)
-                    jobs.append(_Job(g.seconds * len(some), work))
+                    jobs.append(_Job(g.expects(n) * len(some), work))
             if not runs:
                 return swept
             bar.total += len(jobs)
@@ -265,7 +275,7 @@ class SuiteEvaluation:
             split = CHOOSE_BY[self._choose_by]
             thetas = _stacked([setting for setting, _ in runs])
             found = self._runner(ground, name)(thetas, keys, horizon, (split,))
-            ground.seconds = found.seconds
+            ground.took(name, found.seconds)
             constant = np.asarray(ground.starts.constant(keys))
             return {"judged": judged(found.scores[split]["loss"], constant)}
 
@@ -307,7 +317,7 @@ class SuiteEvaluation:
         decides = self._decides(ground, name, horizon)
         decides |= {"settings": settings, "seed": SEED, "seeds": self._num_seeds}
         found = kept(self._folder, decides, compute)
-        ground.seconds = float(found["seconds"])
+        ground.took(name, float(found["seconds"]))
 
         def entry(column: str, setting: Setting | None) -> Entry:
             i = settings.index(setting) if setting else 0
