@@ -1,7 +1,6 @@
 """One train step from an estimator and an optax optimizer, and the state it evolves."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +93,7 @@ def make_step(
         grad, estimator_state, metrics = estimator.estimate(state.theta, state.estimator_state, key)
         if estimator.rebuild is None:
             grad, metrics = population_mean((grad, metrics))
-        update = reproducible_meta_update(meta_optimizer, state, grad)
+        update = meta_update(meta_optimizer, state, grad)
         metrics = dict(metrics)
         loss, finite = metrics.pop("loss"), metrics.pop("finite")
         spread = compiled_apart(
@@ -136,21 +135,19 @@ class MetaUpdate(NamedTuple):
 def meta_update(
     meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any
 ) -> MetaUpdate:
-    updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
-    grad_norm = optax.tree.norm(grad)
-    usable = jnp.isfinite(grad_norm)
-    updates = optax.tree.where(usable, updates, jax.tree.map(jnp.zeros_like, updates))
-    return MetaUpdate(
-        optax.apply_updates(state.theta, updates),
-        optax.tree.where(usable, meta_opt_state, state.meta_opt_state),
-        updates,
-        grad_norm,
-    )
-
-
-def reproducible_meta_update(
-    meta_optimizer: optax.GradientTransformation, state: TrainState, grad: Any
-) -> MetaUpdate:
     """The meta-optimizer's step along ``grad``, rounded the same wherever it is compiled."""
+
+    def update(state, grad):
+        updates, meta_opt_state = meta_optimizer.update(grad, state.meta_opt_state, state.theta)
+        grad_norm = optax.tree.norm(grad)
+        usable = jnp.isfinite(grad_norm)
+        updates = optax.tree.where(usable, updates, jax.tree.map(jnp.zeros_like, updates))
+        return MetaUpdate(
+            optax.apply_updates(state.theta, updates),
+            optax.tree.where(usable, meta_opt_state, state.meta_opt_state),
+            updates,
+            grad_norm,
+        )
+
     start = state._replace(estimator_state=())
-    return compiled_apart(partial(meta_update, meta_optimizer), start, grad, witness=state.step)
+    return compiled_apart(update, start, grad, witness=state.step)

@@ -108,6 +108,7 @@ def test_the_same_draws_and_trajectory(one, many, tmp_path):
     folder, _ = many
     first, same = state_of(one, "pes", 10), state_of(folder, "pes", 10)
     jax.tree.map(np.testing.assert_array_equal, same, first)
+    assert [row["step"] for row in jobs.rows(folder / "pes")] == list(range(1, 11))
     assert jobs.rows(folder / "pes") == jobs.rows(one / "pes")
     alone = Path(shutil.copytree(one, tmp_path / "one"))
     for where in (alone, folder):  # Both go on in this process, on other devices.

@@ -949,8 +949,11 @@ def test_a_setting_at_the_edge_is_warned_of(evaluated):
     for e in entries:
         assert e.edge == (e.column != command.DEFAULT and adam.at_edge(e.setting))
     marked = [e._replace(edge=e.column == command.TUNED and e.task == "two") for e in entries]
-    said = report.warnings(report.summarize(marked, tasks, "validation"))
-    (said,) = [x for x in said if "edge" in x]
+    (said,) = (
+        x
+        for x in report.warnings(report.summarize(marked, tasks, "validation"))
+        if "does worse" not in x  # Of three seeds, by chance.
+    )
     assert "at 6 steps, adam (tuned per task)" in said and "edge of its grid (two)" in said
 
 

@@ -217,12 +217,12 @@ class SuiteEvaluation:
                     wanted += next_runs(baseline, found, for_suite[n], once[n], effort)
                 else:
                     wanted += [(s, 0) for s in baseline.beside(first[0][0])]
+                wanted = list(dict.fromkeys(wanted))
                 # Whole populations: what would be left of the last is for what may be wanted next.
                 if wanted:
-                    count = len(dict.fromkeys(wanted))
-                    size = min(WIDTH * max(1, len(first) // WIDTH), WIDTH * -(-count // WIDTH))
-                    spare = spare_runs(baseline, found, effort) if found else []
-                    some = tuple(dict.fromkeys([*wanted, *spare]))[:size]
+                    populations = min(max(1, len(first) // WIDTH), -(-len(wanted) // WIDTH))
+                    spare = spare_runs(baseline, found, effort)
+                    some = tuple(dict.fromkeys([*wanted, *spare]))[: WIDTH * populations]
                     runs[g.name, n] = some
                     work = partial(self._sweep, g, n, some, horizon)
                     jobs.append(_Job(g.expects(n) * len(some), work))

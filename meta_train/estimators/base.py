@@ -134,8 +134,8 @@ def mean_in_pairs(tree: Any) -> Any:
 
     So the sum of a half, a quarter, ... of the axis is a term of the sum of the whole, to the
     bit, and ``devices.device_mean`` of such parts the mean of the whole. What is odd of a length
-    is averaged first, one after another: 12 as the mean of 4 means of 3. What is narrower than
-    float32 is added in that.
+    is averaged first: 12 as the mean of 4 means of 3. What is narrower than float32 is added in
+    that.
 
     Args:
       tree: leaves are floating, ``[N, ...]``.
@@ -147,7 +147,10 @@ def mean_in_pairs(tree: Any) -> Any:
         odd = num // power
         rows = x.reshape(power, odd, *x.shape[1:])
         rows = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
-        total = jax.lax.fori_loop(1, odd, lambda i, sum: sum + rows[:, i], rows[:, 0]) / odd
+        while rows.shape[1] > 1:  # In pairs too, the last one alone.
+            last = rows[:, rows.shape[1] // 2 * 2 :]
+            rows = jnp.concatenate([rows[:, 0:-1:2] + rows[:, 1::2], last], axis=1)
+        total = rows[:, 0] / odd
         while total.shape[0] > 1:
             total = total[0::2] + total[1::2]
         return (total[0] / power).astype(x.dtype)

@@ -20,7 +20,7 @@ import optax
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.hybrid.messages import Message
 from meta_train.journal import Journal, Salvage
-from meta_train.trainer import TrainState, reproducible_meta_update
+from meta_train.trainer import TrainState, meta_update
 
 
 class ReplayLog:
@@ -245,7 +245,7 @@ def rebuild_step(
     def step(state: TrainState, message: Message) -> TrainState:
         key = jax.random.fold_in(state.key, state.step + 1)
         grad, estimator_state = rebuild(state.theta, state.estimator_state, key, message)
-        update = reproducible_meta_update(meta_optimizer, state, grad)
+        update = meta_update(meta_optimizer, state, grad)
         return state._replace(
             step=state.step + 1,
             theta=update.theta,
