@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks import TaskConfig
 
 TRAINS = ("optimizer", "network", "policy")
-META_LOSSES = ("train", "fresh", "validation")
+META_LOSSES = ("train", "fresh", "validation", "both")
 REDUCTIONS = ("mean", "last", "late", "telescoped")
 SCALES = ("loss", "log")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -53,7 +53,8 @@ class InnerConfig:
     Attributes:
       horizon: inner steps of an episode (the longest, if drawn).
       min_horizon: above 0: horizons log-uniform between this and horizon.
-      meta_loss: train, fresh or validation: what a step's loss is measured on.
+      meta_loss: train, fresh, validation, or both (train and validation): what a step's loss is
+        measured on.
       reduction: mean, last (a run weighs as much as it has steps), late (every step counts, the
         last fifth most), or telescoped: the last loss as a sum of differences, every run weighing
         alike.

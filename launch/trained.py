@@ -152,8 +152,9 @@ def beyond(training: dict[str, Any], horizons: list[int]) -> list[str]:
     outside = [f"{h:,}" for h in horizons if not shortest <= h <= longest]
     if not outside:
         return []
+    said = " and ".join([", ".join(outside[:-1]), outside[-1]] if outside[1:] else outside)
     known = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-    return [f"At {' and '.join(outside)} steps it works outside the {known} it was trained for."]
+    return [f"At {said} steps it works outside the {known} it was trained for."]
 
 
 def reading(reads: dict[str, bool]) -> list[str]:

@@ -27,9 +27,9 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
 
     Of each task of the suite ``config.validation``, at its shortest horizon, the mean over
     ``config.eval_seeds`` runs of ``aggregates.log_loss`` of the last tenth of the steps; nothing
-    without a suite. Where theta is trained on held-back batches (``meta_loss`` is ``validation``),
-    the mean of that and of the same of the validation split after the last step. Compiled on first
-    use, one program a task: all in one take longer.
+    without a suite. Where theta is trained on held-back batches (``meta_loss`` is ``validation`` or
+    ``both``), the mean of that and of the same of the validation split after the last step.
+    Compiled on first use, one program a task: all in one take longer.
 
     Raises:
       ValueError: if there is no such suite, or a task has no constant predictor's loss, or no score
@@ -41,7 +41,7 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
     tasks = {name: task.make(data_dir) for name, task in found.tasks.items()}
     optimizer, horizon = config.optimizer.make(), found.horizons[0]
     size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
-    held_back = config.inner.meta_loss == "validation"
+    held_back = config.inner.meta_loss in ("validation", "both")
 
     @partial(jax.jit, static_argnums=0)
     def log_loss(name, theta):
@@ -63,7 +63,7 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
         if held_back and task.score is None:
             raise ValueError(
                 f"--cfg.validation={config.validation}: the task {name!r} must have a `score` for "
-                "--cfg.inner.meta_loss=validation, got none; choose another suite."
+                f"--cfg.inner.meta_loss={config.inner.meta_loss}, got none; choose another suite."
             )
 
     def measure(theta):

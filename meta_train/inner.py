@@ -12,7 +12,7 @@ from meta_train.checks import MAX_LENGTH, check_loss, check_positive, check_take
 from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
 
-META_LOSSES = ("train", "fresh", "validation")
+META_LOSSES = ("train", "fresh", "validation", "both")
 REDUCTIONS = ("mean", "last", "late")
 SCALES = ("loss", "log")
 
@@ -60,7 +60,8 @@ def inner_training(
     Args:
       meta_loss: what ``L_t`` is. ``train``: the loss on the batch the step trains on,
         before its update. ``fresh``: the loss after the update on another training batch.
-        ``validation``: the loss after the update on a validation batch.
+        ``validation``: the loss after the update on a validation batch. ``both``: the mean of
+        ``train`` and ``validation``, each on the ``scale``.
       reduction: ``mean``: every step counts. ``last``: ``L_t`` is the horizon times the loss at
         the last step and 0 elsewhere, so a run's mean per-step loss is its final one. (With
         drawn horizons each run weighs as much as it has steps, as with ``mean``.) ``late``: of
@@ -128,14 +129,14 @@ def inner_training(
         )
         _check_updates(updates, state.params)
         params = optax.apply_updates(state.params, updates)
-        if meta_loss == "train":
-            loss = train_loss
-        else:
+        losses = [train_loss] if meta_loss in ("train", "both") else []
+        if meta_loss != "train":
             split = "train" if meta_loss == "fresh" else "validation"
             meta_batch = task.batch(state.instance, key_meta_batch, split)
-            loss = task.loss(params, state.instance, meta_batch, key_meta_loss)
+            losses += [task.loss(params, state.instance, meta_batch, key_meta_loss)]
         if scale == "log":
-            loss = log_share(loss, state.constant_loss)
+            losses = [log_share(loss, state.constant_loss) for loss in losses]
+        loss = sum(losses) / len(losses)
         loss = step_loss(loss, state.step, state.horizon, reduction, loss_ceiling)
         if scale == "log":  # After the ceiling, which would make a number of it.
             loss = jnp.where(jnp.isnan(state.constant_loss), jnp.nan, loss)

@@ -59,4 +59,37 @@ def test_blocks_are_orthogonal_by_themselves(shape):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape == x.shape
     # One block is the matrix itself.
-    np.testing.assert_array_equal(orthogonalize_in_blocks(x, 99), orthogonalize(x))
+    np.testing.assert_allclose(orthogonalize_in_blocks(x, 99), orthogonalize(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["any", "low rank", "six orders", "zeros"])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_all_factors_at_once_are_the_same(kind, iterations, x64):
+    """But for rounding, its derivative too, tall and wide; and it is another program."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 5, 31))
+    if kind == "low rank":
+        x = rng.normal(size=(2, 5, 2)) @ rng.normal(size=(2, 2, 31))
+    if kind == "six orders":
+        x = np.diag(10.0 ** -np.arange(1, 7)[:5]) @ np.linalg.qr(x.mT)[0].mT
+    if kind == "zeros":
+        x = 0 * x
+
+    for wide in (x, x.mT):
+        each = [partial(orthogonalize, iterations=iterations, factored=f) for f in (False, True)]
+        plain, factored = (f(wide) for f in each)
+        np.testing.assert_allclose(factored, plain, atol=1e-10)
+        slopes = [jax.grad(lambda z, f=f: jnp.sum(jnp.sin(3 * f(z))))(wide) for f in each]
+        np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-5 * np.abs(slopes[0]).max() + 1e-9)
+    assert len({str(jax.make_jaxpr(f)(x)) for f in each}) == 2
+
+
+def test_single_precision_keeps_what_low_rank_allows():
+    """What `orthogonalize` says of its rounding."""
+    rng = np.random.default_rng(4)
+    low = rng.normal(size=(32, 4)) @ rng.normal(size=(4, 100))
+    orders = np.diag(10.0 ** -np.linspace(0, 6, 32)) @ np.linalg.qr(rng.normal(size=(100, 32)))[0].T
+    for x, limit in ((low, 6e-5), (orders, 1e-3)):
+        x = x.astype(np.float32)
+        plain, factored = (orthogonalize(x, factored=f) for f in (False, True))
+        assert np.linalg.norm(factored - plain) < limit * np.linalg.norm(plain)

@@ -87,6 +87,21 @@ def test_losses_as_shares_of_a_constant_predictors():
         np.testing.assert_allclose(losses_of(1, task, 1, scale="log"), np.log(3.01), rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", ["loss", "log"])
+def test_training_and_held_back_batches_count_alike(scale):
+    """The mean of what each alone gives; batches of the two splits differ by a constant here."""
+    task = TASK._replace(
+        constant_loss=lambda instance: jnp.float32(2.0),
+        batch=lambda instance, key, split: jnp.float32(0.7 * (split == "validation")),
+        loss=lambda params, instance, batch, key: jnp.sum(params**2) + batch,
+    )
+    train, held_back, both = (
+        losses_of(10, task, scale=scale, meta_loss=name) for name in ("train", "validation", "both")
+    )
+    np.testing.assert_allclose(both, (train + held_back) / 2, rtol=1e-6)
+    assert np.all(abs(both - train) > 1e-3)
+
+
 BAD_CONSTANTS = [0.0, -1.0, np.nan, np.inf, -np.inf]
 
 

@@ -76,6 +76,8 @@ def estimates(estimator, theta, key):
         {"meta_loss": "fresh", "loss_ceiling": 1.6},
         pytest.param({"meta_loss": "validation"}, marks=pytest.mark.slow),
         {"meta_loss": "validation", "reduction": "last"},
+        pytest.param({"meta_loss": "both"}, marks=pytest.mark.slow),
+        pytest.param({"meta_loss": "both", "reduction": "last"}, marks=pytest.mark.slow),
         pytest.param({"meta_loss": "train", "reduction": "last"}, marks=pytest.mark.slow),
     ],
     ids=lambda kwargs: " ".join(map(str, kwargs.values())),

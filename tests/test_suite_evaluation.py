@@ -326,6 +326,8 @@ def test_horizons_outside_those_of_training_are_said():
     drawn = {"horizon": 2000, "provenance": {"config": {"inner": {"min_horizon": 100}}}}
     (said,) = trained.beyond(drawn, [20, 100, 2000, 10000])
     assert said == "At 20 and 10,000 steps it works outside the 100 to 2,000 it was trained for."
+    (said,) = trained.beyond({"horizon": 100}, [20, 100, 2000, 10000])
+    assert said == "At 20, 2,000 and 10,000 steps it works outside the 100 it was trained for."
     (said,) = trained.beyond({"horizon": 40}, [20, 40])
     assert said == "At 20 steps it works outside the 40 it was trained for."
     assert trained.beyond(drawn, [400]) == [] and trained.beyond({}, [400]) == []

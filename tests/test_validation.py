@@ -90,7 +90,8 @@ def test_off_by_default_and_refused_where_it_has_no_sense():
         jobs.changed(validation="smoke", eval_every=0)
 
 
-def test_held_back_batches_count_where_theta_is_trained_on_them(monkeypatch):
+@pytest.mark.parametrize("meta_loss", ["validation", "both"])
+def test_held_back_batches_count_where_theta_is_trained_on_them(meta_loss, monkeypatch):
     """The mean of what is found without, and of the log-loss of the validation split at the end."""
     small = suite("smoke")
     for name in set(small.tasks) - {"smoke_mlp"}:
@@ -100,7 +101,7 @@ def test_held_back_batches_count_where_theta_is_trained_on_them(monkeypatch):
     base = Config(validation="smoke", eval_seeds=2, task=config, optimizer=choose_optimizer("sgdm"))
     optimizer = base.optimizer.make()
     theta = optimizer.init(jax.random.key(0))
-    inner = dataclasses.replace(base.inner, meta_loss="validation")
+    inner = dataclasses.replace(base.inner, meta_loss=meta_loss)
     trained, both = (
         float(validation(c, None)(theta)[METRIC])
         for c in (base, dataclasses.replace(base, inner=inner))

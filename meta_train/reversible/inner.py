@@ -112,18 +112,21 @@ def reversible_inner_training(
             del hyper
             return update.move(theta, accumulators, x[0], sizes)
 
-        def loss_after(weights, key):
+        def loss_after(before, weights, key):
             _, _, key_batch, key_loss = jax.random.split(key, 4)
-            batch = task.batch(instance, key_batch, "train" if meta_loss == "fresh" else meta_loss)
-            return task.loss(unravel(weights), instance, batch, key_loss)
+            split = "train" if meta_loss == "fresh" else "validation"
+            batch = task.batch(instance, key_batch, split)
+            loss = task.loss(unravel(weights), instance, batch, key_loss)
+            return (before + loss) / 2 if meta_loss == "both" else loss
 
         def observe(theta, loss, weights, x):
             del theta
             step, key = x
             if meta_loss != "train" and reduction == "last":
-                loss = jax.lax.cond(step == horizon - 1, loss_after, lambda *_: loss, weights, key)
+                last = step == horizon - 1
+                loss = jax.lax.cond(last, loss_after, lambda before, *_: before, loss, weights, key)
             elif meta_loss != "train":
-                loss = loss_after(weights, key)
+                loss = loss_after(loss, weights, key)
             return step_loss(loss, step, horizon, reduction, loss_ceiling)
 
         return Dynamics(loss, decay, absorb, move, observe)
