@@ -29,6 +29,7 @@ from launch.choices import suggest, to_dict
 from launch.command_line import DATA_DIR, WORKDIR, required_workdir
 from launch.config import read_task
 from launch.path_flags import define_paths
+from launch.suites import MAX_HORIZON
 
 if TYPE_CHECKING:
     from tasks import TaskConfig
@@ -59,7 +60,11 @@ _HORIZONS = flags.DEFINE_list(
     "Inner steps (default: the training horizon and 5 times it; with --suite those of the suite).",
 )
 _TRAINED_HORIZON = flags.DEFINE_integer(
-    "trained_horizon", None, "With --suite: evaluate at 1, 5 and 25 times it.", lower_bound=1
+    "trained_horizon",
+    None,
+    "With --suite: evaluate at 1, 5 and 25 times it.",
+    lower_bound=1,
+    upper_bound=MAX_HORIZON // 25,
 )
 _SEEDS = flags.DEFINE_integer(
     "seeds", None, "Inner runs per curve (default: 10; with --suite 5).", lower_bound=1
@@ -91,7 +96,7 @@ def main(config: EvaluationConfig) -> int:
     import learned_opt
     from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
     from launch.trained import check_folder, limits, reads_of
-    from learned_opt.paths import writable_folder
+    from learned_opt.paths import writable_file, writable_folder
     from learned_opt.pretrained import trained_folder
     from meta_train.progress import remark
 
@@ -106,6 +111,8 @@ def main(config: EvaluationConfig) -> int:
     task_config = task_of(by_path, config.task)
     task, facts = task_config.make(DATA_DIR.value), to_dict(task_config)
     workdir = writable_folder("--workdir", required_workdir())
+    for output in ("evaluation.json", "evaluation.png"):
+        writable_file("--workdir", workdir / output)
     workdir.mkdir(parents=True, exist_ok=True)
     count = len(horizons) * (len(paths) + len(BASELINES))
     remark(
@@ -142,9 +149,10 @@ def _suite(config: EvaluationConfig, name: str) -> int:
     from launch.compiled_programs import keep_compiled_programs
     from launch.evaluation.baselines import BASELINES
     from launch.evaluation.contenders import contender
-    from launch.evaluation.on_suite import evaluate
+    from launch.evaluation.kept import PARTS
+    from launch.evaluation.on_suite import OUTPUTS, evaluate
     from launch.trained import beyond, check_folder, reading, reads_of, seen
-    from learned_opt.paths import writable_folder
+    from learned_opt.paths import writable_file, writable_folder
 
     horizons = _suite_horizons(found.horizons)
     baselines = _suite_baselines(list(BASELINES))
@@ -162,6 +170,9 @@ def _suite(config: EvaluationConfig, name: str) -> int:
         ]
         limits += [f"{label}: {' '.join(said)}"] if said else []
     workdir = writable_folder("--workdir", given_workdir)
+    for output in OUTPUTS:
+        writable_file("--workdir", workdir / output)
+    writable_folder("--workdir", workdir / PARTS)
     workdir.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
     evaluate(
@@ -201,7 +212,9 @@ def _suite_horizons(of_suite: tuple[int, ...]) -> list[int]:
         )
     if _TRAINED_HORIZON.value:
         return [factor * _TRAINED_HORIZON.value for factor in (1, 5, 25)]
-    return sorted(set(_whole_numbers(_HORIZONS.value))) if _HORIZONS.value else list(of_suite)
+    if _HORIZONS.value is None:
+        return list(of_suite)
+    return sorted(set(_whole_numbers(_HORIZONS.value)))
 
 
 def _labelled(paths: list[str]) -> dict[str, str]:
@@ -225,7 +238,7 @@ def _labelled(paths: list[str]) -> dict[str, str]:
 
 def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
     """``--horizons``, or the one of training and 5 times it."""
-    if not _HORIZONS.value:
+    if _HORIZONS.value is None:
         found = sorted({card["horizon"] for card in trained.values() if "horizon" in card})
         if len(found) != 1:
             said = ", ".join(
@@ -241,9 +254,9 @@ def _horizons(trained: dict[str, dict[str, Any]]) -> list[int]:
 
 
 def _whole_numbers(words: list[str]) -> list[int]:
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
+    if not words or not all(w.isdecimal() and 0 < int(w) <= MAX_HORIZON for w in words):
         raise ValueError(
-            "--horizons must be whole numbers above 0, separated by commas, got "
+            f"--horizons must be whole numbers from 1 to {MAX_HORIZON:,}, separated by commas, got "
             f"{','.join(words)!r}."
         )
     return [int(word) for word in words]

@@ -93,6 +93,8 @@ def find_place(
     """
     if count == 1:
         return None
+    if count is not None and count < 1:
+        raise ValueError(f"--num_processes must be at least 1, got {count}.")
     given: dict[str, Any] = {
         "--coordinator_address": address or environ.get("JAX_COORDINATOR_ADDRESS"),
         "--num_processes": _whole(environ, "JAX_NUM_PROCESSES", count),

@@ -201,8 +201,9 @@ def _listen(port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"port {port} of this host ({this_host()}) must be free for the processes to meet, but "
-            f"cannot be taken ({reason}), as where another job runs here; give another "
-            "in --coordinator_address or JAX_COORDINATOR_PORT, the same to every process."
+            f"cannot be taken ({reason}), as where another job runs here, or another process of "
+            "this one has --process_id=0 too; give another in --coordinator_address or "
+            "JAX_COORDINATOR_PORT, the same to every process."
         ) from None
 
 

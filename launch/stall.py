@@ -35,7 +35,7 @@ class StallLimit:
     def __init__(self, seconds: float):
         self._seconds = seconds if processes.several() else 0
         self._over = threading.Event()
-        self.moved(0)
+        self._at: tuple[int | None, float] = None, time.monotonic()
 
     def moved(self, step: int) -> None:
         """The job is at this outer step, and goes on."""
@@ -80,12 +80,13 @@ class StallLimit:
             place = f"in {frame.f_code.co_name} ({path}:{frame.f_lineno})"
         if innermost.f_code.co_filename.startswith(_JAX):
             place += ", waiting for JAX"
-        return f"on {this_host()} is after outer step {self._at[0]} {place}"
+        step = "before its first step" if self._at[0] is None else f"after outer step {self._at[0]}"
+        return f"on {this_host()} is {step} {place}"
 
     def _say(self) -> None:
         lines = [
             f"error: the job has stood still for {self._seconds:g} s (--stall_seconds), so this "
-            "process ends, as all others will.",
+            "process ends, as all others will. What each said last:",
             *(f"  process {index} {where}" for index, where in processes.posted().items()),
             "Those that wait for JAX may wait for the others: look at the rest. Run the same "
             "command in each again, and the job continues from its last checkpoint; if it was at "

@@ -233,6 +233,10 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Of runs: steps are counted in 32 bits, as ``meta_train.checks.MAX_LENGTH`` says.
+MAX_HORIZON = 2**30
+
+
 class _Spec(NamedTuple):
     tasks: tuple[str, ...]
     horizons: tuple[int, ...]
@@ -382,8 +386,8 @@ def find_suite(name: str) -> Suite:
         raise ValueError(f"--suite {error}") from None
     if not isinstance(found, Suite):
         raise ValueError(
-            f"--suite names {name!r}, a {type(found).__name__}, which must be a "
-            "launch.suites.Suite (name, tasks, horizons)."
+            f"--suite names {name!r}, which must be a launch.suites.Suite (name, tasks, horizons), "
+            f"got one of type {type(found).__name__}."
         )
     from tasks import TaskConfig
 
@@ -391,7 +395,7 @@ def find_suite(name: str) -> Suite:
     if not is_sound or not all(isinstance(x, TaskConfig) for x in found.tasks.values()):
         raise ValueError(
             f"--suite names {name!r}, whose `tasks` must be a dict of one or more tasks by name, "
-            f"each from launch.config.task or launch.suites.zoo_task, got {found.tasks!r}."
+            f"each from launch.config.task or launch.suites.zoo_task, got {_types_of(found.tasks)}."
         )
     for task_name in found.tasks:  # They head tables and columns.
         if not (isinstance(task_name, str) and task_name.strip() and task_name.isprintable()):
@@ -400,10 +404,17 @@ def find_suite(name: str) -> Suite:
                 f"printed, got {task_name!r}."
             )
     given = found.horizons if isinstance(found.horizons, tuple | list) else ()
-    whole = all(type(h) is int and h > 0 for h in given)
+    whole = all(type(h) is int and 0 < h <= MAX_HORIZON for h in given)
     if not whole or not given or sorted(set(given)) != list(given):
         raise ValueError(
-            f"--suite names {name!r}, whose `horizons` must be whole numbers above 0 in increasing "
-            f"order, got {found.horizons!r}."
+            f"--suite names {name!r}, whose `horizons` must be whole numbers from 1 to "
+            f"{MAX_HORIZON:,} in increasing order, got {found.horizons!r}."
         )
     return found
+
+
+def _types_of(tasks: Any) -> str:
+    """What was given for tasks, in short: functions have long names."""
+    if not isinstance(tasks, dict):
+        return f"one of type {type(tasks).__name__}"
+    return ", ".join(f"{name!r} of type {type(x).__name__}" for name, x in tasks.items()) or "none"

@@ -18,6 +18,8 @@ from absl import flags
 import learned_opt
 from launch import choices
 from launch import config as cfg
+from launch.evaluation.baselines import BASELINES
+from launch.suites import SUITES
 from tasks.dynamics.control import Control
 from tasks.dynamics.mujoco_physics import missing
 
@@ -129,6 +131,20 @@ def parsed(module, words):
     return choices.apply_words(base, node, "cfg")
 
 
+def check_names_of_evaluation(words):
+    """Those of suites, baselines and optimizers, which the command itself looks up when it runs."""
+    given = [word.lstrip("-").partition("=")[::2] for word in words]
+    known = {
+        "suite": set(SUITES),
+        "baselines": set(BASELINES),
+        "optimizer": {*learned_opt.OPTIMIZERS, *learned_opt.available()},
+    }
+    for flag, value in given:
+        for name in value.split(",") if flag in known else ():
+            elsewhere = ":" in name or name.startswith("runs/") or name in ("FOLDER", "DIR")
+            assert name in known[flag] or elsewhere, f"--{flag}={name}"
+
+
 @pytest.mark.parametrize(("page", "line"), ALL_COMMANDS)
 def test_every_command_is_one(page, line, folder):
     """Its flags and words are taken by the real parsers; what it names is there."""
@@ -140,6 +156,8 @@ def test_every_command_is_one(page, line, folder):
         if words[:2] == ["python", "-m"] and words[2].startswith("launch."):
             if "FOLDER" not in line:
                 parsed(words[2], words[3:])
+            if words[2] == "launch.evaluate":
+                check_names_of_evaluation(words[3:])
         elif words[:2] == ["python", "-m"]:
             module = words[2].partition(".")
             known = words[2] == "pytest" or (ROOT / module[0] / f"{module[2]}.py").exists()

@@ -2,9 +2,13 @@
 
 import csv
 import dataclasses
+import hashlib
 import html.parser
+import io
 import json
+import pickle
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -245,6 +249,88 @@ def test_a_result_of_which_one_bit_is_wrong_is_computed_again(tmp_path, capsys):
         kept.kept(tmp_path, {"of": 1}, compute)
 
 
+def test_what_is_no_result_in_spite_of_its_digest_is_computed_again(tmp_path, capsys):
+    def compute():
+        return {"a": np.arange(3.0)}
+
+    kept.kept(tmp_path, {"of": 1}, compute)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.arange(3.0))
+    contents = (b"", b"hello", b"PK\x03\x04", buffer.getvalue(), buffer.getvalue()[:-9])
+    for content in (*contents, pickle.dumps({"settings": 1})):
+        path.write_bytes(hashlib.sha256(content).digest() + content)
+        np.testing.assert_array_equal(kept.kept(tmp_path, {"of": 1}, compute)["a"], np.arange(3.0))
+        assert f"{path} is damaged; it is computed again" in capsys.readouterr().err
+        assert path.read_bytes() == sound
+
+
+def test_results_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    """The superuser reads all, so reading is refused here."""
+    kept.kept(tmp_path, {"of": 1}, lambda: {"a": np.arange(3.0)})
+    (path,) = tmp_path.iterdir()
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ValueError, match=r"part cannot be read \(Permission denied\); move it away"):
+        kept.kept(tmp_path, {"of": 1}, lambda: {"a": np.arange(3.0)})
+
+
+@pytest.mark.parametrize(
+    ("taken", "words", "message"),
+    [
+        ("suite.md/", [], "a file that can be written, got .*suite.md.: it is a folder"),
+        ("evaluation.parts", [], "a folder that can be written, got .*evaluation.parts"),
+        ("", ["--horizons=1073741825"], "--horizons must be whole numbers from 1 to 1,073,741,824"),
+        ("", ["--horizons="], "--horizons must be whole numbers from 1 to 1,073,741,824"),
+        ("", ["--trained_horizon=50000000"], "--trained_horizon must be .* at most 42949672, got"),
+    ],
+)
+def test_what_could_not_be_run_or_written_is_refused_before(taken, words, message, tmp_path):
+    """Nothing is run, and nothing written beside what is there."""
+    if taken.endswith("/"):
+        (tmp_path / taken).mkdir()
+    elif taken:
+        (tmp_path / taken).write_text("x")
+    arguments = ["--suite=smoke", "--baselines=adam", f"--workdir={tmp_path}", *words]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.evaluate", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ([taken.rstrip("/")] if taken else [])
+
+
+def test_tasks_without_a_finite_loss_are_named(evaluated):
+    """Of one split, and of training batches; one finite run is enough."""
+    run, tasks = evaluated
+    entries, broken = run(), next(iter(tasks))
+
+    def spoiled(entry, split):
+        bad = {"loss": np.full_like(entry.scores[split]["loss"], np.nan)}
+        return entry._replace(scores=entry.scores | {split: bad})
+
+    assert not any("finite loss" in x for x in report.warnings(report.summarize(entries, tasks)))
+    some = [spoiled(e, "test") if e.task == broken else e for e in entries]
+    (said,) = [
+        x for x in report.warnings(report.summarize(some, tasks)) if "with a finite loss" in x
+    ]
+    assert f"on {broken} no run of any optimizer ends with a finite loss on the test split," in said
+    at = next(i for i, e in enumerate(entries) if e.task == broken)
+    some[at] = entries[at]
+    assert not any("finite loss" in x for x in report.warnings(report.summarize(some, tasks)))
+    nowhere = [e._replace(final=e.final * np.nan) if e.task == broken else e for e in entries]
+    said = report.warnings(report.summarize(nowhere, tasks))
+    assert any("with a finite loss on training batches, so it tells nothing" in x for x in said)
+
+
 def test_results_are_written_by_several_at_once(tmp_path):
     """Whoever reads finds a whole one."""
     path = tmp_path / "x.txt"
@@ -270,6 +356,8 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         "UNSORTED = Suite('mine', MINE.tasks, (5, 2))\n"
         "BARE = Suite('mine', MINE.tasks, 10)\n"
         "TRUE = Suite('mine', MINE.tasks, (True, 2))\n"
+        "LONG = Suite('mine', MINE.tasks, (5, 2**30 + 1))\n"
+        "BUILT = Suite('mine', {'a': MINE.tasks['a'].make()}, (5,))\n"
         "BROKEN = Suite('mine', {'a\\nb': task('quadratic')}, (5,))\n"
         "NUMBERED = Suite('mine', {1: task('quadratic')}, (5,))\n"
         "NUMBER = 3\n"
@@ -279,12 +367,14 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
     for name, message in (
         ("my_suite:EMPTY", "whose `tasks` must be a dict of one or more tasks"),
         ("my_suite:ODD", "whose `tasks` must be a dict of one or more tasks"),
-        ("my_suite:UNSORTED", "whose `horizons` must be whole numbers above 0 in increasing order"),
-        ("my_suite:BARE", "whose `horizons` must be whole numbers above 0 in .*, got 10"),
-        ("my_suite:TRUE", "whose `horizons` must be whole numbers above 0 in increasing order"),
+        ("my_suite:UNSORTED", "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in increasing order"),
+        ("my_suite:BARE", "whose `horizons` must be whole numbers from 1 to .*, got 10"),
+        ("my_suite:TRUE", "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in increasing order"),
+        ("my_suite:LONG", "whose `horizons` must be whole numbers from 1 to .*1073741825"),
+        ("my_suite:BUILT", "launch.suites.zoo_task, got 'a' of type Task.$"),
         ("my_suite:BROKEN", r"whose tasks must have names of one line .*, got 'a\\nb'"),
         ("my_suite:NUMBERED", "whose tasks must have names of one line .*, got 1"),
-        ("my_suite:NUMBER", "a int, which must be a launch.suites.Suite"),
+        ("my_suite:NUMBER", "which must be a launch.suites.Suite .*, got one of type int"),
         ("my_suite:MIEN", "but my_suite has none. Did you mean 'MINE'"),
         ("no_such_module:MINE", "names the module 'no_such_module'"),
         ("smokke", "or MODULE:NAME for one of your own, got 'smokke'. Did you mean 'smoke'"),
@@ -827,7 +917,7 @@ def test_what_is_written(evaluated, tmp_path):
     assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
     assert max(map(len, text.splitlines())) <= report.LINE
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
-    assert "cannot be told from" in said and "adam (one rate) +" in said and "[" in said
+    assert "too few tasks for a claim about" in said and "adam (one rate) +" in said and "[" in said
     for d in (d for found in summary["horizons"].values() for d in found["differences"]):
         d["train"]["tasks"] = aggregates.LEAST_TASKS
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
@@ -1104,6 +1194,18 @@ def test_a_score_without_a_loss_is_refused(score):
     config = SimpleNamespace(make=lambda data_dir: spoilt)
     with pytest.raises(ValueError, match=r"`score` of the task 'x' must return a dict with its `l"):
         command._Ground("x", config, None, 1)
+
+
+def test_a_loss_of_whole_numbers_is_refused():
+    """On whichever split; other scores may be of any type."""
+    for split in ("train", "validation", "test"):
+
+        def score(params, instance, at, of=split):
+            return {"loss": jnp.asarray(3, jnp.int32 if at == of else jnp.float32), "right": True}
+
+        config = SimpleNamespace(make=lambda data_dir, s=score: TASK._replace(score=s))
+        with pytest.raises(ValueError, match=f"loss that is a real float, got int32 on {split}"):
+            command._Ground("x", config, None, 1)
 
 
 def test_targets_of_twins_and_of_negative_losses_are_reached():

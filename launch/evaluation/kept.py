@@ -7,6 +7,7 @@ import os
 import sys
 import sysconfig
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -47,11 +48,17 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
         written = path.read_bytes()
     except FileNotFoundError:
         written = None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); move it away.") from None
     if written is not None:
         # NumPy's own checks let some damage pass.
         digest, content = written[:_DIGEST], written[_DIGEST:]
         if hashlib.sha256(content).digest() == digest:
-            with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            # Whoever can make a digest can write what is no archive, or another one.
+            with (
+                contextlib.suppress(ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile),
+                np.load(io.BytesIO(content), allow_pickle=False) as found,
+            ):
                 if str(found["settings"]) == text:
                     return {name: found[name] for name in found.files if name != "settings"}
         print(f"warning: {path} is damaged; it is computed again.", file=sys.stderr)

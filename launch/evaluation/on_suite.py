@@ -12,6 +12,8 @@ from launch.suites import Suite
 from launch.trained import counted
 from meta_train.progress import remark
 
+# The files in the working directory.
+OUTPUTS = ("suite.csv", "suite.json", "suite.md", "suite.png", "suite.html")
 # What is printed of all paired differences.
 COMPARED = (
     "Below, each optimizer is compared with Adam and with the best baseline as tuned per task, at "
@@ -97,5 +99,5 @@ def evaluate(
     if contenders:
         about = [*about, "", COMPARED]
     print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
-    print(f"wrote suite.csv, suite.json, suite.md, suite.png and suite.html in {workdir}")
+    print(f"wrote {', '.join(OUTPUTS[:-1])} and {OUTPUTS[-1]} in {workdir}")
     return summary

@@ -103,7 +103,15 @@ def _about(name: str, config: TaskConfig, entries: Sequence[Entry]) -> dict[str,
         "task": to_dict(config),
         "constant": float(np.mean(constant)),
         "tuned_adam": record and record["adam"],
+        "never_finite": _never_finite([e for e in entries if e.task == name]),
     }
+
+
+def _never_finite(entries: Sequence[Entry]) -> list[str]:
+    """Of what no run at all has a finite loss: then it is the task that is broken."""
+    found = {f"the {split} split": [e.scores[split]["loss"] for e in entries] for split in SPLITS}
+    found["training batches"] = [e.final for e in entries]
+    return [what for what, losses in found.items() if not np.isfinite(np.concatenate(losses)).any()]
 
 
 def _at(entries, tasks: dict[str, TaskConfig], envelopes, chosen_by: Split) -> dict[str, Any]:
@@ -276,9 +284,11 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
                 if d["ours"] == ours and d["other"] in others:
                     interval = Interval(**d[split])
                     words[interval.sign].append(f"{d['other']} {interval}")
+            of_few = any(Interval(**d[split]).of_few for d in found["differences"])
+            untold = "is on too few tasks for a claim about" if of_few else "cannot be told from"
             parts = [
                 f"{verb} {', '.join(words[sign])}"
-                for sign, verb in ((-1, "is below"), (1, "is above"), (0, "cannot be told from"))
+                for sign, verb in ((-1, "is below"), (1, "is above"), (0, untold))
                 if words[sign]
             ]
             row = next(row for row in found["rows"] if row["label"] == ours)
@@ -297,11 +307,18 @@ def _compared_with(rows: list[dict[str, Any]], split: str) -> set[str]:
 
 def warnings(summary: dict[str, Any]) -> list[str]:
     """Of settings chosen at the edge of their sweep, where a better one may lie beyond; of settings
-    that do worse where they are reported than ones less tuned; and of losses below 0.
+    that do worse where they are reported than ones less tuned; of losses below 0; and of tasks on
+    which no loss is finite.
     """
     rows = [(h, row) for h, found in summary["horizons"].items() for row in found["rows"]]
     below = dict.fromkeys(task for _, row in rows for task in row["below_zero"])
     said = [
+        f"warning: on {task} no run of any optimizer ends with a finite loss on "
+        f"{' or '.join(about['never_finite'])}, so it tells nothing apart; mend the task."
+        for task, about in summary["tasks"].items()
+        if about["never_finite"]
+    ]
+    said += [
         f"warning: on {task} losses end below 0, where log-loss counts them as 0 and tells nothing "
         "apart; shift the task's loss."
         for task in below

@@ -91,6 +91,11 @@ def check_scores(name: str, starts: "Starts") -> None:
                     f"`score` of {name} must return scalars, got {of} of {what} on {split}; reduce "
                     "it with `jnp.mean`."
                 )
+        if not jnp.issubdtype(scores["loss"].dtype, jnp.floating):
+            raise ValueError(
+                f"`score` of {name} must return a loss that is a real float, got "
+                f"{scores['loss'].dtype} on {split}; convert it with `.astype(float)`."
+            )
     if constants != (2,):
         raise ValueError(
             f"`constant_loss` of {name} must return a scalar, got one of shape {constants[1:]}; "
