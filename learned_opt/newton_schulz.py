@@ -16,9 +16,7 @@ _EPS = 1e-8
 _LONG = 3
 
 
-def orthogonalize(
-    x: jax.Array, iterations: int = _ITERATIONS, factored: bool = False
-) -> jax.Array:
+def orthogonalize(x: jax.Array, iterations: int = _ITERATIONS, factored: bool = False) -> jax.Array:
     """``U S' V^T`` of ``x = U S V^T``, with ``S'`` near 1 wherever ``S`` is not tiny.
 
     ``iterations`` times ``X <- a X + (b A + c A A) X`` with ``A = X X^T``, from

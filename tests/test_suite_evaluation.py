@@ -269,13 +269,14 @@ def test_what_is_no_result_in_spite_of_its_digest_is_computed_again(tmp_path, ca
 def test_results_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     """The superuser reads all, so reading is refused here."""
     kept.kept(tmp_path, {"of": 1}, lambda: {"a": np.arange(3.0)})
-    (path,) = tmp_path.iterdir()
 
     def refuse(self):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ValueError, match=r"part cannot be read \(Permission denied\); move it away"):
+    with pytest.raises(
+        ValueError, match=r"part cannot be read \(Permission denied\); move it away"
+    ):
         kept.kept(tmp_path, {"of": 1}, lambda: {"a": np.arange(3.0)})
 
 
@@ -367,9 +368,12 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
     for name, message in (
         ("my_suite:EMPTY", "whose `tasks` must be a dict of one or more tasks"),
         ("my_suite:ODD", "whose `tasks` must be a dict of one or more tasks"),
-        ("my_suite:UNSORTED", "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in increasing order"),
+        (
+            "my_suite:UNSORTED",
+            "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in inc",
+        ),
         ("my_suite:BARE", "whose `horizons` must be whole numbers from 1 to .*, got 10"),
-        ("my_suite:TRUE", "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in increasing order"),
+        ("my_suite:TRUE", "whose `horizons` must be whole numbers from 1 to 1,073,741,824 in inc"),
         ("my_suite:LONG", "whose `horizons` must be whole numbers from 1 to .*1073741825"),
         ("my_suite:BUILT", "launch.suites.zoo_task, got 'a' of type Task.$"),
         ("my_suite:BROKEN", r"whose tasks must have names of one line .*, got 'a\\nb'"),
