@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import hashlib
 import html.parser
 import io
@@ -264,6 +265,31 @@ def test_what_is_no_result_in_spite_of_its_digest_is_computed_again(tmp_path, ca
         np.testing.assert_array_equal(kept.kept(tmp_path, {"of": 1}, compute)["a"], np.arange(3.0))
         assert f"{path} is damaged; it is computed again" in capsys.readouterr().err
         assert path.read_bytes() == sound
+
+
+def test_results_are_read_by_several_at_once(tmp_path):
+    """While garbage is collected, which lets other threads in where Python expects none."""
+    arrays = {f"a{i}": np.arange(3.0) for i in range(12)}
+    kept.kept(tmp_path, {"of": 1}, lambda: arrays)
+
+    def read(_):
+        return kept.kept(tmp_path, {"of": 1}, lambda: pytest.fail("it is kept")).keys()
+
+    def linger(phase, info):
+        for _ in range(200):
+            pass
+
+    switch, threshold = sys.getswitchinterval(), gc.get_threshold()
+    try:
+        gc.callbacks.append(linger)
+        gc.set_threshold(50, 5, 5)
+        sys.setswitchinterval(1e-5)
+        with ThreadPoolExecutor(4) as workers:
+            assert all(keys == arrays.keys() for keys in workers.map(read, range(400)))
+    finally:
+        gc.callbacks.remove(linger)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(switch)
 
 
 def test_results_that_cannot_be_read_are_named(tmp_path, monkeypatch):

@@ -29,6 +29,11 @@ PARTS = "evaluation.parts"  # The folder in the working directory.
 
 Arrays = dict[str, np.ndarray]
 
+# NumPy reads the head of an array as a literal, whose depth Python below 3.11.8 and 3.12.2 counts
+# over all threads (cpython#106905): two at once, and garbage collected in between, are a
+# SystemError.
+_reading = threading.Lock()
+
 
 def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) -> Arrays:
     """What ``folder`` keeps under these very settings; else ``compute()``, kept there.
@@ -56,6 +61,7 @@ def kept(folder: Path, settings: dict[str, Any], compute: Callable[[], Arrays]) 
         if hashlib.sha256(content).digest() == digest:
             # Whoever can make a digest can write what is no archive, or another one.
             with (
+                _reading,
                 contextlib.suppress(ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile),
                 np.load(io.BytesIO(content), allow_pickle=False) as found,
             ):
