@@ -8,6 +8,7 @@ import pytest
 
 from launch import config as cfg
 from learned_opt import LearnedOptimizer, learnable_schedule
+from meta_train import inner
 from meta_train.inner import inner_training, step_loss
 from meta_train.unroll import unroll
 from tasks import quadratic_family
@@ -85,6 +86,12 @@ def test_losses_as_shares_of_a_constant_predictors():
             loss=lambda p, i, b, k, x=broken: x + 0 * jnp.sum(p),
         )
         np.testing.assert_allclose(losses_of(1, task, 1, scale="log"), np.log(3.01), rtol=1e-6)
+
+
+def test_the_words_of_the_command_line_are_those_of_inner_training():
+    """Written down twice, as the command line is read before JAX is imported."""
+    assert cfg.META_LOSSES == inner.META_LOSSES and cfg.SCALES == inner.SCALES
+    assert set(cfg.REDUCTIONS) - {"telescoped"} == set(inner.REDUCTIONS)
 
 
 @pytest.mark.parametrize("scale", ["loss", "log"])
