@@ -390,9 +390,9 @@ def test_every_flag_refuses_a_wrong_value_in_one_sentence(capsys):
             cases = {"maybe": "true or false, got 'maybe'."}
         elif isinstance(parser, flags.IntegerParser):
             least = f" at least {parser.lower_bound}" if parser.lower_bound is not None else ""
-            cases = {x: f"a whole number{least}, got {x!r}." for x in ("2.5", "", "ten")}
-            if least:
-                cases["-1"] = f"a whole number{least}, got '-1'."
+            most = f" and at most {parser.upper_bound}" if parser.upper_bound is not None else ""
+            wrong = ["2.5", "", "ten", *(["-1"] if least else []), *(["9" * 20] if most else [])]
+            cases = {x: f"a whole number{least}{most}, got {x!r}." for x in wrong}
         elif isinstance(parser, flags.EnumParser):
             values = parser.enum_values
             wrong = values[0][:-1]
