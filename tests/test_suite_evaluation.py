@@ -947,7 +947,11 @@ def test_what_is_written(evaluated, tmp_path):
     assert "20 steps" in text and "adam (tuned per task)" in text and "6/6" in text
     assert max(map(len, text.splitlines())) <= report.LINE
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]
-    assert "too few tasks for a claim about" in said and "adam (one rate) +" in said and "[" in said
+    assert (
+        "differs, on too few tasks for a claim, from" in said
+        and "adam (one rate) +" in said
+        and "[" in said
+    )
     for d in (d for found in summary["horizons"].values() for d in found["differences"]):
         d["train"]["tasks"] = aggregates.LEAST_TASKS
     (said,) = [x for x in report.claims(summary) if x.startswith("At 20 steps") and ", bad" in x]

@@ -285,7 +285,9 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
                     interval = Interval(**d[split])
                     words[interval.sign].append(f"{d['other']} {interval}")
             of_few = any(Interval(**d[split]).of_few for d in found["differences"])
-            untold = "is on too few tasks for a claim about" if of_few else "cannot be told from"
+            untold = (
+                "differs, on too few tasks for a claim, from" if of_few else "cannot be told from"
+            )
             parts = [
                 f"{verb} {', '.join(words[sign])}"
                 for sign, verb in ((-1, "is below"), (1, "is above"), (0, untold))
