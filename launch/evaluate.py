@@ -95,7 +95,7 @@ def main(config: EvaluationConfig) -> int:
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     import learned_opt
     from launch.evaluation.one_task import BASELINES, evaluate, plot, table, verdicts, write
-    from launch.trained import check_folder, limits, reads_of
+    from launch.trained import check_folder, limits, listed, reads_of
     from learned_opt.paths import writable_file, writable_folder
     from learned_opt.pretrained import trained_folder
     from meta_train.progress import remark
@@ -117,7 +117,7 @@ def main(config: EvaluationConfig) -> int:
     count = len(horizons) * (len(paths) + len(BASELINES))
     remark(
         f"Compiling and running {count} programs: {len(paths)} trained and {len(BASELINES)} swept "
-        f"baselines, each at {' and '.join(f'{h:,}' for h in horizons)} inner steps ..."
+        f"baselines, each at {listed([f'{h:,}' for h in horizons])} inner steps ..."
     )
     results = evaluate(task, facts, paths, horizons, _SEEDS.value or 10, workdir)
     write(results, workdir, facts, task, paths)

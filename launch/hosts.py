@@ -93,15 +93,16 @@ def find_place(
     """
     if count == 1:
         return None
-    if count is not None and count < 1:
-        raise ValueError(f"--num_processes must be at least 1, got {count}.")
     given: dict[str, Any] = {
         "--coordinator_address": address or environ.get("JAX_COORDINATOR_ADDRESS"),
         "--num_processes": _whole(environ, "JAX_NUM_PROCESSES", count),
         "--process_id": _whole(environ, "JAX_PROCESS_ID", index),
     }
-    if given["--num_processes"] == 1:
+    size = given["--num_processes"]
+    if size == 1:
         return None
+    if size is not None and size < 1:
+        raise ValueError(f"--num_processes (or JAX_NUM_PROCESSES) must be at least 1, got {size}.")
     if all(value is None for value in given.values()):
         return _slurm_place(environ)
     missing = [name for name, value in given.items() if value is None]

@@ -35,10 +35,10 @@ class StallLimit:
     def __init__(self, seconds: float):
         self._seconds = seconds if processes.several() else 0
         self._over = threading.Event()
-        self._at: tuple[int | None, float] = None, time.monotonic()
+        self.moved(None)
 
-    def moved(self, step: int) -> None:
-        """The job is at this outer step, and goes on."""
+    def moved(self, step: int | None) -> None:
+        """The job is at this outer step, None: not at one yet, and goes on."""
         self._at = step, time.monotonic()
 
     def __enter__(self) -> "StallLimit":

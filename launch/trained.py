@@ -1,6 +1,6 @@
 """Folders of trained optimizers, as words on the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launch.choices import suggest
@@ -152,9 +152,8 @@ def beyond(training: dict[str, Any], horizons: list[int]) -> list[str]:
     outside = [f"{h:,}" for h in horizons if not shortest <= h <= longest]
     if not outside:
         return []
-    said = " and ".join([", ".join(outside[:-1]), outside[-1]] if outside[1:] else outside)
     known = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-    return [f"At {said} steps it works outside the {known} it was trained for."]
+    return [f"At {listed(outside)} steps it works outside the {known} it was trained for."]
 
 
 def reading(reads: dict[str, bool]) -> list[str]:
@@ -193,6 +192,12 @@ def words(task: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """``3 tasks``, ``1 task``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def in_short(task: Any) -> str:

@@ -59,7 +59,9 @@ def test_blocks_are_orthogonal_by_themselves(shape):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape == x.shape
     # One block is the matrix itself.
-    np.testing.assert_allclose(orthogonalize_in_blocks(x, 99), orthogonalize(x), atol=1e-5)
+    whole = orthogonalize_in_blocks(x, 99)
+    np.testing.assert_array_equal(whole, orthogonalize(x, factored=True))
+    np.testing.assert_allclose(whole, orthogonalize(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["any", "low rank", "six orders", "zeros"])

@@ -85,8 +85,13 @@ def test_the_place_of_a_process(environ, flags, place):
         ({"JAX_COORDINATOR_PORT": "x"}, ("h", 2, 0), "JAX_COORDINATOR_PORT must be a whole number"),
         ({"JAX_COORDINATOR_PORT": "70000"}, ("h", 2, 0), "between 1 and 65535, got 70000"),
         ({}, ("h:1", 2, 2), "--process_id must be between 0 and 1, .* got 2"),
-        ({}, ("h:1", -2, 0), "--num_processes must be at least 1, got -2"),
-        ({}, ("h:1", 0, 0), "--num_processes must be at least 1, got 0"),
+        ({}, ("h:1", -2, 0), "--num_processes .* must be at least 1, got -2"),
+        ({}, ("h:1", 0, 0), "--num_processes .* must be at least 1, got 0"),
+        (
+            {"JAX_NUM_PROCESSES": "0"},
+            ("h:1", None, 0),
+            "JAX_NUM_PROCESSES. must be at least 1, .* 0",
+        ),
         *(
             (SLURM | {name: "x"}, (None,) * 3, f"{name} must be a whole number, got 'x'")
             for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")

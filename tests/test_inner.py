@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from launch import config as cfg
+from launch import suites
 from learned_opt import LearnedOptimizer, learnable_schedule
 from meta_train import inner
 from meta_train.inner import inner_training, step_loss
@@ -92,6 +93,7 @@ def test_the_words_of_the_command_line_are_those_of_inner_training():
     """Written down twice, as the command line is read before JAX is imported."""
     assert cfg.META_LOSSES == inner.META_LOSSES and cfg.SCALES == inner.SCALES
     assert set(cfg.REDUCTIONS) - {"telescoped"} == set(inner.REDUCTIONS)
+    assert suites.MAX_HORIZON == inner.MAX_LENGTH
 
 
 @pytest.mark.parametrize("scale", ["loss", "log"])

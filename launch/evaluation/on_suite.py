@@ -9,7 +9,7 @@ from launch.evaluation.aggregates import LEAST_TASKS, Interval
 from launch.evaluation.contenders import Contender
 from launch.evaluation.suite import CHOOSE_BY, SuiteEvaluation
 from launch.suites import Suite
-from launch.trained import counted
+from launch.trained import counted, listed
 from meta_train.progress import remark
 
 # The files in the working directory.
@@ -99,5 +99,5 @@ def evaluate(
     if contenders:
         about = [*about, "", COMPARED]
     print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
-    print(f"wrote {', '.join(OUTPUTS[:-1])} and {OUTPUTS[-1]} in {workdir}")
+    print(f"wrote {listed(OUTPUTS)} in {workdir}")
     return summary

@@ -278,16 +278,14 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
     said = []
     for horizon, found in summary["horizons"].items():
         others = _compared_with(found["rows"], split)
+        of_few = any(Interval(**d[split]).of_few for d in found["differences"])
+        untold = "differs, on too few tasks for a claim, from" if of_few else "cannot be told from"
         for ours in dict.fromkeys(d["ours"] for d in found["differences"]):
             words: dict[int, list[str]] = {-1: [], 0: [], 1: []}
             for d in found["differences"]:
                 if d["ours"] == ours and d["other"] in others:
                     interval = Interval(**d[split])
                     words[interval.sign].append(f"{d['other']} {interval}")
-            of_few = any(Interval(**d[split]).of_few for d in found["differences"])
-            untold = (
-                "differs, on too few tasks for a claim, from" if of_few else "cannot be told from"
-            )
             parts = [
                 f"{verb} {', '.join(words[sign])}"
                 for sign, verb in ((-1, "is below"), (1, "is above"), (0, untold))
