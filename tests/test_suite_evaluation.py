@@ -259,7 +259,13 @@ def test_what_is_no_result_in_spite_of_its_digest_is_computed_again(tmp_path, ca
     sound = path.read_bytes()
     buffer = io.BytesIO()
     np.savez(buffer, a=np.arange(3.0))
+    bare, packed = io.BytesIO(), io.BytesIO()
+    np.save(bare, np.arange(3))
+    np.savez_compressed(packed, settings=np.arange(99.0))
+    broken = bytearray(packed.getvalue())
+    broken[60:90] = bytes(30)
     contents = (b"", b"hello", b"PK\x03\x04", buffer.getvalue(), buffer.getvalue()[:-9])
+    contents += (bare.getvalue(), bytes(broken))
     for content in (*contents, pickle.dumps({"settings": 1})):
         path.write_bytes(hashlib.sha256(content).digest() + content)
         np.testing.assert_array_equal(kept.kept(tmp_path, {"of": 1}, compute)["a"], np.arange(3.0))
