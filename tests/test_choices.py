@@ -20,6 +20,7 @@ from launch import choices, command_line, reproduce
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
+from tasks.data import load_images
 from tests.systems import some_fast
 
 ROOT = Path(__file__).parent.parent
@@ -329,11 +330,12 @@ SLOW = {"matplotlib", "optuna", "orbax", "scipy", "simpy", "skimage", "sklearn",
         ("evaluate", "--help", {"tensorflow_datasets"}),
         ("sweep", "--help", {"tensorflow_datasets"}),
         ("demo", "--help", {"tensorflow_datasets"}),
-        ("train", "--dry_run", set()),  # It reads the data.
+        ("train", "--dry_run", {"tensorflow_datasets"}),  # The digits are read from their copy.
         ("reproduce", "--list", {"jax", "numpy", "launch.studies.base"}),
     ],
 )
 def test_what_only_tells_neither_imports_what_is_slow_nor_compiles(name, word, also):
+    load_images("digits")  # Once on a machine they are prepared, and copied.
     code = f"""
 import sys
 from launch import {name}

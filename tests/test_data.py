@@ -1,4 +1,4 @@
-"""Data through TFDS: the bundled digits, and data sets prepared elsewhere."""
+"""Data through TFDS: the bundled digits, their copy, and data sets prepared elsewhere."""
 
 import io
 import subprocess
@@ -51,6 +51,38 @@ def test_batches_are_examples_of_their_split(tmp_path):
     back = np.round(np.asarray(images) * 255).astype(np.uint8)
     drawn = {(i.tobytes(), int(t)) for i, t in zip(back, np.asarray(labels), strict=True)}
     assert drawn <= pool and len(drawn) > 150
+
+
+def test_the_copy_of_the_digits_is_theirs_or_unread(tmp_path, monkeypatch):
+    """Read without TFDS; whatever is done to it, the same data come, and it is sound again."""
+    sound = load_images("digits", str(tmp_path))
+    copy = tmp_path / "digits.npz"
+    archive = copy.read_bytes()
+
+    def without_tfds(name, data_dir):
+        raise AssertionError("TFDS was asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.data.stored.read", without_tfds)
+        load_images.cache_clear()
+        jax.tree.map(np.testing.assert_array_equal, load_images("digits", str(tmp_path)), sound)
+    with np.load(copy) as loaded:
+        arrays = dict(loaded)
+
+    def with_others(change):
+        def damage(path):
+            np.savez(path, **{name: change(array) for name, array in arrays.items()})
+
+        return damage
+
+    others = [with_others(np.flip), with_others(np.float64), with_others(np.ravel)]
+    for damage in [*DAMAGES.values(), *others]:
+        damage(copy)
+        load_images.cache_clear()
+        jax.tree.map(np.testing.assert_array_equal, load_images("digits", str(tmp_path)), sound)
+        assert copy.read_bytes() == archive
+    load_images.cache_clear()
+    assert not list(tmp_path.glob("digits-*"))
 
 
 def test_no_tensorflow_import(tmp_path):
@@ -128,6 +160,8 @@ def test_damage_to_a_prepared_dataset_is_named(tmp_path, name):
     if name == "mnist":
         Mnist(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     sound = load_images(name, str(tmp_path))
+    copy = tmp_path / "digits.npz"
+    copy.unlink(missing_ok=True)
     folder = tmp_path / name
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     found = 0
@@ -147,6 +181,7 @@ def test_damage_to_a_prepared_dataset_is_named(tmp_path, name):
                 for a, b in zip(*map(jax.tree.leaves, (data, sound)), strict=True):
                     np.testing.assert_array_equal(a, b)
             path.write_bytes(before)
+            copy.unlink(missing_ok=True)
     assert found >= 4 * len(list(folder.rglob("*.array_record*")))
     for path in files:  # Emptied as a whole.
         path.unlink()

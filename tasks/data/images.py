@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tasks.arguments import check_name
 from tasks.base import SPLITS, Split
+from tasks.data import digits_copy
 from tasks.data.bundled import IMAGES, TEXTS
 from tasks.data.splits import Raw
 
@@ -72,14 +73,18 @@ def _stored(name: str, data_dir: str | None) -> tuple[Raw, int]:
             f"`dataset` must be images or a table here, got the text {name!r}; texts are for "
             f"language models (rnn_lm, transformer_lm)."
         )
+    if name == "digits" and (raw := digits_copy.read(data_dir)):
+        return raw, 10
     try:
-        from tasks.data import stored  # TFDS takes seconds to import, and only readers need it.
+        from tasks.data import stored  # TFDS takes long to import, and only readers need it.
     except ModuleNotFoundError as error:
         raise ImportError(
             f"the data set {name!r} is read by {error.name}, which is not installed; install it "
             "in the folder of the repository with `pip install '.[train]'`."
         ) from error
     raw, num_classes = stored.read(name, data_dir)
+    if name == "digits":
+        digits_copy.write(data_dir, raw)
     if "validation" not in raw:
         images, labels = raw["train"]
         cut = len(labels) - len(labels) // 6
