@@ -20,6 +20,7 @@ from learned_opt.base import WITHOUT_PART_IN_THETA
 from meta_train import evaluate, strict_json
 from meta_train.estimators import telescoped
 from meta_train.inner import inner_training
+from meta_train.pool import Pool
 from meta_train.reversible.inner import reversible_inner_training
 from meta_train.supervised import supervised_training
 from meta_train.unroll import UnrolledSystem
@@ -54,7 +55,8 @@ def trainable_optimizer(config: Config, data_dir: str | None) -> Trainable:
     tasks = dict(zip(task_names(config.task), made, strict=True))
     optimizer = config.optimizer.make()
 
-    @partial(jax.jit, static_argnums=0)
+    programs = Pool()
+
     def losses_of(name, theta, seed):
         losses = evaluate.inner_curves(
             tasks[name], optimizer, theta, config.inner.horizon, config.eval_seeds, seed
@@ -68,9 +70,8 @@ def trainable_optimizer(config: Config, data_dir: str | None) -> Trainable:
         found = {}
         for name in tasks:
             of = f"/{name}" if len(tasks) > 1 else ""
-            found[f"eval/mean_loss{of}"], found[f"eval/final_loss{of}"] = losses_of(
-                name, theta, seed
-            )
+            program = programs.get(name, partial(jax.jit, partial(losses_of, name)))
+            found[f"eval/mean_loss{of}"], found[f"eval/final_loss{of}"] = program(theta, seed)
         return found
 
     before = _began_from(config)

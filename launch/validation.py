@@ -16,6 +16,7 @@ from launch.evaluation.runs import Starts
 from launch.suites import suite
 from meta_train import evaluate
 from meta_train.inner import log_share
+from meta_train.pool import Pool
 
 METRIC = "eval/validation"
 # Neither what evaluations report nor what they choose settings by.
@@ -43,7 +44,8 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
     size = {"num_steps": horizon, "num_seeds": config.eval_seeds, "seed": SEED + SEED_OFFSET}
     held_back = config.inner.meta_loss in ("validation", "both")
 
-    @partial(jax.jit, static_argnums=0)
+    programs = Pool()
+
     def log_loss(name, theta):
         losses, scores = evaluate.inner_runs(
             tasks[name], optimizer, theta, **size, split="validation"
@@ -67,7 +69,10 @@ def validation(config: Config, data_dir: str | None) -> Callable[[Any], dict[str
             )
 
     def measure(theta):
-        of = {f"{METRIC}/{name}": log_loss(name, theta) for name in tasks}
+        of = {
+            f"{METRIC}/{name}": programs.get(name, partial(jax.jit, partial(log_loss, name)))(theta)
+            for name in tasks
+        }
         return of | {METRIC: jnp.mean(jnp.stack(list(of.values())))}
 
     return measure

@@ -11,6 +11,7 @@ import optax
 from meta_train import devices
 from meta_train.estimators.base import GradientEstimator
 from meta_train.estimators.mixture import Mixture, MixtureState
+from meta_train.pool import Pool
 from meta_train.progress import progress
 from meta_train.trainer import TrainState, make_step, step_key
 
@@ -45,7 +46,7 @@ class _Step:
     """The step, called, lowered and compiled as what ``jax.jit`` returns."""
 
     def __init__(
-        self, programs: list, finish: Callable, drawn: Callable, zeros: Callable, idle: Any = None
+        self, programs: Any, finish: Callable, drawn: Callable, zeros: Callable, idle: Any = None
     ):
         self._programs, self._finish, self._drawn, self._zeros = programs, finish, drawn, zeros
         self._idle = idle  # What each part gives when it does not run.
@@ -80,10 +81,9 @@ class _Step:
         return _Step(lowered, self._finish, self._drawn, self._zeros, idle)
 
     def compile(self) -> "_Step":
-        compiled = [
-            program.compile()
-            for program in progress(self._programs, desc="compiling", unit="program")
-        ]
+        compiled = _Compiled(self._programs)
+        for index in progress(range(len(self._programs)), desc="compiling", unit="program"):
+            compiled[index]
         return _Step(compiled, self._finish, self._drawn, self._zeros, self._idle)
 
     def memory_analysis(self) -> Any:
@@ -97,6 +97,18 @@ class _Step:
             self._zeros(jax.eval_shape(program, _shared(state), part)[0])
             for program, part in zip(self._programs, parts, strict=True)
         ]
+
+
+class _Compiled:
+    """Programs that are compiled when first asked for, and again after they had to go."""
+
+    def __init__(self, lowered: list):
+        # JAX's caches hold what is compiled of a `pmap` until they are cleared.
+        self._lowered, self._pool = lowered, Pool(forget=devices.forget_compiled)
+
+    def __getitem__(self, index: int) -> Any:
+        # With options, if empty ones: without any, what is lowered holds what was compiled of it.
+        return self._pool.get(index, partial(self._lowered[index].compile, {}))
 
 
 def _shared(state: TrainState) -> tuple:

@@ -1,6 +1,7 @@
 """Mixtures: the mean of the parts' gradients, in one program or one a part."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from launch import choices
 from launch import config as cfg
 from launch.job import build
-from meta_train import devices, trainer
+from meta_train import devices, pool, trainer
 from meta_train.checkpoint import Checkpoints
 from meta_train.estimators import fixed_horizon, hybrid_es, mixture, pes, tbptt
 from meta_train.estimators.hybrid import Noise, control_variate
@@ -226,6 +227,37 @@ def test_a_job_of_several_tasks_goes_through_a_checkpoint(tmp_path):
     assert set(scores) == {
         f"eval/{what}/quadratic_{i}" for what in ("mean_loss", "final_loss") for i in (1, 2)
     }
+
+
+def test_programs_that_do_not_fit_are_given_back_and_made_again(monkeypatch):
+    """Or a job of forty tasks takes all mappings of memory there are, and XLA ends the process."""
+    job = build(dataclasses.replace(mixed_config(), num_devices=2), None)
+    start = jax.jit(job.init)()
+    placed = devices.placed_spec(jax.eval_shape(job.init), job.num_devices, job.axes)
+    lowered = job.step.lower(placed)
+
+    def run():
+        devices.forget_compiled()
+        before = mappings()
+        step, state, most = lowered.compile(), devices.place(start, job.num_devices, job.axes), 0
+        for _ in range(3):
+            state, _ = step(state)
+            most = max(most, mappings() - before)
+        return devices.to_host(state, job.axes), job.evaluate(start.theta), most
+
+    monkeypatch.setattr(pool, "crowded", lambda: True)
+    *few, taken_by_one = run()
+    monkeypatch.setattr(pool, "crowded", lambda: False)
+    *all_of_them, taken_by_two = run()
+    jax.tree.map(np.testing.assert_array_equal, few, all_of_them)
+    if Path("/proc/self/maps").exists():  # Linux.
+        assert 100 < taken_by_one < 0.8 * taken_by_two
+
+
+def mappings():
+    """Of memory, of this process."""
+    path = Path("/proc/self/maps")
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from scipy import stats
 from launch import config as cfg
 from launch import suites, trained
 from launch.choices import to_dict
-from launch.evaluation import SEED, aggregates, kept, page, pool, report, sweep
+from launch.evaluation import SEED, aggregates, kept, page, report, sweep
 from launch.evaluation import suite as command
 from launch.evaluation.aggregates import Interval
 from launch.evaluation.baselines import BASELINES, BUILDERS, EVALUATED, Setting, theta_of
@@ -35,7 +35,7 @@ from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
 from launch.suites import suite
 from learned_opt import LearnedOptimizer
 from learned_opt.base import learned_optimizer
-from meta_train import evaluate
+from meta_train import evaluate, pool
 from tasks import TaskMixture, quadratic_family
 
 TASK = quadratic_family(dim=4, noise=0.05)

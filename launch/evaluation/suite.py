@@ -20,7 +20,6 @@ from launch.evaluation.aggregates import log_loss
 from launch.evaluation.baselines import BASELINES, EVALUATED, Setting, theta_of
 from launch.evaluation.contenders import Contender
 from launch.evaluation.kept import PARTS, Arrays, decided_by_task, digest_of_steps, kept, software
-from launch.evaluation.pool import Pool
 from launch.evaluation.runs import Runner, Starts, check_runs, check_scores
 from launch.evaluation.sweep import (
     EFFORTS,
@@ -38,6 +37,7 @@ from launch.evaluation.sweep import (
 )
 from learned_opt import learnable_sgdm
 from meta_train.evaluate import SELECTION_OFFSET
+from meta_train.pool import Pool
 from meta_train.progress import progress
 from tasks import SPLITS, Split, TaskConfig
 
