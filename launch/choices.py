@@ -21,6 +21,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from launch.own_modules import faults_of, imported
+
 
 class Kind(NamedTuple):
     """Where the things of a kind are.
@@ -130,18 +132,10 @@ def attribute_of(name: str) -> Any:
     """What ``MODULE:NAME`` names; imports the module.
 
     Raises:
-      ValueError: if there is no such module, or it has none of that name.
+      ValueError: as ``imported``, or if the module has none of that name.
     """
     module, _, attribute = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # Something that the module itself imports.
-        raise ValueError(
-            f"names the module {module!r} in {name!r}, which cannot be found; it must be a file or "
-            "package in the current folder or on PYTHONPATH."
-        ) from None
+    found = imported(module)
     if not hasattr(found, attribute):
         public = [word for word in vars(found) if not word.startswith("_")]
         raise ValueError(f"names {name!r}, but {module} has none.{suggest(attribute, public)}")
@@ -178,17 +172,18 @@ def _class_of(kind: Kind, thing: Any) -> type:
         entries.append((parameter.name, parameter.annotation, entry))
     passed = [name for name in kind.given if name in parameters]
     made = typing.get_type_hints(base.make)["return"]
+    where = f"{thing.__module__}:{thing.__qualname__}"
 
     def make(self: Any, *given: Any) -> Any:
         arguments = dict(zip(kind.given, given, strict=False))
         arguments = {name: arguments.get(name) for name in passed}
-        result = thing(
-            **arguments, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        )
+        arguments |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        with faults_of(f"The {kind.word} {where} cannot be made"):
+            result = thing(**arguments)
         if not isinstance(result, made):
             raise ValueError(
-                f"names the function {thing.__module__}:{thing.__qualname__}, which must return "
-                f"{made.__name__}, got {type(result).__name__}."
+                f"The function {where}, given as the {kind.word}, must return {made.__name__}, got "
+                f"{type(result).__name__}."
             )
         return result
 
@@ -434,7 +429,7 @@ def _choose(kind: Kind, current: Any, node: Node, where: str) -> Any:
     try:
         cls = find(kind, node.value)
     except ValueError as error:
-        raise ValueError(f"--{where} {error}") from None
+        raise ValueError(f"--{where} {error}") from error.__cause__
     if type(current) is cls:
         return apply_words(current, node, where)
     carried = _changed(current) if current is not None else {}

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 
 from launch import choices
 from launch import config as cfg
+from launch.own_modules import imported
 from launch.path_flags import define_path, define_paths
 
 # A disk that is full or fails; EX_IOERR.
@@ -159,9 +160,9 @@ def import_modules() -> None:
         sys.path.append("")
     for name in IMPORT.value:
         try:
-            __import__(name)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"--import={name}: {error}.") from None
+            imported(name)
+        except ValueError as error:
+            raise ValueError(f"--import {error}") from error.__cause__
 
 
 def quiet() -> None:
@@ -214,6 +215,10 @@ def messages(cls: type | None = None) -> Iterator[None]:
         sys.exit(_complain(_wrong_value(str(error))))
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error)) + _raised_outside(error)))
+    except (OverflowError, MemoryError) as error:
+        # JAX's of an array with more entries than any has, or NumPy's of one beyond the memory.
+        words = " ".join(str(error).split())[:200]
+        sys.exit(_complain(f"a size asked for is beyond this machine ({words}); make it smaller."))
     except OSError as error:
         if words := of_full_disk(error):
             print(f"error: {words}", file=sys.stderr)

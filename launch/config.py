@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import launch.configs
 from launch.choices import KINDS, find, from_dict, name_of, suggest, thing, thing_from_dict, to_dict
+from launch.own_modules import UnknownModuleError, faults_of, imported
 
 if TYPE_CHECKING:
     from learned_opt import OptimizerConfig
@@ -163,6 +165,14 @@ class Config:
             eval_every=self.eval_every,
             nonfinite_patience=self.nonfinite_patience,
         )
+        # Outer steps are counted in 32 bits.
+        if self.num_steps >= 2**31:
+            raise ValueError(f"`num_steps` must be at most {2**31 - 1}, got {self.num_steps}.")
+        if not re.fullmatch(r"[^/\\#?%:]{1,128}", self.wandb_project):
+            raise ValueError(
+                "`wandb_project` must be a name of 1 to 128 characters, as W&B has it, none of / "
+                f"\\ # ? % :, got {self.wandb_project!r}."
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"`seed` must be between 0 and {2**32 - 1}, got {self.seed}.")
         if self.meta.warmup >= self.num_steps:
@@ -221,12 +231,14 @@ class Config:
     def _check_validation(self) -> None:
         from launch.suites import SUITES
 
-        _check_choice("validation", self.validation, SUITES)
         if self.validation == "heldout":
             raise ValueError(
                 "`validation` must not be heldout, by which nothing may be chosen; take "
                 "validation=validation."
             )
+        _check_choice(
+            "validation", self.validation, tuple(name for name in SUITES if name != "heldout")
+        )
         if self.trains != "optimizer" or not self.eval_every:
             raise ValueError(
                 "`validation` is for trains=optimizer with eval_every above 0, got "
@@ -322,21 +334,29 @@ def load_preset(name: str) -> Config:
             optimizer_presets()[name]
         )
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
+        module = imported(name)
+    except UnknownModuleError:
         names = preset_names()
         raise ValueError(
             f"--preset must be one of {', '.join(names)}, OPTIMIZER_digits, or a module of your "
-            f"own with `get_config`, got {name!r}.{suggest(name, [*names, *optimizer_presets()])}"
+            f"own with `get_config`, mypkg.mymod as Python imports it, got {name!r}."
+            f"{suggest(name, [*names, *optimizer_presets()])}"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"--preset {error}") from error.__cause__
     if not hasattr(module, "get_config"):
         raise ValueError(
             f"--preset names the module {name!r}, which has no function `get_config`; it must "
             "return a launch.config.Config."
         )
-    return module.get_config()
+    with faults_of(f"--preset={name}: its `get_config`, called without arguments, ended"):
+        config = module.get_config()
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"--preset={name}: its `get_config` must return a launch.config.Config, got "
+            f"{type(config).__name__}."
+        )
+    return config
 
 
 def read_config(tree: Mapping[str, Any], where: str = "config.json") -> Config:

@@ -94,9 +94,10 @@ def _find(name: str) -> tuple["LearnedOptimizer", dict[str, Any] | None]:
             f"{suggest(name, [*learned_opt.OPTIMIZERS, *learned_opt.available()])}"
         )
     try:
-        made = find(KINDS["OptimizerConfig"], name)().make()
+        cls = find(KINDS["OptimizerConfig"], name)
     except ValueError as error:
-        raise ValueError(f"NAME {error}") from None
+        raise ValueError(f"NAME {error}") from error.__cause__
+    made = cls().make()
     if not isinstance(made, learned_opt.LearnedOptimizer):
         raise ValueError(f"NAME {name!r} must make a LearnedOptimizer, got {type(made).__name__}.")
     return made, None

@@ -383,7 +383,7 @@ def find_suite(name: str) -> Suite:
     try:
         found = attribute_of(name)
     except ValueError as error:
-        raise ValueError(f"--suite {error}") from None
+        raise ValueError(f"--suite {error}") from error.__cause__
     if not isinstance(found, Suite):
         raise ValueError(
             f"--suite names {name!r}, which must be a launch.suites.Suite (name, tasks, horizons), "

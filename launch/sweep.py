@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # The module that a run starts.
 TRAIN = "launch.train"
+# Settings that may be drawn: every one is checked before any runs.
+MOST = 10_000
 
 _VARY = flags.DEFINE_multi_string(
     "vary", [], "Field to vary and its values: cfg.a.b=VALUE,VALUE,...; may be given several times."
@@ -46,13 +48,18 @@ _SEEDS = flags.DEFINE_integer(
     allow_override=True,
 )
 _RANDOM = flags.DEFINE_integer(
-    "random", None, "Draw so many settings instead of all.", lower_bound=1
+    "random",
+    None,
+    "Draw so many settings instead of all.",
+    lower_bound=1,
+    upper_bound=MOST,
 )
 _SEARCH = flags.DEFINE_integer(
     "search",
     None,
     "Try so many settings, proposed by Optuna from the results so far.",
     lower_bound=1,
+    upper_bound=MOST,
 )
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "Runs at a time; the processors are shared out among them.", lower_bound=1
@@ -93,6 +100,11 @@ def main(config: Config) -> int:
 
     workdir = writable_folder("--workdir", given)
     chosen = runs if _INDEX.value is None else [runs[_INDEX.value]]
+    if _METRIC.value and len(chosen) > 1:
+        # A word that nothing is called by is known when one run is done, not when all are.
+        failed, stopped = _run(chosen[:1], workdir, "the first run")
+        if not (failed or stopped):
+            _metric(config, chosen[:1], workdir)
     failed, stopped = _run(chosen, workdir, f"{len(runs)} runs")
     if stopped:
         return 75
@@ -192,8 +204,8 @@ def _metric(config: Config, runs: list["Run"], workdir: Path) -> str:
     if known and metric not in known:
         raise ValueError(
             f"--metric must be one of {', '.join(known)}, got {metric!r}."
-            f"{choices.suggest(metric, known)} The runs are done: give another one, and the same "
-            "command goes on."
+            f"{choices.suggest(metric, known)} Runs that are done stay so: give another one, and "
+            "the same command goes on."
         )
     return metric
 

@@ -102,7 +102,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(host_state),
+            state=ocp.args.StandardSave(_filled(host_state)),
             job=ocp.args.JsonSave(job | {_DIGESTED: DIGESTS}),
         )
         self._started = step
@@ -130,9 +130,11 @@ class Checkpoints:
             are read, if their shapes or dtypes are others.
         """
         self._check(step)
-        self._check_shapes(step, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._restore(step, args).state
+        filled = _filled(like)
+        self._check_shapes(step, filled)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(filled))
+        found = self._restore(step, args).state
+        return jax.tree.map(lambda x, y: x if y.size else np.zeros(y.shape, y.dtype), found, like)
 
     def wait(self) -> str:
         """Waits until everything is on disk; returns ``problem``."""
@@ -224,6 +226,15 @@ class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
         folder = Path(self.get())
         write_digests(folder)
         folder.rename(self.get_final())
+
+
+def _filled(tree: Any) -> Any:
+    """With one entry along every axis that has none: Orbax saves no arrays without entries."""
+
+    def filled(x):
+        return x if x.size else np.zeros([max(1, n) for n in x.shape], x.dtype)
+
+    return jax.tree.map(filled, tree)
 
 
 def write_digests(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from launch import loop, workdir
 from meta_train import journal
+from meta_train.checkpoint import Checkpoints
 from tests.jobs import DAMAGES, contents, rows, run, toy
 
 MORE = 16  # Outer steps, where the original has 12 and checkpoints at 4, 8 and 12.
@@ -186,3 +187,14 @@ def test_journal_is_pinned_to_the_byte(tmp_path):
     log = journal.Journal(path, mark, nothing)  # A second damage does not overwrite the first.
     log.close()
     assert (tmp_path / "log.damaged.2").read_bytes() == b""
+
+
+def test_arrays_without_entries_are_saved(tmp_path):
+    state = {"z": np.zeros((0, 3), np.int32), "w": np.arange(3.0), "e": np.zeros(0)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    found = checkpoints.restore(1, {name: np.empty_like(x) for name, x in state.items()})
+    checkpoints.close()
+    for name, array in state.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+    np.testing.assert_array_equal(found["w"], state["w"])

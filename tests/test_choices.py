@@ -16,7 +16,7 @@ from absl import flags
 
 import launch
 import learned_opt
-from launch import choices, command_line, reproduce
+from launch import choices, command_line, reproduce, suites
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
@@ -201,6 +201,62 @@ def test_what_a_preset_set_carries_over_where_it_fits():
 )
 def test_wrong_words_are_named(words, message, outside):
     assert message in refused(*(f"--cfg.{word}" for word in words))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no\\ntable')", "cannot be imported: RuntimeError: no table."),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit: 0."),
+        ("def f(:", r"cannot be imported: SyntaxError: .*\(faulty.py, line 1\)"),
+        ("import no_such_package", "cannot be imported: ModuleNotFoundError: .*no_such_package"),
+        ("raise ValueError('`x` must be a sentence.')", "`x` must be a sentence."),
+    ],
+)
+def test_modules_that_cannot_be_imported_are_a_sentence(body, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "faulty.py").write_text(body)
+    for flag, use in (
+        ("--preset", lambda: cfg.load_preset("faulty")),
+        ("--cfg.task", lambda: chosen("--cfg.task=faulty:f")),
+        ("--suite", lambda: suites.find_suite("faulty:f")),
+    ):
+        with pytest.raises(ValueError, match=f"{flag} .*{message}"):
+            use()
+        sys.modules.pop("faulty", None)
+
+
+@pytest.mark.parametrize("name", ["./x", "../x", "a/b.py", "", ".", "a..b", "a b", "1a", "x.py/y"])
+def test_paths_are_no_names_of_modules(name):
+    with pytest.raises(ValueError, match=r"--preset must be one of .* as Python imports it, got"):
+        cfg.load_preset(name)
+    with pytest.raises(ValueError, match=r"--cfg.task names the module .* not the path of a file"):
+        chosen(f"--cfg.task={name}:f")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 3", "must return a launch.config.Config, got int"),
+        ("return {}['x']", "called without arguments, ended: KeyError: 'x'."),
+        ("raise SystemExit", "called without arguments, ended: SystemExit."),
+    ],
+)
+def test_presets_that_are_none_are_a_sentence(body, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "faulty.py").write_text(f"def get_config(): {body}")
+    with pytest.raises(ValueError, match=f"--preset=faulty: its `get_config`.*{message}"):
+        cfg.load_preset("faulty")
+    del sys.modules["faulty"]
+
+
+def test_a_function_that_raises_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    body = "from tasks import Task\ndef f() -> Task:\n    return {}['x']\n"
+    (tmp_path / "faulty.py").write_text(body)
+    with pytest.raises(ValueError, match=r"The task faulty:f cannot be made: KeyError: 'x'."):
+        chosen("--cfg.task=faulty:f").task.make()
+    del sys.modules["faulty"]
 
 
 def test_things_from_outside(outside):
@@ -561,7 +617,7 @@ def test_artbp_cuts_at_any_mean_length_above_one():
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("task", "no_task", "mymod:no_task, which must return Task, got int"),
+        ("task", "no_task", "mymod:no_task, given as the task, must return Task, got int"),
         ("optimizer", "no_optimizer", "must return LearnedOptimizer, got GradientTransform"),
     ],
 )

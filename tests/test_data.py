@@ -1,6 +1,8 @@
 """Data through TFDS: the bundled digits, their copy, and data sets prepared elsewhere."""
 
+import errno
 import io
+import os
 import subprocess
 import sys
 
@@ -53,6 +55,12 @@ def test_batches_are_examples_of_their_split(tmp_path):
     assert drawn <= pool and len(drawn) > 150
 
 
+def cut_short(path, **arrays):
+    """As on a full disk."""
+    path.write_bytes(b"PK")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_the_copy_of_the_digits_is_theirs_or_unread(tmp_path, monkeypatch):
     """Read without TFDS; whatever is done to it, the same data come, and it is sound again."""
     sound = load_images("digits", str(tmp_path))
@@ -81,8 +89,17 @@ def test_the_copy_of_the_digits_is_theirs_or_unread(tmp_path, monkeypatch):
         load_images.cache_clear()
         jax.tree.map(np.testing.assert_array_equal, load_images("digits", str(tmp_path)), sound)
         assert copy.read_bytes() == archive
+    for in_its_place in (copy.mkdir, lambda: os.mkfifo(copy)):
+        copy.rmdir() if copy.is_dir() else copy.unlink()
+        in_its_place()
+        load_images.cache_clear()
+        jax.tree.map(np.testing.assert_array_equal, load_images("digits", str(tmp_path)), sound)
+    copy.unlink()
+    monkeypatch.setattr(np, "savez", cut_short)
     load_images.cache_clear()
-    assert not list(tmp_path.glob("digits-*"))
+    jax.tree.map(np.testing.assert_array_equal, load_images("digits", str(tmp_path)), sound)
+    load_images.cache_clear()
+    assert not copy.exists() and not list(tmp_path.glob("digits-*"))
 
 
 def test_no_tensorflow_import(tmp_path):

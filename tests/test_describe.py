@@ -141,7 +141,8 @@ def test_command(tmp_path):
         ("nadam", "NAME must be one of adam, .*got 'nadam'. Did you mean 'nadamw'?"),
         (
             "outside:wrong",
-            "NAME names the function outside:wrong, which must return LearnedOptimizer, got int.",
+            "The function outside:wrong, given as the optimizer, must return LearnedOptimizer, got "
+            "int.",
         ),
         (".", "is not a trained optimizer: config.json and theta.safetensors missing"),
     ):

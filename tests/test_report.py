@@ -115,6 +115,26 @@ def test_a_job_of_this_moment(tmp_path):
     assert "no rows yet" in said and "None yet." in said and "Not evaluated yet" in said
 
 
+def test_rows_without_what_every_row_has(tmp_path):
+    """As somebody wrote, or edited: the page says what there is."""
+    (tmp_path / "config.json").write_text('{"num_steps": 50}')
+    for row in (
+        {"step": 30, "meta_loss": 2.0},
+        {"step": 30, "total_inner_steps": None, "time/wall_seconds": None, "meta_loss": None},
+    ):
+        sound = [
+            {"step": n, "meta_loss": 1.0, "total_inner_steps": 8 * n, "time/wall_seconds": 2.0 * n}
+            for n in (10, 20)
+        ]
+        for rows in ([*sound, row], [row]):
+            (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+            job = folder.read(tmp_path, "x", time.time())
+            said = " ".join(Page(body.page([job], {}, {}, "now")).words)
+            assert "30 of 50" in said and "nan" not in said
+            assert ("160" in said) == (len(rows) == 3)
+            assert job.seconds_left() == (40 if len(rows) == 3 else None)
+
+
 @pytest.mark.parametrize("released", [True, False])
 def test_a_stopped_job_is_not_said_to_go_on(released, tmp_path, monkeypatch):
     row = {"meta_loss": 1.0, "total_inner_steps": 8}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from launch import config as cfg
 from launch import job, sweep
@@ -62,6 +63,26 @@ def test_draws_are_by_the_logarithm_and_stay_when_more_are_asked_for():
     assert {run.values["cfg.meta"] for run in many} == {"adam", "sgd"}
 
 
+def test_draws_differ_and_are_configurations():
+    """What was drawn before, or is refused, is drawn anew."""
+    runs = plan.plan(cfg.Config(), ["cfg.estimator.num_particles=2..64"], 1, 12)
+    particles = [run.config.estimator.num_particles for run in runs]
+    assert len(set(particles)) == 12 and not any(n % 2 for n in particles)
+    assert [run.values for run in runs[:5]] == [
+        run.values for run in plan.plan(cfg.Config(), ["cfg.estimator.num_particles=2..64"], 1, 5)
+    ]
+    listed = plan.plan(SMALL, ["cfg.meta.learning_rate=1,2,3"], 2, 3)
+    assert {run.config.meta.learning_rate for run in listed} == {1, 2, 3} and len(listed) == 6
+
+
+def test_a_search_passes_over_what_is_refused_between_the_ends():
+    search, seen = Search(cfg.Config(), ["cfg.estimator.num_particles=2..64"], 1, 8), []
+    while runs := search.ask():
+        seen += [run.config.estimator.num_particles for run in runs]
+        search.tell([1.0] * len(runs))
+    assert len(set(seen)) == 8 and not any(n % 2 for n in seen)
+
+
 @pytest.mark.parametrize(
     ("vary", "draws", "message"),
     [
@@ -80,6 +101,10 @@ def test_draws_are_by_the_logarithm_and_stay_when_more_are_asked_for():
         (["cfg.meta.learning_rate=1..2"], None, "is for --random=N and --search=N"),
         (["cfg.meta.learning_rate=2..1"], 3, "0 < LOW < HIGH"),
         (["cfg.meta.learning_rate=a..b"], 3, "0 < LOW < HIGH"),
+        (["cfg.meta.learning_rate=1e-4..1e400"], 3, "finite numbers with 0 < LOW < HIGH"),
+        (["cfg.meta.learning_rate=1e-3,0.001"], None, "each value once"),
+        (["cfg.meta.learning_rate=1e-3,1e-2"], 5, "--random=5: --vary has 2 settings that differ"),
+        (["cfg.meta.learning_rate=-1,-2"], 2, "--vary gives .*=-., which is refused"),
     ],
 )
 def test_wrong_plans_are_refused(vary, draws, message):
@@ -210,6 +235,15 @@ def test_a_run_that_fails_is_said_and_started_again(fake, capsys):
         run("--metric=final_loss")
     with pytest.raises(ValueError, match="below the number of runs, 9, got 9"):
         run("--index=9")
+
+
+def test_a_metric_that_there_is_none_of_is_refused_after_one_run(fake):
+    folder, run = fake
+    with pytest.raises(ValueError, match=r"got 'final_loss'. .*Runs that are done stay so"):
+        run("--metric=final_loss", "--jobs=2")
+    assert len(list(folder.glob("*/log.txt"))) == 1
+    with pytest.raises(flags.IllegalFlagValueError, match="random"):
+        run("--random=1000000000")
 
 
 def test_a_run_done_by_another_command_is_not_taken_for_this_one(fake, capsys):

@@ -284,6 +284,10 @@ REFUSED = [
     (["--cfg.task.dataset=cifar10"], "tfds.builder('cifar10'"),
     (["--steps=1"], "unknown flag --steps; the flags are: --coordinator_address, --data_dir"),
     (["stray"], "every option is --name=value"),
+    (["--cfg.num_steps=99999999999"], "--cfg.num_steps must be at most 2147483647, got"),
+    (["--cfg.wandb_project=a/b"], "--cfg.wandb_project must be a name of 1 to 128 characters"),
+    (["--cfg.task.hidden_sizes=(1e9,)"], "a size asked for is beyond this machine"),
+    (["--cfg.optimizer.hidden_sizes=(99999999999,9)"], "a size asked for is beyond this machine"),
 ]
 
 

@@ -114,10 +114,11 @@ def _overview(jobs: Sequence[JobFolder]) -> str:
         return f"{job.step:,} of {job.config.get('num_steps', 0):,}"
 
     def seconds(job: JobFolder) -> str:
-        return _duration(job.rows[-1].get("time/wall_seconds") or 0) if job.rows else "–"
+        return _duration(job.last("time/wall_seconds") or 0) if job.rows else "–"
 
     def inner_steps(job: JobFolder) -> str:
-        return f"{job.rows[-1]['total_inner_steps']:,.0f}" if job.rows else "–"
+        found = job.last("total_inner_steps")
+        return "–" if found is None else f"{found:,.0f}"
 
     columns = {
         "outer steps": steps,

@@ -58,19 +58,25 @@ class JobFolder(NamedTuple):
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Outer steps and values of a metric, ``[points]`` each; null is NaN."""
         found = [(row["step"], row[name]) for row in self.rows if name in row]
-        pairs = np.array(
-            [(step, math.nan if value is None else value) for step, value in found], np.float64
-        )
+        pairs = np.array([(step, _number(value)) for step, value in found], np.float64)
         return (pairs[:, 0], pairs[:, 1]) if len(pairs) else (np.zeros(0), np.zeros(0))
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric that is a number."""
+        values = self.series(name)[1]
+        numbers = values[np.isfinite(values)]
+        return float(numbers[-1]) if len(numbers) else None
 
     def seconds_left(self) -> float | None:
         """Until the last outer step, at the pace of the last quarter of the rows."""
-        late = self.rows[-max(2, len(self.rows) // 4) :]
-        if len(late) < 2 or "num_steps" not in self.config:
+        steps, seconds = self.series("time/wall_seconds")
+        known = np.isfinite(seconds)
+        late = slice(-max(2, len(self.rows) // 4), None)
+        steps, seconds = steps[known][late], seconds[known][late]
+        if len(steps) < 2 or steps[-1] <= steps[0] or "num_steps" not in self.config:
             return None
-        seconds = late[-1]["time/wall_seconds"] - late[0]["time/wall_seconds"]
-        steps = late[-1]["step"] - late[0]["step"]
-        return (self.config["num_steps"] - self.step) * seconds / steps
+        pace = (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
+        return (self.config["num_steps"] - self.step) * float(pace)
 
 
 def read(path: Path, name: str, now: float) -> JobFolder:
@@ -100,6 +106,11 @@ def read(path: Path, name: str, now: float) -> JobFolder:
         _checkpoints(path), _evaluations(path),
         age if rows else None, bool((_json(path / "lock") or {}).get("released")),
     )  # fmt: skip
+
+
+def _number(value: Any) -> float:
+    """NaN of what is none, as in a row that somebody wrote."""
+    return float(value) if type(value) in (int, float) else math.nan
 
 
 def _checkpoints(path: Path) -> list[CheckpointFile]:

@@ -1,8 +1,9 @@
 """The runs of a sweep: a grid of values or draws at random, each with several seeds."""
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from launch.config import Config
 
 # Of what --random draws, besides the number of the run.
 _SEED = 0
+# Draws in a row that may be known or no configuration.
+_TRIES = 100
 _RANGE = re.compile(r"([^,()]+)\.\.([^,()]+)$")
 
 
@@ -58,11 +61,40 @@ def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
         every: Any = itertools.product(*fields.values())
         settings = [dict(zip(fields, values, strict=True)) for values in every]
     else:
-        settings = [_drawn(base, fields, i) for i in range(draws)]
+        settings = list(itertools.islice(_draws(base, fields), draws))
+        if len(settings) < draws:
+            raise ValueError(
+                f"--random={draws}: --vary has {len(settings)} settings that differ and are "
+                f"configurations, as far as {_TRIES} draws in a row can tell; ask for so many."
+            )
     runs = runs_of(base, settings, seeds)
-    if len({run.name for run in runs}) < len(runs):
+    if len({repr(run.config) for run in runs}) < len(runs):
         raise ValueError("--vary must give each value once; two runs would be the same.")
     return runs
+
+
+def _draws(base: Config, fields: Fields) -> Iterator[dict[str, str]]:
+    """Settings at random that differ, until a hundred draws in a row gave none.
+
+    Of a range, what is no configuration is drawn anew (an odd number of particles, say).
+    """
+    known: set[str] = set()
+    number = failures = 0
+    refused = None
+    while failures < _TRIES:
+        setting = _drawn(base, fields, number)
+        number, failures = number + 1, failures + 1
+        try:
+            config = repr(_config(base, setting, base.seed))
+        except ValueError as error:
+            refused = error
+            continue
+        if config not in known:
+            known.add(config)
+            failures = 0
+            yield setting
+    if refused and not known:
+        raise refused
 
 
 def varied(vary: Sequence[str]) -> Fields:
@@ -111,8 +143,10 @@ def _field(word: str) -> tuple[str, list[str] | tuple[float, float]]:
         low, high = map(float, found.groups())
     except ValueError:
         low = high = 0.0
-    if not 0 < low < high:
-        raise ValueError(f"--vary={name}=LOW..HIGH needs numbers with 0 < LOW < HIGH, got {text}.")
+    if not 0 < low < high < math.inf:
+        raise ValueError(
+            f"--vary={name}=LOW..HIGH needs finite numbers with 0 < LOW < HIGH, got {text}."
+        )
     return name, (low, high)
 
 

@@ -58,6 +58,7 @@ class Search:
                 self._space[name] = optuna.distributions.FloatDistribution(*values, log=True)
         sampler = optuna.samplers.TPESampler(seed=base.seed, multivariate=True, constant_liar=True)
         self._study = optuna.create_study(sampler=sampler)
+        self._failed = optuna.trial.TrialState.FAIL
         self._asked: list[optuna.Trial] = []
         self.settings: list[dict[str, str]] = []
 
@@ -86,14 +87,20 @@ class Search:
             self._study.tell(trial, mean if math.isfinite(mean) else math.inf)
 
     def _propose(self, known: Sequence[dict[str, str]]) -> dict[str, str] | None:
-        """A setting that was not tried, or None if a hundred proposals in a row were."""
+        """A setting that was not tried, or None if a hundred in a row were, or are refused."""
         for _ in range(100):
             trial = self._study.ask(self._space)
             setting = {
                 name: f"{value:.4g}" if isinstance(value, float) else str(value)
                 for name, value in trial.params.items()
             }
-            if setting not in known:
-                self._asked.append(trial)
-                return setting
+            if setting in known:
+                continue
+            try:
+                runs_of(self._base, [setting], 1)
+            except ValueError:  # Between the ends of a range, such as an odd number of particles.
+                self._study.tell(trial, state=self._failed)
+                continue
+            self._asked.append(trial)
+            return setting
         return None

@@ -33,10 +33,15 @@ def read(data_dir: str | None) -> Raw | None:
       ``None`` where there is no copy, or one that is not byte for byte what TFDS's files hold.
     """
     # Whatever a damaged archive raises (zipfile's, zlib's, NumPy's): TFDS is asked then.
-    with contextlib.suppress(Exception), np.load(_path(data_dir), allow_pickle=False) as arrays:
-        raw: Raw = {
-            split: (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in SPLIT_SIZES
-        }
+    with contextlib.suppress(Exception):
+        path = _path(data_dir)
+        if not path.is_file():  # Nor a pipe, which is read for ever.
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            raw: Raw = {
+                split: (arrays[f"{split}_images"], arrays[f"{split}_labels"])
+                for split in SPLIT_SIZES
+            }
         if all(map(_of_their_types, raw.values(), SPLIT_SIZES.values())) and digest(raw) == DIGEST:
             return raw
     return None
@@ -51,17 +56,22 @@ def _of_their_types(arrays: tuple[np.ndarray, np.ndarray], size: int) -> bool:
 
 def write(data_dir: str | None, raw: Raw) -> None:
     """Keeps a copy, if the folder can be written."""
-    path = _path(data_dir)
     arrays: Any = {
         f"{split}_{kind}": array
         for split in SPLIT_SIZES
         for kind, array in zip(("images", "labels"), raw[split], strict=True)
     }
-    # A name of its own, then the real one: other processes may write or read it now.
-    temporary = path.with_name(f"{path.stem}-{os.getpid()}.npz")
-    with contextlib.suppress(OSError):
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError, RuntimeError):  # No home folder, say.
+        path = _path(data_dir)
+        if path.exists() and not path.is_file():
+            return
+        # A name of its own, then the real one: other processes may write or read it now.
+        temporary = path.with_name(f"{path.stem}-{os.getpid()}.npz")
+        try:
+            np.savez(temporary, **arrays)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _path(data_dir: str | None) -> Path:
