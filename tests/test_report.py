@@ -100,6 +100,9 @@ def test_a_job_of_this_moment(tmp_path):
     """Nothing but a configuration yet; and folders that are none."""
     with pytest.raises(ValueError, match="must be the folder of a job"):
         folder.read(tmp_path, "x", 0.0)
+    (tmp_path / "sweep.csv").write_text("")
+    with pytest.raises(ValueError, match="is the folder of a sweep"):
+        folder.read(tmp_path, "x", 0.0)
     (tmp_path / "config.json").write_text('{"num_steps": 5, "environment": {"a": 1}')
     (tmp_path / "metrics.jsonl").write_text("")
     job = folder.read(tmp_path, "x", time.time())

@@ -91,6 +91,11 @@ def read(path: Path, name: str, now: float) -> JobFolder:
     if path.exists() and not path.is_dir():
         raise ValueError(f"--workdir must be the folder of a job, got {str(path)!r}, a file.")
     metrics, config_file = path / "metrics.jsonl", path / "config.json"
+    if not metrics.exists() and (path / "sweep.csv").exists():
+        raise ValueError(
+            f"--workdir={path} is the folder of a sweep, which has its own sweep.png; give folders "
+            "of runs inside it."
+        )
     if not metrics.exists() and not config_file.exists():
         raise ValueError(
             f"--workdir must be the folder of a job, got {str(path)!r}, which has neither "
