@@ -10,6 +10,7 @@ are refused at once.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -178,7 +179,9 @@ def _class_of(kind: Kind, thing: Any) -> type:
         arguments = dict(zip(kind.given, given, strict=False))
         arguments = {name: arguments.get(name) for name in passed}
         arguments |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        with faults_of(f"The {kind.word} {where} cannot be made"):
+        ours = thing.__module__.partition(".")[0] in OURS
+        named = faults_of(f"The {kind.word} {where} cannot be made")
+        with contextlib.nullcontext() if ours else named:
             result = thing(**arguments)
         if not isinstance(result, made):
             raise ValueError(

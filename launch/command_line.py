@@ -216,9 +216,9 @@ def messages(cls: type | None = None) -> Iterator[None]:
     except (ValueError, flags.Error) as error:
         sys.exit(_complain(re.sub(r"^flag ", "", str(error)) + _raised_outside(error)))
     except (OverflowError, MemoryError) as error:
-        # JAX's of an array with more entries than any has, or NumPy's of one beyond the memory.
-        words = " ".join(str(error).split())[:200]
-        sys.exit(_complain(f"a size asked for is beyond this machine ({words}); make it smaller."))
+        if not (words := _of_size(error)):
+            raise
+        sys.exit(_complain(words))
     except OSError as error:
         if words := of_full_disk(error):
             print(f"error: {words}", file=sys.stderr)
@@ -240,6 +240,16 @@ def _raised_outside(error: Exception) -> str:
     if not where.is_file() or any(where.is_relative_to(folder) for folder in installed):
         return ""
     return f" (raised in {where}, line {frames[-1].lineno})"
+
+
+def _of_size(error: Exception) -> str:
+    """What to say of an array with more entries than any has (JAX's error), or of more bytes than
+    any machine has (NumPy's); empty if it is another error, such as that of a full memory.
+    """
+    words = " ".join(str(error).split())
+    if not re.search(r"parsing an argument to a jitted|Unable to allocate .* [TPEZY]iB", words):
+        return ""
+    return f"a size asked for is beyond this machine ({words[:200]}); make it smaller."
 
 
 def of_full_disk(error: OSError) -> str:

@@ -105,6 +105,8 @@ def test_a_search_passes_over_what_is_refused_between_the_ends():
         (["cfg.meta.learning_rate=1e-3,0.001"], None, "each value once"),
         (["cfg.meta.learning_rate=1e-3,1e-2"], 5, "--random=5: --vary has 2 settings that differ"),
         (["cfg.meta.learning_rate=-1,-2"], 2, "--vary gives .*=-., which is refused"),
+        (["cfg.meta.learning_rate=1,-2"], 2, "--vary gives .*=-2, which is refused"),
+        (["cfg.num_steps=1..9", "cfg.eval_seeds=0"], 2, "--vary gives .*=0, which is refused"),
     ],
 )
 def test_wrong_plans_are_refused(vary, draws, message):

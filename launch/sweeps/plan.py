@@ -76,7 +76,8 @@ def plan(base: Config, vary: Sequence[str], seeds: int, draws: int | None = None
 def _draws(base: Config, fields: Fields) -> Iterator[dict[str, str]]:
     """Settings at random that differ, until a hundred draws in a row gave none.
 
-    Of a range, what is no configuration is drawn anew (an odd number of particles, say).
+    With a range among the fields, what is no configuration is drawn anew (an odd number of
+    particles, say).
     """
     known: set[str] = set()
     number = failures = 0
@@ -87,6 +88,8 @@ def _draws(base: Config, fields: Fields) -> Iterator[dict[str, str]]:
         try:
             config = repr(_config(base, setting, base.seed))
         except ValueError as error:
+            if all(isinstance(values, list) for values in fields.values()):
+                raise
             refused = error
             continue
         if config not in known:
