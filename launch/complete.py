@@ -58,12 +58,15 @@ def completions(line: str) -> list[str]:
         return []
     word = words[-1]
     if "=" in word:
-        flag = word.partition("=")[0]
+        flag, _, given = word.partition("=")
         found = [f"{flag}={value}" for value in values(flag.lstrip("-"))]
+        if flag == "--vary":  # A field, as in a word of its own, without what begins one.
+            fields = flags_of(name, f"--{given}", words)
+            found = [f"{flag}={x.removeprefix('--')}" for x in fields if x.startswith("--cfg.")]
     elif not word.startswith("-"):
         found = positional(name)
     else:
-        found = flags_of(name, word)
+        found = flags_of(name, word, words)
     return sorted(entry for entry in found if entry.startswith(word))
 
 
@@ -84,6 +87,9 @@ def values(name: str) -> Iterable[str]:
         from launch.suites import SUITES
 
         return [x for x in SUITES if not (name == "cfg.validation" and x == "heldout")]
+    if name in ("optimizer", "cfg.init_from"):
+        packaged = (Path(__file__).parent.parent / "learned_opt/pretrained").glob("*/config.json")
+        return [file.parent.name for file in packaged]
     if name == "preset":
         return [*cfg.preset_names(), *(f"{x}_digits" for x in names("OptimizerConfig"))]
     chosen: dict[str, Iterable[str]] = {
@@ -106,8 +112,12 @@ def positional(name: str) -> list[str]:
     return names("OptimizerConfig") if name == "describe" else []
 
 
-def flags_of(name: str, word: str) -> list[str]:
-    """The flags of a command, and the fields of its configuration, as far as ``word`` asks."""
+def flags_of(name: str, word: str, words: list[str]) -> list[str]:
+    """The flags of a command, and the fields of its configuration, as far as ``word`` asks.
+
+    Of a thing that ``words`` choose (``--cfg.task=quadratic``) the fields are its own; of one that
+    they do not, those of all.
+    """
     from absl import flags
 
     from launch import choices
@@ -130,15 +140,16 @@ def flags_of(name: str, word: str) -> list[str]:
     config: Any = getattr(importlib.import_module(where), cls)
     chosen = tuple(f"--cfg.{kind}." for kind in ("task", "optimizer", "estimator", "meta"))
     if name != "evaluate" and word.startswith(chosen):
-        kind = {"meta": "MetaOptimizerConfig"}.get(
-            word.split(".")[1], f"{word.split('.')[1].title()}Config"
-        )
+        part = word.split(".")[1]
+        kind = choices.KINDS[f"{'MetaOptimizer' if part == 'meta' else part.title()}Config"]
+        given = [each.partition("=")[2] for each in words if each.startswith(f"--cfg.{part}=")]
+        things = [thing for thing in given[-1:] if thing in kind.things()] or kind.things()
         fields = {
             field.name
-            for thing in choices.KINDS[kind].things()
-            for field in dataclasses.fields(choices.find(choices.KINDS[kind], thing))
+            for thing in things
+            for field in dataclasses.fields(choices.find(kind, thing))
         }
-        return [f"--cfg.{word.split('.')[1]}.{field}=" for field in fields]
+        return [f"--cfg.{part}.{field}=" for field in fields]
     return [*found, *(f"--{path}=" for path in choices.plain_paths(config, "cfg"))]
 
 

@@ -35,16 +35,20 @@ def main(argv: list[str]) -> int:
     if argv:
         raise ValueError(f"unexpected words {argv}; every option is --name=value.")
     given = command_line.workdirs()
+    names = short(given)
+    from launch.run_report.folder import check, read
+
+    for path in given:
+        check(Path(path))
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.evaluation.kept import whole
     from launch.evaluation.report import table
     from launch.run_report import body
-    from launch.run_report.folder import read
     from learned_opt.paths import writable_file
 
     command_line.import_modules()
     now = time.time()
-    jobs = [read(Path(path), name, now) for path, name in zip(given, short(given), strict=True)]
+    jobs = [read(Path(path), name, now) for path, name in zip(given, names, strict=True)]
     out = writable_file("--out", _OUT.value or jobs[0].path / "report.html")
     behaviours = {job.name: _behaviour(job) for job in jobs} if _RUN.value else {}
     suites = {

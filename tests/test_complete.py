@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 from launch import choices, complete
+from launch import config as cfg
 from launch.reproduce import study_names
 from tests.test_choices import ROOT
 
@@ -24,6 +26,9 @@ def test_names_are_those_of_the_packages(kind):
         ("learned-opt-train --dry_run --cfg.wandb_mode=o", ["offline", "online"]),
         ("learned-opt-sweep --preset=velo_d", ["velo_digits"]),
         ("learned-opt-train --num=", []),
+        ("learned-opt-train --cfg.init_from=c", ["controller"]),
+        ("learned-opt-evaluate --optimizer=", ["controller", "per_parameter"]),
+        ("learned-opt-sweep --vary=cfg.inner.h", ["cfg.inner.horizon="]),
         ("ls --cfg.estimator=p", []),
         ("learned-opt-train", []),
     ],
@@ -39,6 +44,10 @@ def test_flags_fields_and_studies():
     assert complete.completions("learned-opt-train --dry") == ["--dry_run"]
     assert complete.completions("learned-opt-sweep --ran") == ["--random="]
     assert "--cfg.task.batch_size=" in complete.completions("learned-opt-train --cfg.task.b")
+    assert complete.completions("learned-opt-train --cfg.task=quadratic --cfg.task.") == [
+        f"--cfg.task.{field.name}="
+        for field in sorted(fields(cfg.task("quadratic")), key=lambda f: f.name)
+    ]
     assert complete.completions("learned-opt-evaluate --opti") == ["--optimizer="]
     assert complete.completions("learned-opt-train --opti") == []
     assert complete.completions("learned-opt-reproduce ") == sorted(study_names())

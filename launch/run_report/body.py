@@ -91,6 +91,10 @@ def _overview(jobs: Sequence[JobFolder]) -> str:
         values = job.series(name)[1]
         return _number(values[-1]) if len(values) else "–"
 
+    def final_loss(job: JobFolder) -> str:
+        of_tasks = any(name.startswith("eval/final_loss/") for name in job.metric_names())
+        return "task by task, below" if of_tasks else last(job, "eval/final_loss")
+
     def mean_of_late(job: JobFolder) -> str:
         steps, losses = job.series("meta_loss")
         late = losses[steps > 0.9 * job.step]
@@ -124,7 +128,7 @@ def _overview(jobs: Sequence[JobFolder]) -> str:
         "outer steps": steps,
         "state": state,
         "meta-loss, mean of the last tenth": mean_of_late,
-        "final loss under theta": lambda job: last(job, "eval/final_loss"),
+        "final loss under theta": final_loss,
         "validation": lambda job: last(job, "eval/validation"),
         "not finite, in logged steps": total_nonfinite,
         "inner steps a second": lambda job: last(job, "time/inner_steps_per_second"),

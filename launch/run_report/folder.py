@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meta_train.tracking import read_rows
-
 
 class CheckpointFile(NamedTuple):
     """A whole checkpoint: its outer step, bytes on disk and when it was written."""
@@ -79,6 +77,28 @@ class JobFolder(NamedTuple):
         return (self.config["num_steps"] - self.step) * float(pace)
 
 
+def check(path: Path) -> None:
+    """Looks whether there is a job; imports nothing slow.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--workdir must be the folder of a job, got {str(path)!r}, a file.")
+    if (path / "metrics.jsonl").exists():
+        return
+    if (path / "sweep.csv").exists():
+        raise ValueError(
+            f"--workdir={path} is the folder of a sweep, which has its own sweep.png; give folders "
+            "of runs inside it."
+        )
+    if not (path / "config.json").exists():
+        raise ValueError(
+            f"--workdir must be the folder of a job, got {str(path)!r}, which has neither "
+            "config.json nor metrics.jsonl; give the --workdir that launch.train was given."
+        )
+
+
 def read(path: Path, name: str, now: float) -> JobFolder:
     """Reads the folder; changes nothing.
 
@@ -86,21 +106,12 @@ def read(path: Path, name: str, now: float) -> JobFolder:
       now: seconds since the epoch.
 
     Raises:
-      ValueError: if there is no job.
+      ValueError: as ``check``.
     """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--workdir must be the folder of a job, got {str(path)!r}, a file.")
+    from meta_train.tracking import read_rows
+
+    check(path)
     metrics, config_file = path / "metrics.jsonl", path / "config.json"
-    if not metrics.exists() and (path / "sweep.csv").exists():
-        raise ValueError(
-            f"--workdir={path} is the folder of a sweep, which has its own sweep.png; give folders "
-            "of runs inside it."
-        )
-    if not metrics.exists() and not config_file.exists():
-        raise ValueError(
-            f"--workdir must be the folder of a job, got {str(path)!r}, which has neither "
-            "config.json nor metrics.jsonl; give the --workdir that launch.train was given."
-        )
     config = _json(config_file) or {}
     environment = config.pop("environment", {})
     age = now - metrics.stat().st_mtime if metrics.exists() else None
