@@ -243,11 +243,11 @@ def _raised_outside(error: Exception) -> str:
 
 
 def _of_size(error: Exception) -> str:
-    """What to say of an array with more entries than any has (JAX's error), or of more bytes than
-    any machine has (NumPy's); empty if it is another error, such as that of a full memory.
+    """What to say of an array with more entries than any has (JAX's error), or of more gibibytes
+    than this machine has (NumPy's); empty if it is another error, such as that of a full memory.
     """
     words = " ".join(str(error).split())
-    if not re.search(r"parsing an argument to a jitted|Unable to allocate .* [TPEZY]iB", words):
+    if not re.search(r"parsing an argument to a jitted|Unable to allocate .* [GTPEZY]iB", words):
         return ""
     return f"a size asked for is beyond this machine ({words[:200]}); make it smaller."
 

@@ -83,6 +83,8 @@ def run(
     job = processes.together(partial(build, config, data_dir))
     # Refuses sizes that do not fit theta.
     spec = processes.together(partial(jax.eval_shape, job.init))
+    # And those that no memory holds, before the folder is claimed.
+    like = processes.together(partial(devices.host_like, spec))
     if processes.several():
         processes.same(data=digest_of_arrays(job.trainable.systems))
     surroundings = environment.record(job.num_devices)
@@ -96,12 +98,13 @@ def run(
     with contextlib.ExitStack() as held:
         lease = processes.first_does(partial(claim_folder, held))
         with StopSignals() as stop, StallLimit(stall_seconds) as stall:
-            return _run(job, spec, surroundings, workdir, lease, stop, stall)
+            return _run(job, spec, like, surroundings, workdir, lease, stop, stall)
 
 
 def _run(
     job: Job,
     spec: TrainState,
+    like: TrainState,
     surroundings: dict[str, Any],
     workdir: Path,
     lease: Lease | None,
@@ -110,7 +113,7 @@ def _run(
 ) -> Outcome:
     config = job.config
     # Of several processes only the first has the files; what it reads, it tells the others.
-    first, like = processes.is_first(), devices.host_like(spec)
+    first = processes.is_first()
     start = processes.first_does(partial(workdirs.begin, workdir, like, surroundings))
     step, record = processes.first_says((start.step, start.record) if start else None)
     marks = record.get("files", {})

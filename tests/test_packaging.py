@@ -282,7 +282,8 @@ def test_the_base_is_enough_to_use_a_trained_optimizer(run, tmp_path):
 
     # What needs more says how to get it.
     code = "import tasks, meta_train\ntasks.quadratic_family()\ntasks.mlp_classifier('digits')"
-    done = run("python", "-c", only + code)
+    nowhere = f"import os; os.environ['TFDS_DATA_DIR'] = {str(tmp_path)!r}\n"  # Nor a copy.
+    done = run("python", "-c", only + nowhere + code)
     assert "ImportError: the data set 'digits'" in done.stderr, done.stderr
     assert "pip install '.[train]'" in done.stderr
     code = "sys.argv = ['learned-opt-train', '--help']\nfrom launch.train import cli\ncli()"
