@@ -84,9 +84,9 @@ def values(name: str) -> Iterable[str]:
     if name in written:
         return names(written[name])
     if name in ("suite", "cfg.validation"):
-        from launch.suites import SUITES
+        from launch.suites import SUITES, TO_CHOOSE_BY
 
-        return [x for x in SUITES if not (name == "cfg.validation" and x == "heldout")]
+        return TO_CHOOSE_BY if name == "cfg.validation" else SUITES
     if name in ("optimizer", "cfg.init_from"):
         packaged = (Path(__file__).parent.parent / "learned_opt/pretrained").glob("*/config.json")
         return [file.parent.name for file in packaged]

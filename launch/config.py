@@ -229,16 +229,14 @@ class Config:
         self.horizons()
 
     def _check_validation(self) -> None:
-        from launch.suites import SUITES
+        from launch.suites import TO_CHOOSE_BY
 
         if self.validation == "heldout":
             raise ValueError(
                 "`validation` must not be heldout, by which nothing may be chosen; take "
                 "validation=validation."
             )
-        _check_choice(
-            "validation", self.validation, tuple(name for name in SUITES if name != "heldout")
-        )
+        _check_choice("validation", self.validation, TO_CHOOSE_BY)
         if self.trains != "optimizer" or not self.eval_every:
             raise ValueError(
                 "`validation` is for trains=optimizer with eval_every above 0, got "

@@ -314,6 +314,8 @@ _SUITES = {
     "smoke": _Spec(("smoke_quadratic", "smoke_logistic", "smoke_mlp"), (20, 100)),
 }
 SUITES = tuple(_SUITES)
+# Those by which theta may be chosen.
+TO_CHOOSE_BY = tuple(name for name in SUITES if name != "heldout")
 
 
 class Suite(NamedTuple):
