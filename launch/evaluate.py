@@ -70,7 +70,9 @@ _SEEDS = flags.DEFINE_integer(
     "seeds", None, "Inner runs per curve (default: 10; with --suite 5).", lower_bound=1
 )
 _BASELINES = flags.DEFINE_list(
-    "baselines", None, "With --suite: which baselines, adam among them (default: all)."
+    "baselines",
+    None,
+    "With --suite: which baselines, adam among them, or `none` (default: all).",
 )
 _CHOOSE_BY = flags.DEFINE_enum(
     "choose_by",
@@ -192,6 +194,10 @@ def _suite(config: EvaluationConfig, name: str) -> int:
 def _suite_baselines(known: list[str]) -> list[str]:
     """Those asked for, in the order of ``known``."""
     given = known if _BASELINES.value is None else _BASELINES.value
+    if given == ["none"]:
+        if not _OPTIMIZER.value:
+            raise ValueError("--baselines=none leaves nothing to evaluate; add an --optimizer.")
+        return []
     for name in given:
         if name not in known:
             raise ValueError(
@@ -200,7 +206,7 @@ def _suite_baselines(known: list[str]) -> list[str]:
     if "adam" not in given:
         raise ValueError(
             f"--baselines must have adam, which speed-ups refer to, got {','.join(given)!r}; "
-            "add it."
+            "add it, or give `none`."
         )
     return [name for name in known if name in given]
 

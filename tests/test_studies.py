@@ -27,7 +27,7 @@ PROCESSOR_SECONDS = 180  # About 50 on idle cores; other programs on them make i
 
 
 # Without the extra `control` these are not collected; a line of the report says so.
-CONTROL = {"swimmer", "swimmer_variance"}
+CONTROL = {"swimmer", "swimmer_seeds", "swimmer_variance"}
 NAMES = [name for name in reproduce.study_names() if not (missing() and name in CONTROL)]
 
 

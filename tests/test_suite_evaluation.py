@@ -30,9 +30,11 @@ from launch.evaluation import suite as command
 from launch.evaluation.aggregates import Interval
 from launch.evaluation.baselines import BASELINES, BUILDERS, EVALUATED, Setting, theta_of
 from launch.evaluation.contenders import contender
+from launch.evaluation.on_suite import OUTPUTS
+from launch.evaluation.on_suite import evaluate as evaluate_suite
 from launch.evaluation.optlist import OPTLIST
 from launch.evaluation.runs import BLOCK, POINTS, Runner, Starts, part_edges
-from launch.suites import suite
+from launch.suites import Suite, suite
 from learned_opt import LearnedOptimizer
 from learned_opt.base import learned_optimizer
 from meta_train import evaluate, pool
@@ -320,6 +322,8 @@ def test_results_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         ("", ["--horizons=1073741825"], "--horizons must be whole numbers from 1 to 1,073,741,824"),
         ("", ["--horizons="], "--horizons must be whole numbers from 1 to 1,073,741,824"),
         ("", ["--trained_horizon=50000000"], "--trained_horizon must be .* at most 42949672, got"),
+        ("", ["--baselines=none"], "--baselines=none leaves nothing to evaluate; add an --opt"),
+        ("", ["--baselines=muon"], "must have adam, .* got 'muon'; add it, or give `none`"),
     ],
 )
 def test_what_could_not_be_run_or_written_is_refused_before(taken, words, message, tmp_path):
@@ -678,6 +682,28 @@ def evaluated(tmp_path):
         return command.SuiteEvaluation(**given).run()
 
     return run, tasks
+
+
+def test_optimizers_alone(evaluated, tmp_path, capsys):
+    """Without baselines: the same runs, their differences, and nothing that Adam is needed for."""
+    _, tasks = evaluated
+    contenders = {f"{name} (untrained)": contender(name) for name in ("sgdm", "adam")}
+    given = {"num_seeds": 3, "choose_by": "training", "data_dir": None}
+    suite = Suite("own", tasks, (6,))
+    alone, beside = (
+        evaluate_suite(suite, contenders, (6,), tmp_path / str(i), baselines=names, **given)
+        for i, names in enumerate(((), ("adam",)))
+    )
+    said = capsys.readouterr().out
+    assert "Baselines are tuned" not in said.split("wrote suite.csv")[0]
+    for horizon, found in alone["horizons"].items():
+        with_adam = {row["label"]: row for row in beside["horizons"][horizon]["rows"]}
+        assert len(found["rows"]) == len(found["differences"]) == 2 < len(with_adam)
+        for row in found["rows"]:
+            assert row["log_loss"] == with_adam[row["label"]]["log_loss"]
+            assert row["speed_up"] is None and np.isnan(row["profile_score"])
+    for output in OUTPUTS:
+        assert (tmp_path / "0" / output).stat().st_size > 100
 
 
 def test_a_suite_continues_where_it_was_killed(evaluated, monkeypatch, tmp_path):

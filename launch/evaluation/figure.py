@@ -40,17 +40,22 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
     with plt.rc_context(STYLE):
         horizons = list(summary["horizons"].items())
         count = max(len(found["rows"]) for _, found in horizons)
+        # Without Adam there is no target, so no profile.
+        scored = np.isfinite([r["profile_score"] for _, f in horizons for r in f["rows"]]).all()
+        heights = [0.19 * count + 1, 3] if scored else [0.19 * count + 1]
         figure, axes = plt.subplots(
-            2,
+            len(heights),
             len(horizons),
-            figsize=(6.4 * len(horizons), 2 + 0.19 * count + 4),
+            figsize=(6.4 * len(horizons), 0.19 * count + (6 if scored else 2.4)),
             squeeze=False,
-            height_ratios=[0.19 * count + 1, 3],
+            height_ratios=heights,
         )
         looks: dict[str, tuple[str, str]] = {}
         for column, (horizon, found) in enumerate(horizons):
             _intervals(axes[0, column], found["rows"], horizon)
-            _profiles(axes[1, column], found["rows"], looks)
+            if scored:
+                _profiles(axes[1, column], found["rows"], looks)
+        columns = {row["column"] for _, found in horizons for row in found["rows"]}
         handles = [
             plt.Line2D(
                 [],
@@ -60,6 +65,7 @@ def plot(summary: dict[str, Any], title: str, path: Path) -> None:
                 label=f"{NAMES[name]}: training loss, 95%",
             )
             for name, color in COLORS.items()
+            if name in columns
         ]
         handles.append(plt.Line2D([], [], color="black", marker="|", ls="", label="test loss"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)

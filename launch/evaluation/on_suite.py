@@ -37,14 +37,15 @@ def evaluate(
 
     Args:
       contenders: label -> the optimizer.
-      baselines: names in ``baselines.BASELINES``; ``adam`` is among them.
+      baselines: names in ``baselines.BASELINES``; ``adam`` is among them, or there are none.
       choose_by: the split whose loss they are tuned by.
       limits: sentences to print and write with the results.
     """
-    also = f"{counted(len(contenders), 'optimizer')} and " if contenders else ""
+    evaluated = [counted(len(contenders), "optimizer")] if contenders else []
+    evaluated += [counted(len(baselines), "swept baseline")] if baselines else []
     on = counted(len(found.tasks), "task")
     remark(
-        f"Evaluating {also}{counted(len(baselines), 'swept baseline')} on {on} at "
+        f"Evaluating {' and '.join(evaluated)} on {on} at "
         f"{', '.join(f'{h:,}' for h in horizons)} inner steps; each is compiled for each task "
         "first ..."
     )
@@ -60,13 +61,14 @@ def evaluate(
     ).run()
     summary = report.summarize(entries, found.tasks, CHOOSE_BY[choose_by])
     title = f"Suite {found.name}: {on}, {counted(num_seeds, 'seed')}"
-    about = [f"Baselines are tuned by their {choose_by} loss on other seeds."]
+    about = [f"Baselines are tuned by their {choose_by} loss on other seeds."] if baselines else []
     about += [f"{name}: fresh theta of seed 0." for name, x in contenders.items() if x.untrained]
-    about.append(
-        f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
-        "asked for, and may differ with another; >= where Adam never got there in more than a "
-        "quarter of the runs. The score is relative to the fastest here."
-    )
+    if baselines:
+        about.append(
+            f"Speed-ups refer to Adam's runs of up to {horizons[-1]:,} steps, the longest horizon "
+            "asked for, and may differ with another; >= where Adam never got there in more than a "
+            "quarter of the runs. The score is relative to the fastest here."
+        )
     if found.rescaled:
         about.append(
             "Every second instance has its weights in other units (the task `reparametrized`); "
@@ -96,8 +98,10 @@ def evaluate(
     figure.plot(summary, title, workdir / "suite.png")
     page.write(summary, title, about, workdir / "suite.html")
     print(title, report.table(summary), sep="\n")
-    if contenders:
+    if contenders and baselines:
         about = [*about, "", COMPARED]
-    print(*map(report.wrapped, [*about, "", *said, "", *replaced]), sep="\n")
+    if said:
+        about = [*about, "", *said]
+    print(*map(report.wrapped, [*about, "", *replaced]), sep="\n")
     print(f"wrote {listed(OUTPUTS)} in {workdir}")
     return summary

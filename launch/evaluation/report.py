@@ -119,7 +119,8 @@ def _at(entries, tasks: dict[str, TaskConfig], envelopes, chosen_by: Split) -> d
     labels = list(dict.fromkeys(e.label for e in entries))
     labels.sort(key=lambda label: bool(_of(entries, label)[0].column))  # Learned ones first.
     times = np.array([_times(entries, label, tasks) for label in labels])
-    scores, curves = profile_score(times), profile(times, RATIOS)
+    scores = profile_score(times) if envelopes else np.full(len(labels), np.nan)
+    curves = profile(times, RATIOS)
     rows = []
     for label, score, curve in zip(labels, scores, curves, strict=True):
         runs = _of(entries, label)
@@ -292,9 +293,12 @@ def claims(summary: dict[str, Any], split: str = "train") -> list[str]:
                 if words[sign]
             ]
             row = next(row for row in found["rows"] if row["label"] == ours)
-            said.append(f"At {horizon} steps, in {split} log-loss, {ours} {'; it '.join(parts)}.")
-            if row["diverged"]:
-                said[-1] += f" Of its {row['runs']} runs {row['diverged']} diverged."
+            if parts:
+                said.append(
+                    f"At {horizon} steps, in {split} log-loss, {ours} {'; it '.join(parts)}."
+                )
+                if row["diverged"]:
+                    said[-1] += f" Of its {row['runs']} runs {row['diverged']} diverged."
     return said
 
 

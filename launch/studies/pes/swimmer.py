@@ -67,17 +67,26 @@ def methods() -> dict[str, Method]:
     }
 
 
-def run(quick: bool, data_dir: str | None, folder: Path) -> Result:
+def run(
+    quick: bool, data_dir: str | None, folder: Path, more: tuple[tuple[int, ...], ...] = ()
+) -> Result:
+    """``more``: further seeds of a full run, in populations of their own, none cut short."""
     del data_dir
     from launch.compiled_programs import keep_compiled_programs
 
     keep_compiled_programs()
     control, size = Control(), QUICK if quick else FULL
+    more = () if quick else more
     tried = methods()
     if quick:
         tried = {name: tried[name] for name in ("PES", "truncated ES")}
     found = {
-        name: learn(name, method, control, size, folder / "parts", TARGET)
+        name: joined(
+            [
+                learn(name, method, control, part, folder / "parts", np.inf if more else TARGET)
+                for part in (size, *(size._replace(seeds=seeds) for seeds in more))
+            ]
+        )
         for name, method in tried.items()
     }
     best = {name: best_thetas(curve) for name, curve in found.items()}
@@ -88,7 +97,7 @@ def run(quick: bool, data_dir: str | None, folder: Path) -> Result:
     table = [
         {
             "estimator": name,
-            "seeds": len(size.seeds),
+            "seeds": len(curve.theta),
             "environment steps": int(curve.steps[-1]),
             f"steps to {LEVEL:g}": float(np.median(steps_to(curve, LEVEL))),
             "seeds that reach it": int(np.isfinite(steps_to(curve, LEVEL)).sum()),
@@ -109,14 +118,21 @@ def run(quick: bool, data_dir: str | None, folder: Path) -> Result:
         "returns": judged,
         "best": {"estimator": name, "positions": swim.positions, "theta": best[name][seed]},
     }
+    seeds = len(found["PES"].theta)
     caption = (
         f"Gymnasium's Swimmer-v5, linear policy, T = {EPISODE:,}, K = {TRUNCATION}, {PAIRS} pairs "
-        f"(ARS: {ARS_PAIRS}); line: median, band: range of {len(size.seeds)} seeds, each point "
+        f"(ARS: {ARS_PAIRS}); line: median, band: range of {seeds} seeds, each point "
         f"the mean of {size.rollouts} rollouts in Gymnasium's simulation; right: an episode of the "
         f"best policy ({name})"
     )
     figure = draw(found, swim.positions)
     return Result(claims(found, judged, quick), table, figure, data, caption)
+
+
+def joined(curves: list[Curve]) -> Curve:
+    """Those of populations of equal length as one."""
+    theta, returns = (np.concatenate([getattr(c, f) for c in curves]) for f in ("theta", "returns"))
+    return Curve(curves[0].steps, theta, returns)
 
 
 def best_thetas(curve: Curve) -> np.ndarray:
