@@ -7,7 +7,8 @@ own Swimmer. ``ours`` is the unrolled system that estimators see; ``mjx`` is ``m
 comes, with the same policies, under ``vmap``, ``scan`` and the same compiler's flags;
 ``gymnasium`` is its vectorized environment with the policies in NumPy: the whole population in
 this process (``sync``), or an environment in each of as many processes as there are cores
-(``async``), whichever is faster. Times are of the wall, medians of the rounds.
+(``async``), whichever is faster. Times are of the wall, medians of the rounds. On an accelerator
+larger populations of ours follow.
 """
 
 import os
@@ -23,20 +24,21 @@ from tasks.dynamics.control import Control
 from tasks.dynamics.mujoco_physics import ENVIRONMENTS
 
 POPULATION, STEPS, ROUNDS = 64, 50, 5
+LARGER = (1024, 16_384)
 LIMITS = {"mjx": 0.9, "gymnasium": 2.0}
 
 
-def policies(control: Control) -> Any:
+def policies(control: Control, population: int = POPULATION) -> Any:
     """Weights of standard deviation .3, one set a member of the population."""
     spec = jax.eval_shape(control.acting()[1], jax.random.key(0))
     return jax.tree.map(
-        lambda x: 0.3 * jax.random.normal(jax.random.key(1), (POPULATION, *x.shape)), spec
+        lambda x: 0.3 * jax.random.normal(jax.random.key(1), (population, *x.shape)), spec
     )
 
 
-def ours(control: Control) -> tuple[Callable, Any]:
+def ours(control: Control, population: int = POPULATION) -> tuple[Callable, Any]:
     """``states -> states`` after ``STEPS`` steps, and the first states."""
-    dynamics, thetas = control.dynamics(), policies(control)
+    dynamics, thetas = control.dynamics(), policies(control, population)
     key = jax.random.key(0)
 
     def run(states):
@@ -45,7 +47,7 @@ def ours(control: Control) -> tuple[Callable, Any]:
 
         return jax.lax.scan(step, states, length=STEPS)
 
-    keys = jax.random.split(key, POPULATION)
+    keys = jax.random.split(key, population)
     return run, jax.vmap(lambda t, k: dynamics.init(t, k, STEPS))(thetas, keys)
 
 
@@ -83,12 +85,13 @@ class Turn(NamedTuple):
     close: Callable[[], Any] = lambda: None
 
 
-def compiled(make: Callable[[Control], tuple[Callable, Any]], control: Control) -> Turn:
-    run, start = make(control)
+def compiled(make: Callable[..., tuple[Callable, Any]], control: Control, *population: int) -> Turn:
+    run, start = make(control, *population)
     began = time.perf_counter()
     program = jax.jit(run).lower(start).compile()
     seconds = time.perf_counter() - began
-    return Turn(lambda: jax.block_until_ready(program(start)), POPULATION, seconds)
+    num = population[0] if population else POPULATION
+    return Turn(lambda: jax.block_until_ready(program(start)), num, seconds)
 
 
 def gymnasiums(control: Control, mode: str, num: int) -> Turn:
@@ -124,6 +127,8 @@ def lines() -> list[dict[str, Any]]:
     cores = len(os.sched_getaffinity(0))
     if cores > 1:
         turns["gymnasium, async"] = gymnasiums(control, "async", cores)
+    if jax.default_backend() != "cpu":
+        turns |= {f"ours, {num:,}": compiled(ours, control, num) for num in LARGER}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for index in range(ROUNDS + 1):
         for name, turn in turns.items():
