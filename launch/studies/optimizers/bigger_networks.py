@@ -5,8 +5,10 @@
 A decoder of ten million parameters on English prose, and a convolutional network on MNIST digits
 of 28 by 28 pixels, 2,000 steps each. Its training tasks have up to 9,440 parameters, those of the
 suites up to 21,000. Beside it AdamW (decay 0.1) and Muon under a cosine, at rates half a decade
-apart. The controller gets the length of the run, and nothing is tuned. Run ``i`` of every optimizer
-has the same start and batches. Every run is kept as it ends, so a study that was stopped goes on.
+apart. The controller gets the length of the run, and nothing is tuned. On the Transformer, which is
+24 times as wide as that of its training, it is tried under ``scale_by_width`` too. Run ``i`` of
+every optimizer has the same start and batches. Every run is kept as it ends, so a study that was
+stopped goes on.
 
 Minutes on a GPU; on two cores hours, nearly all of them the Transformer's.
 Quick: networks of a hundredth of the size, for 60 steps.
@@ -28,20 +30,25 @@ from launch.evaluation.kept import kept, software
 from launch.evaluation.runs import Runner, Starts
 from launch.studies.base import Claim, Result, Study
 from launch.studies.shared import plots
+from learned_opt import LearnedOptimizer
+from learned_opt.base import learned_optimizer
 from meta_train.progress import progress
 from tasks import TaskConfig
 
-OURS = "controller"
+OURS, BY_WIDTH = "controller", "controller by width"
 SEED = 4000
 
 
 class Network(NamedTuple):
-    """A task, how many runs, and the rates that each baseline is tried at."""
+    """A task, how many runs, the rates that each baseline is tried at, and the task at the width
+    of the controller's training, if it is to be scaled from there.
+    """
 
     name: str
     task: TaskConfig
     runs: int
     rates: dict[str, tuple[float, ...]]
+    base: TaskConfig | None = None
 
 
 def rates(low: float, high: float) -> tuple[float, ...]:
@@ -63,6 +70,7 @@ FULL = (
         ),
         3,
         {"AdamW": rates(-4, -2), "Muon": rates(-3.5, -1.5)},
+        cfg.task("transformer_lm", dataset="prose", width=16, heads=1, layers=6, length=64),
     ),
     Network(
         "conv net",
@@ -83,6 +91,7 @@ QUICK = (
         cfg.task("transformer_lm", dataset="prose", width=64, layers=2, length=16, batch_size=4),
         1,
         {"AdamW": (1e-3, 1e-2), "Muon": (1e-2,)},
+        cfg.task("transformer_lm", dataset="prose", width=16, heads=1, layers=2, length=16),
     ),
     Network(
         "conv net",
@@ -153,10 +162,26 @@ def run(quick: bool, data_dir: str | None, folder: Path | None = None) -> Result
     return Result(claims(found), rows, draw(found, steps), data, caption)
 
 
-def parameters(network: Network) -> int:
-    starts = Starts(network.task.make())
+def shapes(task: TaskConfig) -> Any:
+    """Of the parameters of one run."""
+    starts = Starts(task.make())
     params = jax.eval_shape(starts.begin, starts.keys(0, 1))[1]
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+
+
+def parameters(network: Network) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(network.task)))
+
+
+def by_width(optimizer: LearnedOptimizer, base: TaskConfig) -> LearnedOptimizer:
+    """``optimizer``, with its steps scaled from the width of ``base``."""
+    base_params = shapes(base)
+    return learned_optimizer(
+        optimizer.init,
+        lambda theta, num_steps: learned_opt.scale_by_width(
+            optimizer.bind(theta, num_steps), base_params
+        ),
+    )
 
 
 def measure(network: Network, steps: int, folder: Path | None) -> Found:
@@ -164,6 +189,9 @@ def measure(network: Network, steps: int, folder: Path | None) -> Found:
     starts = Starts(network.task.make())
     ours, theta = learned_opt.load(OURS)
     each = [(OURS, 0.0, Runner(starts, ours, 1, shared=True), theta)]
+    if network.base:
+        scaled = by_width(ours, network.base)
+        each.append((BY_WIDTH, 0.0, Runner(starts, scaled, 1, shared=True), theta))
     for name, values in network.rates.items():
         runner = Runner(starts, BASELINES[name.lower()].optimizer(), 1, shared=True)
         each += [(name, value, runner, theta_of(Setting(value, COSINE))) for value in values]
@@ -204,23 +232,34 @@ def best(rates: dict[float, Curves], field: str) -> float:
 def claims(found: dict[str, Found]) -> list[Claim]:
     made = []
     for network, optimizers in found.items():
+        ours = BY_WIDTH if BY_WIDTH in optimizers else OURS
         for field, words in (("final", "training"), ("test", "test")):
-            mine = getattr(optimizers[OURS][0.0], field)
+            mine = float(getattr(optimizers[ours][0.0], field).mean())
             rate = best(optimizers["AdamW"], field)
-            theirs = getattr(optimizers["AdamW"][rate], field)
+            theirs = float(getattr(optimizers["AdamW"][rate], field).mean())
             made.append(
                 Claim(
-                    f"{network}: its {words} loss is at most that of AdamW at the best rate.",
-                    bool(mine.mean() <= theirs.mean()),
-                    f"{mine.mean():.4f} against {theirs.mean():.4f} at {rate:.2g}",
+                    f"{network}: the {words} loss of the {ours} is at most that of AdamW at the "
+                    "best rate.",
+                    mine <= theirs,
+                    f"{mine:.4f} against {theirs:.4f} at {rate:.2g}",
                 )
             )
+            if ours == BY_WIDTH:
+                plain = float(getattr(optimizers[OURS][0.0], field).mean())
+                made.append(
+                    Claim(
+                        f"{network}: it is below that of the {OURS} as it is.",
+                        mine < plain,
+                        f"{mine:.4f} against {plain:.4f}",
+                    )
+                )
     return made
 
 
 def draw(found: dict[str, Found], steps: int) -> Figure:
     figure, panels = plots.panels(len(found), (4.6 * len(found), 3.6))
-    colors = {OURS: plots.BLUE, "AdamW": plots.ORANGE, "Muon": plots.GREEN}
+    colors = {OURS: plots.BLUE, BY_WIDTH: plots.SKY, "AdamW": plots.ORANGE, "Muon": plots.GREEN}
     for axes, (network, optimizers) in zip(panels, found.items(), strict=True):
         lowest = np.inf
         for name, rates in optimizers.items():
