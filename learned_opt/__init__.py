@@ -22,12 +22,13 @@ from learned_opt.tuned import learnable_schedule, learnable_sgdm, per_tensor_sgd
 from learned_opt.velo import velo_optimizer, velo_s_optimizer
 from learned_opt.version import __version__
 from learned_opt.weights import OPTIMIZERS, load, load_config, save
-from learned_opt.width import scale_by_width
+from learned_opt.width import WideNetworkWarning, scale_by_width
 
 __all__ = [
     "OPTIMIZERS",
     "LearnedOptimizer",
     "OptimizerConfig",
+    "WideNetworkWarning",
     "__version__",
     "adam_controller",
     "available",

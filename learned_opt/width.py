@@ -1,5 +1,6 @@
 """Steps that stay right for a wider network: muP, without a change of the model."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -9,6 +10,10 @@ import optax
 from learned_opt.arguments import check_flag
 
 Params = Any
+
+
+class WideNetworkWarning(UserWarning):
+    """A network is wider than those that an optimizer was trained on."""
 
 
 def scale_by_width(
@@ -77,7 +82,9 @@ def scale_by_width(
 
     def init(params):
         multipliers(params)
-        return inner.init(params)
+        with warnings.catch_warnings():  # What it warns of is what this is for.
+            warnings.simplefilter("ignore", WideNetworkWarning)
+            return inner.init(params)
 
     def update(updates, state, params=None, **extra):
         steps, state = inner.update(updates, state, params, **extra)

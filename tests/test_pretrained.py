@@ -71,6 +71,21 @@ def test_in_three_lines(name, tmp_path, monkeypatch):
     assert leaves_equal(learned_opt.load(name)[1], theta)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_wider_than_any_of_training_are_warned_of(name, recwarn):
+    """By the widest tensor; narrow ones, and what is in `scale_by_width`, are not."""
+    tx = learned_opt.optimizer(name, num_steps=10)
+    narrow = {"in": jnp.ones((784, 64)), "kernel": jnp.ones((3, 3, 64, 64)), "b": jnp.ones(900)}
+    wide = narrow | {"hidden": jnp.ones((65, 300)), "out": jnp.ones((700, 65))}
+    tx.init(narrow)
+    base = wide | {"hidden": jnp.ones((16, 16)), "out": jnp.ones((16, 65))}
+    learned_opt.scale_by_width(tx, base).init(wide)
+    assert not recwarn.list
+    with pytest.warns(learned_opt.WideNetworkWarning, match=r"shape \((65, 300|700, 65)\), and"):
+        state = jax.jit(tx.init)(wide)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(wide))
+
+
 def test_the_card_says_what_the_page_says():
     """Its tables and limits, word by word: the package has no other page."""
     page = (Path(__file__).parent.parent / "docs/controller.md").read_text()

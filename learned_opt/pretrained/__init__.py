@@ -2,12 +2,16 @@
 
 import difflib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from learned_opt.paths import user_path
+from learned_opt.width import WideNetworkWarning
 
 _FOLDER = Path(__file__).parent
 _SUMMARIES = {
@@ -16,6 +20,8 @@ _SUMMARIES = {
     "per_parameter": "Celo2: a direction for each parameter from a network (347 numbers), "
     "orthogonal for matrices, under a cosine; no rate to give; does not read the loss.",
 }
+# Units of the widest layers that each was trained on.
+_WIDTHS = {"controller": 64, "per_parameter": 64}
 
 
 def available() -> dict[str, str]:
@@ -48,6 +54,10 @@ def optimizer(
         tx = learned_opt.optimizer("controller", num_steps=1000)
         updates, state = tx.update(grads, state, params, value=loss)
 
+    Of one in the package, ``init`` warns (``WideNetworkWarning``) of parameters with a matrix wider
+    than all of its training, for which its steps are too large, unless it is in
+    ``learned_opt.scale_by_width``.
+
     Args:
       name: one of ``available()``, or the folder of another.
       num_steps: updates in the run, a whole number of at least 1.
@@ -67,4 +77,28 @@ def optimizer(
             f"got {name!r}.{meant}"
         )
     learned, theta = load(name)
-    return learned.bind(theta, num_steps)
+    tx = learned.bind(theta, num_steps)
+    if trained_folder(name).parent != _FOLDER:
+        return tx
+
+    def init(params):
+        _warn_of_width(str(name), params)
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def _warn_of_width(name: str, params: Any) -> None:
+    """Warns once of the widest of the leaves whose two longest axes are longer than in training."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
+    wide = [shape for shape in shapes if sorted(shape)[-2:-1] > [_WIDTHS[name]]]
+    if wide:
+        widest = max(wide, key=lambda shape: sorted(shape)[-2])
+        warnings.warn(
+            f"`params` has a tensor of shape {widest}, and {name} was trained on layers of up to "
+            f"{_WIDTHS[name]} units: its steps are probably too large. Wrap it in "
+            "`learned_opt.scale_by_width`, with the shapes of your network at a width of 16 to "
+            f"{_WIDTHS[name]}, or compare it with Adam at its best rate.",
+            WideNetworkWarning,
+            stacklevel=3,
+        )
