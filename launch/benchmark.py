@@ -262,6 +262,10 @@ def _check_flags() -> None:
             raise ValueError(
                 f"--cores must be whole numbers from 1, separated by commas, got {word!r}."
             )
+        if int(word) > (available := len(os.sched_getaffinity(0))) and not _CHILD.value:
+            raise ValueError(
+                f"--cores must be at most {available}, those that there are, got {word}."
+            )
 
 
 def _lines_of(command: list[str]) -> Iterator[dict]:

@@ -33,7 +33,8 @@ class Kind(NamedTuple):
       package: the module that holds the base class and the names.
       base: name of the base class there.
       names: name of the dict there, ``name -> thing``.
-      given: what ``make`` gets, by position; a plain function takes those it has arguments for.
+      given: what ``method`` gets, by position; a plain function takes those it has arguments for.
+      method: of the base class, for which a plain function stands.
     """
 
     word: str
@@ -41,6 +42,12 @@ class Kind(NamedTuple):
     base: str
     names: str
     given: tuple[str, ...] = ()
+    method: str = "make"
+
+    def made(self) -> type:
+        """What ``method`` returns."""
+        base = getattr(self.module(), self.base)
+        return typing.get_type_hints(getattr(base, self.method))["return"]
 
     def module(self) -> Any:
         return importlib.import_module(self.package)
@@ -68,7 +75,8 @@ KINDS = {
             "meta_train.meta_optimizers",
             "MetaOptimizerConfig",
             "META_OPTIMIZERS",
-            ("num_steps",),
+            ("learning_rate",),
+            "optimizer",
         ),
     )
 }
@@ -124,8 +132,7 @@ def find(kind: Kind, name: str, *, importing: bool = True) -> type:
     if not importing:
         from learned_opt.named import check_named
 
-        base = getattr(kind.module(), kind.base)
-        check_named(name, thing, (typing.get_type_hints(base.make)["return"], base))
+        check_named(name, thing, (kind.made(), getattr(kind.module(), kind.base)))
     return _class_of(kind, thing)
 
 
@@ -139,7 +146,11 @@ def attribute_of(name: str) -> Any:
     found = imported(module)
     if not hasattr(found, attribute):
         public = [word for word in vars(found) if not word.startswith("_")]
-        raise ValueError(f"names {name!r}, but {module} has none.{suggest(attribute, public)}")
+        raise ValueError(
+            f"names {name!r}, but {module} has no {attribute!r}.{suggest(attribute, public)}"
+            if attribute
+            else f"names {name!r}, which must go on with a name after the colon."
+        )
     return getattr(found, attribute)
 
 
@@ -156,10 +167,18 @@ def _class_of(kind: Kind, thing: Any) -> type:
         )
     entries = []
     parameters = inspect.signature(thing).parameters
+    base_fields = {f.name for f in dataclasses.fields(base)}
     for parameter in parameters.values():
-        if parameter.name in kind.given:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(
+                f"names the function {thing.__qualname__}, which takes `{parameter}`; the "
+                "arguments are the fields of the configuration, name each one."
+            )
+        if parameter.name in kind.given and parameter.name not in base_fields:
             continue
         if parameter.default is parameter.empty:
+            if parameter.name in kind.given:
+                continue
             raise ValueError(
                 f"names the function {thing.__qualname__}, whose argument `{parameter.name}` has "
                 "no default; the arguments are the fields of the configuration, give each one."
@@ -169,16 +188,23 @@ def _class_of(kind: Kind, thing: Any) -> type:
                 f"names the function {thing.__qualname__}, whose argument `{parameter.name}` has "
                 f"the default {parameter.default!r}, which could change; use a tuple."
             )
+        if not _is_plain(parameter.default):
+            raise ValueError(
+                f"names the function {thing.__qualname__}, whose argument `{parameter.name}` has "
+                f"a {type(parameter.default).__name__} as its default, which cannot be written to "
+                "a file; use a number, a word, a tuple of these, or a configuration."
+            )
         entry = dataclasses.field(default=parameter.default)
         entries.append((parameter.name, parameter.annotation, entry))
     passed = [name for name in kind.given if name in parameters]
-    made = typing.get_type_hints(base.make)["return"]
+    made = kind.made()
     where = f"{thing.__module__}:{thing.__qualname__}"
 
     def make(self: Any, *given: Any) -> Any:
         arguments = dict(zip(kind.given, given, strict=False))
         arguments = {name: arguments.get(name) for name in passed}
-        arguments |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = (f.name for f in dataclasses.fields(self) if f.name in parameters)
+        arguments |= {name: getattr(self, name) for name in fields if name not in passed}
         ours = thing.__module__.partition(".")[0] in OURS
         named = faults_of(f"The {kind.word} {where} cannot be made")
         with contextlib.nullcontext() if ours else named:
@@ -191,7 +217,7 @@ def _class_of(kind: Kind, thing: Any) -> type:
         return result
 
     namespace = {
-        "make": make,
+        kind.method: make,
         "thing": staticmethod(thing),
         "__doc__": thing.__doc__,
         "__module__": thing.__module__,
@@ -202,6 +228,17 @@ def _class_of(kind: Kind, thing: Any) -> type:
         bases=(base,),
         namespace=namespace,
         frozen=True,
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can be a field: what JSON has, a tuple of that, or a configuration."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return (
+        value is None
+        or isinstance(value, bool | int | float | str)
+        or (dataclasses.is_dataclass(value) and not isinstance(value, type))
     )
 
 

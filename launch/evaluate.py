@@ -201,7 +201,8 @@ def _suite_baselines(known: list[str]) -> list[str]:
     for name in given:
         if name not in known:
             raise ValueError(
-                f"--baselines must be of {', '.join(known)}, got {name!r}.{suggest(name, known)}"
+                f"--baselines must be of {', '.join(known)}, or `none` alone, got {name!r}."
+                f"{suggest(name, known)}"
             )
     if "adam" not in given:
         raise ValueError(

@@ -100,6 +100,11 @@ def find_place(
     }
     size = given["--num_processes"]
     if size == 1:
+        if given["--process_id"] not in (None, 0):
+            raise ValueError(
+                f"--process_id (or JAX_PROCESS_ID) must be 0 where --num_processes is 1, got "
+                f"{given['--process_id']}; give --num_processes what there are."
+            )
         return None
     if size is not None and size < 1:
         raise ValueError(f"--num_processes (or JAX_NUM_PROCESSES) must be at least 1, got {size}.")

@@ -8,11 +8,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from launch import config as cfg
-from launch.choices import to_dict
+from launch.choices import modules_outside, to_dict
 from launch.config import Config
+from launch.own_modules import faults_of
 from launch.trainables import TRAINABLES, Trainable
 from launch.validation import validation
 from meta_train import devices, estimators, strict_json, trainer
+from meta_train.checks import check_estimator
 from meta_train.mixture_step import make_mixture_step
 from meta_train.progress import progress, remark
 from meta_train.unroll import theta_tree, with_flat_theta
@@ -68,6 +70,11 @@ def build(config: Config, data_dir: str | None, num_hosts: int | None = None) ->
 
     def init_theta(key):
         return ravel_pytree(trainable.init(key))[0]
+
+    if modules_outside(to_dict(config.estimator)):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        with faults_of("--cfg.estimator cannot be used"):
+            check_estimator(parts[0], jax.eval_shape(init_theta, key), key)
 
     held = _held(trainable.held, theta_spec) if trainable.held else None
     meta_optimizer = config.meta.make(config.num_steps, held)

@@ -17,6 +17,11 @@ def imported(name: str) -> ModuleType:
       ValueError: that goes on a sentence which begins with the flag's name, if it raises, or (an
         ``UnknownModuleError``) there is none, or the name is not a module's.
     """
+    if name.endswith(".py") and name.removesuffix(".py").isidentifier():
+        raise UnknownModuleError(
+            f"names the module {name!r}, which must be as Python imports it: "
+            f"{name.removesuffix('.py')}, without .py."
+        )
     if not all(part.isidentifier() for part in name.split(".")):
         raise UnknownModuleError(
             f"names the module {name!r}, which must be as Python imports it, mypkg.mymod, and not "

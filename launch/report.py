@@ -37,19 +37,24 @@ def main(argv: list[str]) -> int:
     given = command_line.workdirs()
     names = short(given)
     from launch.run_report.folder import check, read
+    from learned_opt.paths import writable_file
 
     for path in given:
         check(Path(path))
+    out = writable_file("--out", _OUT.value or Path(given[0]) / "report.html")
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(
+            f"--out must be a page, NAME.html, got {str(out)!r}: another file could be one of the "
+            "job's own; give it that ending."
+        )
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.evaluation.kept import whole
     from launch.evaluation.report import table
     from launch.run_report import body
-    from learned_opt.paths import writable_file
 
     command_line.import_modules()
     now = time.time()
     jobs = [read(Path(path), name, now) for path, name in zip(given, names, strict=True)]
-    out = writable_file("--out", _OUT.value or jobs[0].path / "report.html")
     behaviours = {job.name: _behaviour(job) for job in jobs} if _RUN.value else {}
     suites = {
         f"{job.name}/{path}": "\n".join([found["title"], table(found)])

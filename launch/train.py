@@ -13,7 +13,7 @@ from absl import flags
 
 from launch import command_line, hosts
 from launch.choices import modules_outside, to_dict
-from launch.command_line import DATA_DIR, command, required_workdir
+from launch.command_line import DATA_DIR, WORKDIR, command, required_workdir
 from launch.config import Config
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ def main(config: Config) -> int:
             "--num_hosts plans with --dry_run, which was not given; to run on several, give "
             "--num_processes and the like to each."
         )
-    given = None if _DRY_RUN.value else required_workdir()
+    # A dry run needs none, but one may stand in the words of a job.
+    given = required_workdir() if WORKDIR.value or not _DRY_RUN.value else ""
     # Here, not above: what is imported takes seconds, and wrong flags are refused before.
     from launch.compiled_programs import keep_compiled_programs
 
     keep_compiled_programs()  # Those of a dry run too: the job need not compile them again.
-    if given is None:
+    if _DRY_RUN.value:
         from launch.job import build, describe
 
         job = build(config, DATA_DIR.value, _HOSTS.value)

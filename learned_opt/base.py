@@ -103,9 +103,19 @@ def learned_optimizer(
 
     def bind_by_rules(theta, num_steps):
         _check_num_steps(num_steps)
-        return _by_rules(optax.with_extra_args_support(bind(theta, num_steps)))
+        return _by_rules(optax.with_extra_args_support(check_bound(bind(theta, num_steps))))
 
     return LearnedOptimizer(init, bind_by_rules, reversible, moves_without_gradient, held)
+
+
+def check_bound(made: Any) -> Any:
+    """What a ``bind`` returned; raises ``ValueError`` unless it is an optax transformation."""
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(
+            "`bind` of the learned optimizer must return an optax.GradientTransformation, got a "
+            f"{getattr(made, '__name__', type(made).__name__)}."
+        )
+    return made
 
 
 def _by_rules(

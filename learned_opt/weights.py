@@ -94,11 +94,17 @@ def save(
         JSON values, of which numbers that are not finite are written as null.
 
     Raises:
-      ValueError: before anything is written, if ``path`` cannot be written, on an unknown name,
+      ValueError: before anything is written, if ``path`` cannot be written or holds something
+        else, on an unknown name,
         arguments that are not the optimizer's or no JSON, or a theta that does not fit it or is
         not finite.
     """
     folder = writable_folder("path", path)
+    if _is_of_something_else(folder / _CONFIG):
+        raise ValueError(
+            f"`path` must be a folder of its own, got {str(path)!r}, which has a {_CONFIG} of "
+            "something else (a job's, perhaps); give another one."
+        )
     arguments = _json_values("arguments", arguments)
     training = _json_values("training", _without_infinities(training or {}))
     where = f"optimizer {name!r}"
@@ -119,6 +125,15 @@ def save(
     card = model_card(name, arguments, size, training, optimizer.moves_without_gradient)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, _rendered(config).encode(), weights, card.encode())
+
+
+def _is_of_something_else(config: Path) -> bool:
+    """Whether it is a sound file that no export wrote, a job's perhaps."""
+    try:
+        found = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "format" not in found
 
 
 def load_config(path: str | os.PathLike) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def scale_by_width(
                 f"`base_params` must be the parameters of the same network, got a leaf of shape "
                 f"{np.shape(base)} for {x.shape}{where}."
             )
+        if 0 in np.shape(base) and 0 not in x.shape:
+            where = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise ValueError(
+                f"`base_params` must have no axis of size 0 where the parameters have none, got "
+                f"shape {np.shape(base)} for {x.shape}{where}."
+            )
         wide = [
             i
             for i, sizes in enumerate(zip(x.shape, np.shape(base), strict=True))

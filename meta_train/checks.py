@@ -44,6 +44,13 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"`{name}` must be a finite number above 0, got {name}={value!r}.")
 
 
+def check_decay(**values: float) -> None:
+    """Raises ``ValueError`` naming the first argument that is not at least 0 and below 1."""
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be at least 0 and below 1, got {name}={value!r}.")
+
+
 def check_whole(minimum: int = 1, maximum: int = MAX_COUNT, **values: Any) -> None:
     """Raises ``ValueError`` naming the first argument that is no whole number in this range."""
     for name, value in values.items():
@@ -140,6 +147,78 @@ def check_system(system: Any, theta: Any, key: jax.Array) -> None:
         )
     check_same_types("system.step", state, result[0])
     check_loss("system.step", result[1])
+
+
+def check_estimator(estimator: Any, theta: Any, key: jax.Array) -> None:
+    """Asks what types an estimator of somebody's own makes of theta; nothing is computed.
+
+    Raises:
+      ValueError: if its functions do not take what they are given, a leaf of its state has not the
+        particle axis that ``axes`` says it has, ``estimate`` does not return a gradient like
+        theta, a state like the one before and the metrics of ``population_mean``.
+    """
+    check_takes("estimator.init", estimator.init, "theta, key")
+    check_takes("estimator.estimate", estimator.estimate, "theta, state, key")
+    state = jax.eval_shape(lambda *args: fixed_types(estimator.init(*args)), theta, key)
+    counts = set()
+    for axis, leaf in zip(*_by_axis(estimator.axes, state), strict=True):
+        if axis is None:
+            continue
+        if not leaf.shape:
+            raise ValueError(
+                "`estimator.init` must return arrays with a leading particle axis, got one of "
+                "shape (); give it that axis, or `axes` a None in its place."
+            )
+        counts.add(leaf.shape[0])
+    if len(counts) > 1:
+        raise ValueError(
+            "`estimator.init` must return arrays with one leading particle axis, got axes of "
+            f"{', '.join(map(str, sorted(counts)))}."
+        )
+    result = jax.eval_shape(estimator.estimate, theta, state, key)
+    if not isinstance(result, (tuple, list)) or len(result) != 3:
+        raise ValueError(
+            "`estimator.estimate` must return `(grad, state, metrics)`, got a "
+            f"{type(result).__name__}"
+            f"{f' of {len(result)}' if hasattr(result, '__len__') else ''}."
+        )
+    grad, after, metrics = result
+    for what, expected, found in (("grad", theta, grad), ("state", state, after)):
+        shapes = [jax.tree.map(lambda x: (jnp.shape(x), dtype_of(x)), t) for t in (expected, found)]
+        if shapes[0] != shapes[1]:
+            like = "theta" if what == "grad" else "the state it is given"
+            raise ValueError(
+                f"`estimator.estimate` must return a {what} with the structure, shapes and dtypes "
+                f"of {like}, got {_shown(found)} for {_shown(expected)}."
+            )
+    missing = [n for n in _METRICS if not isinstance(metrics, dict) or n not in metrics]
+    if missing:
+        raise ValueError(
+            f"`estimator.estimate` must return metrics with {', '.join(_METRICS)}, got "
+            f"{', '.join(metrics) if isinstance(metrics, dict) and metrics else 'none'}; take "
+            "meta_train.estimators.base.population_mean."
+        )
+
+
+# Those of ``population_mean``.
+_METRICS = ("loss", "finite", "grad_sq_norm")
+
+
+def _by_axis(axes: Any, state: Any) -> tuple[list, list]:
+    """The axis of each leaf of the state, and the leaves; ``axes`` is a prefix of its tree."""
+    spread = jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda _: -1 if axis is None else axis, part),
+        axes,
+        state,
+        is_leaf=lambda axis: axis is None,
+    )
+    found = [None if axis == -1 else axis for axis in jax.tree.leaves(spread)]
+    return found, jax.tree.leaves(state)
+
+
+def _shown(tree: Any) -> str:
+    leaves = [f"{dtype_of(x)}{list(jnp.shape(x))}" for x in jax.tree.leaves(tree)]
+    return f"{', '.join(leaves[:6])}{', ...' if len(leaves) > 6 else ''}"
 
 
 def check_takes(name: str, fn: Callable, arguments: str, why: str = "") -> None:

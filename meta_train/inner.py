@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.base import LearnedOptimizer
+from learned_opt.base import LearnedOptimizer, check_bound
 from meta_train.checks import MAX_LENGTH, check_loss, check_positive, check_takes, check_whole
 from meta_train.unroll import UnrolledSystem
 from tasks.base import Task
@@ -107,7 +107,12 @@ def inner_training(
         key_sample, key_init = jax.random.split(key)
         instance = task.sample(key_sample)
         params = task.init(instance, key_init)
-        opt_state = learned_optimizer.bind(theta, horizon).init(params)
+        if not any(map(jnp.size, jax.tree.leaves(params))):
+            raise ValueError(
+                "`task.init` must return at least one parameter, got a tree without entries: there "
+                "is nothing to train."
+            )
+        opt_state = check_bound(learned_optimizer.bind(theta, horizon)).init(params)
         start = InnerState(
             instance, params, opt_state, jnp.zeros([], jnp.int32), jnp.asarray(horizon, jnp.int32)
         )

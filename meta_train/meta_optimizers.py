@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_train.checks import check_positive, check_whole
+from meta_train.checks import check_decay, check_positive, check_whole
 
 SCHEDULES = ("constant", "cosine")
 
@@ -37,7 +37,9 @@ class MetaOptimizerConfig:
     def __post_init__(self):
         check_positive(learning_rate=self.learning_rate)
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {list(SCHEDULES)}, got {self.schedule!r}.")
+            raise ValueError(
+                f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."
+            )
         check_whole(0, warmup=self.warmup)
         for name in ("clip_value", "clip_norm"):
             if not getattr(self, name) >= 0:
@@ -110,6 +112,11 @@ class Adam(MetaOptimizerConfig):
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_decay(b1=self.b1, b2=self.b2)
+        check_positive(eps=self.eps)
+
     def optimizer(self, rate):
         return optax.adam(rate, self.b1, self.b2, self.eps)
 
@@ -124,6 +131,13 @@ class AdamW(Adam):
 
     weight_decay: float = 1e-4
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(
+                f"`weight_decay` must be a finite number of at least 0, got {self.weight_decay}."
+            )
+
     def optimizer(self, rate):
         return optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
 
@@ -137,6 +151,10 @@ class SGD(MetaOptimizerConfig):
     """
 
     momentum: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_decay(momentum=self.momentum)
 
     @property
     def plain_descent(self):
@@ -158,6 +176,11 @@ class RMSProp(MetaOptimizerConfig):
 
     decay: float = 0.9
     eps: float = 1e-8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_decay(decay=self.decay)
+        check_positive(eps=self.eps)
 
     def optimizer(self, rate):
         return optax.rmsprop(rate, self.decay, self.eps)

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
+import optax
 import pytest
 from absl import flags
 
 import launch
 import learned_opt
-from launch import choices, command_line, reproduce, suites
+from launch import choices, command_line, job, reproduce, suites
 from launch import config as cfg
 from launch.choices import KINDS
 from meta_train.estimators import PES, HybridES
@@ -86,6 +88,15 @@ def outside(tmp_path, monkeypatch):
 
             def listed(sizes=[3, 2]):
                 return quadratic_family(dim=sizes[0])
+
+            def by_function(bend=jnp.sin):
+                return quadratic_family()
+
+            def varied(*sizes):
+                return quadratic_family()
+
+            def nesterov(learning_rate=0.1, momentum=0.5):
+                return optax.sgd(learning_rate, momentum, nesterov=True)
 
             def no_task():
                 return 5
@@ -192,11 +203,21 @@ def test_what_a_preset_set_carries_over_where_it_fits():
         (["validation=smok"], "Did you mean 'smoke'?"),
         (["inner.scale=logs"], "--cfg.inner.scale must be one of loss, log, got 'logs'"),
         (["task=no.such:thing"], "names the module 'no.such'"),
-        (["task=mymod:nothing"], "mymod has none"),
+        (["task=mymod:nothing"], "mymod has no 'nothing'"),
         (["task=mymod:needy"], "argument `dim` has no default"),
         (["optimizer=mymod:NotADataclass"], "must be a frozen dataclass derived from"),
         (["task=mymod:NUMBERS"], "which must be a function or a TaskConfig dataclass"),
         (["task=mymod:listed"], "the default [3, 2], which could change; use a tuple"),
+        (["task=mymod:by_function"], "as its default, which cannot be written to a file"),
+        (["task=mymod:varied"], "which takes `*sizes`; the arguments are the fields"),
+        (["task=mymod:"], "names 'mymod:', which must go on with a name after the colon"),
+        (["task=mymod.py:bowl"], "as Python imports it: mymod, without .py"),
+        (["meta.b1=1.5"], "--cfg.meta.b1 must be at least 0 and below 1, got b1=1.5"),
+        (["meta.b2=1"], "--cfg.meta.b2 must be at least 0 and below 1"),
+        (["meta.eps=nan"], "--cfg.meta.eps must be a finite number above 0"),
+        (["meta=adamw", "meta.weight_decay=-1"], "--cfg.meta.weight_decay must be a finite number"),
+        (["meta=sgd", "meta.momentum=-0.1"], "--cfg.meta.momentum must be at least 0 and below 1"),
+        (["meta=rmsprop", "meta.decay=1"], "--cfg.meta.decay must be at least 0 and below 1"),
     ],
 )
 def test_wrong_words_are_named(words, message, outside):
@@ -612,6 +633,74 @@ def test_artbp_cuts_at_any_mean_length_above_one():
     for values in ({"truncation": 1.0}, {"alpha": 1.0}, {"truncation": float("nan")}):
         with pytest.raises(ValueError, match=f"`{next(iter(values))}` must be above 1, got"):
             cfg.estimator("artbp", **values)
+
+
+def test_a_meta_optimizer_of_ones_own(outside):
+    """A function of the rate: schedule, clipping and the mean of theta are around it."""
+    assert chosen("--cfg.meta=mymod:nesterov").meta.learning_rate == 0.1
+    words = ("meta=mymod:nesterov", "meta.learning_rate=2", "meta.schedule=cosine")
+    config = chosen(*(f"--cfg.{word}" for word in (*words, "meta.clip_value=0.1")))
+    with pytest.raises(ValueError, match="no field 'b1'"):
+        chosen("--cfg.meta=mymod:nesterov", "--cfg.meta.b1=0.5")
+    transform, theta = config.meta.make(10), np.zeros(2)
+    expected = optax.chain(
+        optax.clip(0.1), optax.sgd(optax.cosine_decay_schedule(2.0, 10), 0.5, nesterov=True)
+    )
+    states = [transform.init(theta), expected.init(theta)]
+    for grad in np.random.default_rng(0).normal(size=(4, 2)):
+        steps = [
+            t.update(grad, s, theta) for t, s in zip((transform, expected), states, strict=True)
+        ]
+        np.testing.assert_array_equal(steps[0][0], steps[1][0])
+        states = [state for _, state in steps]
+
+
+ESTIMATORS = """
+import jax, jax.numpy as jnp
+from meta_train.estimators.base import GradientEstimator, checked
+
+def made(init, estimate):
+    return lambda system, horizons, num_particles=4: GradientEstimator(init, estimate)
+
+def metrics():
+    return {name: jnp.zeros(()) for name in ("loss", "finite", "grad_sq_norm")}
+
+def start(theta, key):
+    return jnp.arange(4)
+
+grad = made(start, lambda theta, state, key: (theta[:1], state, metrics()))
+nothing = made(start, lambda theta, state, key: (theta, state, {}))
+state = made(start, lambda theta, state, key: (theta, state[:2], metrics()))
+scalar = made(lambda theta, key: jnp.zeros(()), lambda theta, state, key: (theta, state, {}))
+uneven = made(lambda theta, key: (jnp.zeros(4), jnp.zeros(3)), lambda theta, state, key: 0)
+two = made(start, lambda theta, state, key: (theta, state))
+few = made(start, lambda theta, state: (theta, state, metrics()))
+raises = made(start, lambda theta, state, key: {}["a"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("grad", r"must return a grad with .* of theta, got float32\[1\] for float32\[2\]"),
+        ("nothing", "must return metrics with loss, finite, grad_sq_norm, got none"),
+        ("state", r"must return a state with .*, got int32\[2\] for int32\[4\]"),
+        ("scalar", r"leading particle axis, got one of shape \(\)"),
+        ("uneven", "one leading particle axis, got axes of 3, 4"),
+        ("two", r"must return `\(grad, state, metrics\)`, got a tuple of 2"),
+        ("few", r"`estimator.estimate` must take \(theta, state, key\)"),
+        ("raises", "--cfg.estimator cannot be used: KeyError"),
+    ],
+)
+def test_estimators_that_are_none_are_refused_before(name, message, tmp_path, monkeypatch):
+    """In one sentence, and with nothing written."""
+    (tmp_path / "theirs.py").write_text(ESTIMATORS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("theirs", None)
+    base = cfg.Config(task=cfg.task("quadratic"), optimizer=cfg.optimizer("sgdm"))
+    config = chosen(f"--cfg.estimator=theirs:{name}", "--cfg.num_devices=1", base=base)
+    with pytest.raises(ValueError, match=message):
+        job.build(config, None)
 
 
 @pytest.mark.parametrize(

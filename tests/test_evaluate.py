@@ -325,6 +325,12 @@ def test_what_is_written_has_units_and_no_infinity(setting, tmp_path):
     assert table.count("  minus adam") == 4  # Two optimizers, two horizons.
     assert command.table(results, facts, TASK, beside=["bad"]).count("  minus bad") == 2
     assert len(command.verdicts(results)) == 4
+    broken = {
+        horizon: [c._replace(test={"loss": c.test["loss"] * np.nan}) for c in curves]
+        for horizon, curves in results.items()
+    }
+    warning, *others = command.verdicts(broken)
+    assert len(others) == 4 and "the test loss of the task is not finite in any run" in warning
 
 
 def test_a_score_has_the_unit_its_task_says_or_none(tmp_path):

@@ -118,6 +118,15 @@ def test_a_job_of_this_moment(tmp_path):
     assert "no rows yet" in said and "None yet." in said and "Not evaluated yet" in said
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "page", "optimizer"])
+def test_what_is_no_page_is_not_overwritten(name, jobs, monkeypatch):
+    before = {p: p.read_bytes() for p in jobs.rglob("*") if p.is_file()}
+    words = [f"--workdir={jobs / 'first'}", f"--out={jobs / 'first' / name}"]
+    with pytest.raises(ValueError, match=r"--out must be a (page|file)"):
+        written(monkeypatch, *words)
+    assert {p: p.read_bytes() for p in jobs.rglob("*") if p.is_file()} == before
+
+
 def test_rows_without_what_every_row_has(tmp_path):
     """As somebody wrote, or edited: the page says what there is."""
     (tmp_path / "config.json").write_text('{"num_steps": 50}')

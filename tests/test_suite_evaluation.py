@@ -415,7 +415,7 @@ def test_a_suite_of_ones_own(tmp_path, monkeypatch):
         ("my_suite:BROKEN", r"whose tasks must have names of one line .*, got 'a\\nb'"),
         ("my_suite:NUMBERED", "whose tasks must have names of one line .*, got 1"),
         ("my_suite:NUMBER", "which must be a launch.suites.Suite .*, got one of type int"),
-        ("my_suite:MIEN", "but my_suite has none. Did you mean 'MINE'"),
+        ("my_suite:MIEN", "but my_suite has no 'MIEN'. Did you mean 'MINE'"),
         ("no_such_module:MINE", "names the module 'no_such_module'"),
         ("smokke", "or MODULE:NAME for one of your own, got 'smokke'. Did you mean 'smoke'"),
     ):

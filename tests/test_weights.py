@@ -60,6 +60,16 @@ def test_save_and_load(name, tmp_path):
     assert ("mask_zero_gradients" in card) == optimizer.moves_without_gradient
 
 
+def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+    """That of a job has a `config.json` of its own; an export is replaced."""
+    theta = sgdm(tmp_path / "a")
+    sgdm(tmp_path / "a")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"`path` must be a folder of its own, got .* job's"):
+        learned_opt.save(tmp_path, "sgdm", {}, theta)
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "config.json"}
+
+
 def test_format_1_stays_readable():
     optimizer, theta = learned_opt.load(FORMAT_1)
     assert learned_opt.load_config(FORMAT_1)["training"]["estimator"] == "pes"

@@ -88,5 +88,9 @@ def test_refusals():
     transform = scale_by_width(optax.identity(), {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"`base_params` .* shape \(3,\) for \(2, 2\) at \['a'\]"):
         transform.init({"a": jnp.ones((2, 2))})
+    with pytest.raises(
+        ValueError, match=r"no axis of size 0 .* shape \(0,\) for \(3,\) at \['a'\]"
+    ):
+        scale_by_width(optax.sgd(1.0), {"a": jnp.ones(0)}).init({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="`base_params` must have the structure of the parameters"):
         transform.update({"b": jnp.ones(3)}, optax.EmptyState())

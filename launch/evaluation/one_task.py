@@ -27,7 +27,7 @@ from launch.evaluation.kept import (
     software,
     whole,
 )
-from launch.evaluation.runs import check_runs
+from launch.evaluation.runs import Starts, check_runs, check_score
 from launch.studies.shared.plots import plain
 from meta_train import strict_json
 from meta_train.evaluate import (
@@ -68,6 +68,8 @@ def evaluate(
     trained = {name: learned_opt.load(path) for name, path in optimizers.items()}
     for name, (optimizer, _) in trained.items():
         check_runs(name, task, optimizer)
+    if task.score is not None:
+        check_score("the task", Starts(task), ("test",))
     weights = {name: {"weights": digest_of_optimizer(path)} for name, path in optimizers.items()}
 
     def steps(name, horizon):
@@ -218,8 +220,15 @@ def _word(found: Estimate) -> str:
 
 
 def verdicts(results: Results, beside: Sequence[str] = ()) -> list[str]:
-    """A sentence for every trained optimizer and horizon."""
-    return [
+    """A sentence for every trained optimizer and horizon, after what is wrong with the task."""
+    scores = [curves.test for of in results.values() for curves in of]
+    broken = [
+        f"warning: the test {name} of the task is not finite in any run of any optimizer, so it "
+        "tells nothing apart; mend its `score`."
+        for name in (scores[0] if scores else ())
+        if not any(np.isfinite(score[name]).any() for score in scores)
+    ]
+    return broken + [
         verdict(c, others, horizon)
         for horizon, curves in results.items()
         for c in curves

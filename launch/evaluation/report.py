@@ -353,7 +353,7 @@ def table(summary: dict[str, Any]) -> str:
         for row in rows:
             of = [Interval(**row["log_loss"][split]) for split in ("train", "test")]
             intervals = [f"{x.estimate:+.3f} [{x.low:+.2f}, {x.high:+.2f}]" for x in of]
-            cells = [*intervals, _fast(row["speed_up"]), f"{row['profile_score']:.2f}"]
+            cells = [*intervals, _fast(row["speed_up"]), _score(row["profile_score"])]
             cells += [f"{row['diverged']}/{row['runs']}", _digits(row["microseconds_per_step"])]
             cells.append(f"{np.mean(list(row['state_bytes'].values())):.0f}")
             lines.append(_line(row["label"], cells))
@@ -363,8 +363,12 @@ def table(summary: dict[str, Any]) -> str:
 
 def _fast(speed_up: dict[str, float] | None) -> str:
     if speed_up is None:
-        return "nan"
+        return "-"
     return f"{'>=' if speed_up['bounds'] > BOUNDS else ''}{speed_up['estimate']:.2f}"
+
+
+def _score(score: float) -> str:
+    return f"{score:.2f}" if np.isfinite(score) else "-"
 
 
 def _digits(number: float) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -68,29 +68,14 @@ def check_scores(name: str, starts: "Starts") -> None:
     Raises:
       ValueError: that names the task, if a suite could not judge by it.
     """
-    keys = starts.keys(0, 2)
     with _named(name):
-        begun = jax.eval_shape(starts.begin, keys)
-        constants = np.shape(starts.constant(keys))
-        of_splits = {
-            split: jax.eval_shape(lambda of, run, s=split: starts.score(run, of, s), *begun)
-            for split in SPLITS
-        }
-    for split, scores in of_splits.items():
-        if not isinstance(scores, dict) or "loss" not in scores:
-            words = ", ".join(sorted(scores)) if isinstance(scores, dict) else repr(scores)
+        constants = np.shape(starts.constant(starts.keys(0, 2)))
+    for split, scores in check_score(name, starts, SPLITS).items():
+        if "loss" not in scores:
             raise ValueError(
                 f"`score` of {name} must return a dict with its `loss` on every split, by which a "
-                f"suite judges, got {words or 'nothing'} on {split}; add it."
+                f"suite judges, got {', '.join(sorted(scores)) or 'nothing'} on {split}; add it."
             )
-        for of, value in scores.items():
-            shape = getattr(value, "shape", None)
-            if shape != (2,):
-                what = f"a {type(value).__name__}" if shape is None else f"shape {shape[1:]}"
-                raise ValueError(
-                    f"`score` of {name} must return scalars, got {of} of {what} on {split}; reduce "
-                    "it with `jnp.mean`."
-                )
         if not jnp.issubdtype(scores["loss"].dtype, jnp.floating):
             raise ValueError(
                 f"`score` of {name} must return a loss that is a real float, got "
@@ -101,6 +86,38 @@ def check_scores(name: str, starts: "Starts") -> None:
             f"`constant_loss` of {name} must return a scalar, got one of shape {constants[1:]}; "
             "reduce it with `jnp.mean`."
         )
+
+
+def check_score(name: str, starts: "Starts", splits: Sequence[Split]) -> dict[str, dict[str, Any]]:
+    """Asks what a task's ``score`` returns; nothing is computed.
+
+    Returns:
+      Split -> name -> shape and dtype, of two runs.
+
+    Raises:
+      ValueError: that names the task, if it is no dict of scalars.
+    """
+    with _named(name):
+        begun = jax.eval_shape(starts.begin, starts.keys(0, 2))
+        of_splits: dict[str, Any] = {
+            split: jax.eval_shape(lambda of, run, s=split: starts.score(run, of, s), *begun)
+            for split in splits
+        }
+    for split, scores in of_splits.items():
+        if not isinstance(scores, dict):
+            raise ValueError(
+                f"`score` of {name} must return a dict of scalars, such as its `loss`, on every "
+                f"split, got {scores!r} on {split}."
+            )
+        for of, value in scores.items():
+            shape = getattr(value, "shape", None)
+            if shape != (2,):
+                what = f"a {type(value).__name__}" if shape is None else f"shape {shape[1:]}"
+                raise ValueError(
+                    f"`score` of {name} must return scalars, got {of} of {what} on {split}; reduce "
+                    "it with `jnp.mean`."
+                )
+    return of_splits
 
 
 class Starts:
