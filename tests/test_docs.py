@@ -77,14 +77,14 @@ ALL_COMMANDS = sorted(
 
 
 # The blocks of docs/extend.md; the third stands alone.
-MODULES = ("mytask", "mysuite", "own_data", "mylopt")
+MODULES = ("mytask", "mysuite", "own_data", "mylopt", "mymeta")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder to work in, with the modules that pages show."""
     modules = dict(zip(MODULES, blocks(ROOT / "docs/extend.md", "python"), strict=True))
-    for name in ("mytask", "mysuite", "mylopt"):
+    for name in ("mytask", "mysuite", "mylopt", "mymeta"):
         (tmp_path / f"{name}.py").write_text(modules[name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -106,8 +106,8 @@ def check_score(name: str, starts: "Starts", splits: Sequence[Split]) -> dict[st
     for split, scores in of_splits.items():
         if not isinstance(scores, dict):
             raise ValueError(
-                f"`score` of {name} must return a dict of scalars, such as its `loss`, on every "
-                f"split, got {scores!r} on {split}."
+                f"`score` of {name} must return a dict with its `loss` (and what else there is) on "
+                f"every split, got {scores!r} on {split}; return {{'loss': ...}}."
             )
         for of, value in scores.items():
             shape = getattr(value, "shape", None)

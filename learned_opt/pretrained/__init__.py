@@ -77,12 +77,12 @@ def optimizer(
             f"got {name!r}.{meant}"
         )
     learned, theta = load(name)
-    tx = learned.bind(theta, num_steps)
-    if trained_folder(name).parent != _FOLDER:
+    tx, folder = learned.bind(theta, num_steps), trained_folder(name)
+    if folder.parent != _FOLDER:
         return tx
 
     def init(params):
-        _warn_of_width(str(name), params)
+        _warn_of_width(folder.name, params)
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
